@@ -1,0 +1,431 @@
+"""Typed, frozen, validated configs. One `Config` describes one experiment completely.
+
+Every class can be built by hand, from a config file, or from the `config.json` of a run folder; all
+three ways check the same rules and raise `ConfigError` with one sentence that names the field, the
+value and what is allowed.
+"""
+
+import dataclasses
+import importlib.util
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic.dataclasses import dataclass
+
+_RULES = pydantic.ConfigDict(extra="forbid")
+Probability = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
+class ConfigError(ValueError):
+    """A config that cannot be used; the message is one sentence for the user."""
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True, config=_RULES)
+class TopKRouterConfig:
+    """Softmax token-choice router with a balance loss (DiT-MoE)."""
+
+    name: Literal["top_k"] = "top_k"
+    balance_coef: NonNegativeFloat = 0.01
+
+
+@dataclass(frozen=True, config=_RULES)
+class PrototypeRouterConfig:
+    """Two-step router over learnable prototypes with a routing contrastive loss (ProMoE)."""
+
+    name: Literal["prototype"] = "prototype"
+    activation: Literal["identity", "softmax", "sigmoid"] = "identity"
+    contrastive_coef: NonNegativeFloat = 1.0
+    contrastive_temperature: PositiveFloat = 0.07
+
+
+RouterConfig = Annotated[TopKRouterConfig | PrototypeRouterConfig, Field(discriminator="name")]
+
+
+@dataclass(frozen=True, config=_RULES)
+class MoEConfig:
+    """A mixture of experts in place of a block's feed-forward."""
+
+    router: RouterConfig = TopKRouterConfig()
+    num_experts: PositiveInt = 8
+    """Routed experts; the unconditional expert is not counted."""
+    top_k: PositiveInt = 2
+    expert: Literal["swiglu", "gelu"] = "swiglu"
+    """`swiglu`: gate, up, down without biases. `gelu`: up, down with biases."""
+    hidden_ratio: PositiveFloat = 4.0
+    """Hidden width of a routed expert over the model's width."""
+    shared_hidden_ratio: NonNegativeFloat = 2.0
+    """Hidden width of the shared expert (every token's) over the model's width; 0: none."""
+    unconditional_expert: bool = False
+    """One more expert that takes the tokens of images with the null label, and only those."""
+    every: PositiveInt = 1
+    """The last of each `every` blocks is MoE: 1 for all blocks, 2 for the odd ones."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.top_k <= self.num_experts,
+            f"top_k is {self.top_k}; allowed: 1 to num_experts ({self.num_experts})",
+        )
+        _require(
+            not self.unconditional_expert or self.router.name == "prototype",
+            f"unconditional_expert is true with router {self.router.name!r}; "
+            "allowed: true only with router 'prototype'",
+        )
+
+
+@dataclass(frozen=True, config=_RULES)
+class ModelConfig:
+    """The network: a diffusion transformer, dense or with mixtures of experts."""
+
+    width: PositiveInt
+    depth: PositiveInt
+    heads: PositiveInt
+    image_size: PositiveInt = 32
+    """Side of the square input: the latent's for latent diffusion, in its own pixels."""
+    channels: PositiveInt = 4
+    patch_size: PositiveInt = 2
+    mlp_ratio: PositiveFloat = 4.0
+    num_classes: PositiveInt = 1000
+    """Real classes are 0 to num_classes - 1; the null label is num_classes."""
+    label_dropout: Probability = 0.1
+    learn_sigma: bool = False
+    """Doubles the output channels; the second half parameterises the variance under DDPM."""
+    qk_norm: bool = False
+    moe: MoEConfig | None = None
+    """None: a dense DiT."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of activations and matrix products. Parameters, routing, softmax and loss stay float32."""
+    remat: bool = False
+    """Recompute each block in the backward pass instead of storing its activations."""
+
+    def __post_init__(self) -> None:
+        divisors = [h for h in range(1, self.width + 1) if self.width % h == 0]
+        _require(
+            self.width % self.heads == 0,
+            f"heads is {self.heads}; allowed: a divisor of width {self.width} "
+            f"({_listing(divisors)})",
+        )
+        _require(
+            self.width % 4 == 0,
+            f"width is {self.width}; allowed: a multiple of 4 (two axes of sine and cosine)",
+        )
+        patches = [p for p in range(1, self.image_size + 1) if self.image_size % p == 0]
+        _require(
+            self.image_size % self.patch_size == 0,
+            f"patch_size is {self.patch_size}; allowed: a divisor of image_size "
+            f"{self.image_size} ({_listing(patches)})",
+        )
+        if self.moe is not None:
+            _require(
+                self.depth % self.moe.every == 0,
+                f"moe.every is {self.moe.every}; allowed: a divisor of depth {self.depth}",
+            )
+            for field in ("hidden_ratio", "shared_hidden_ratio"):
+                ratio = getattr(self.moe, field)
+                _require(
+                    float(ratio * self.width).is_integer(),
+                    f"moe.{field} is {ratio}; allowed: a ratio that gives a whole number of "
+                    f"hidden units at width {self.width}",
+                )
+
+    @property
+    def null_label(self) -> int:
+        """The label that stands for "no class"."""
+        return self.num_classes
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens (patches) per image."""
+        return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the prediction."""
+        return self.channels * (2 if self.learn_sigma else 1)
+
+
+@dataclass(frozen=True, config=_RULES)
+class DDPMConfig:
+    """Denoising diffusion with noise prediction (Ho et al. 2020, Nichol & Dhariwal 2021)."""
+
+    name: Literal["ddpm"] = "ddpm"
+    timesteps: Annotated[int, Field(ge=2)] = 1000
+    betas: Literal["linear", "cosine"] = "linear"
+    variance: Literal["fixed_small", "fixed_large", "learned_range"] = "fixed_small"
+    """`learned_range` (DiT) needs model.learn_sigma and adds the variational term to the loss."""
+
+
+@dataclass(frozen=True, config=_RULES)
+class RectifiedFlowConfig:
+    """Straight paths from data to noise with velocity prediction (Liu et al. 2022)."""
+
+    name: Literal["rectified_flow"] = "rectified_flow"
+    time_distribution: Literal["logit_normal", "uniform"] = "logit_normal"
+    shift: PositiveFloat = 1.0
+    """Resolution shift s of the time: t -> s t / (1 + (s - 1) t) (Esser et al. 2024, eq. 23)."""
+    time_scale: PositiveFloat = 1.0
+    """The network sees t * time_scale: 1 in DiT-MoE, 1000 in ProMoE."""
+
+
+SOLVERS = {"rectified_flow": ("euler", "heun"), "ddpm": ("ancestral", "ddim")}
+"""What can sample a model of each objective; the first is the default."""
+
+ObjectiveConfig = Annotated[DDPMConfig | RectifiedFlowConfig, Field(discriminator="name")]
+
+
+@dataclass(frozen=True, config=_RULES)
+class DataConfig:
+    """Where images or latents come from."""
+
+    source: Literal["digits", "arrays"] = "digits"
+    """`digits`: scikit-learn's 8x8 handwritten digits. `arrays`: a folder with `x.npy`
+    [N, H, W, C] (uint8 images, or float latents used as they are) and `label.npy` [N]."""
+    path: str = ""
+    """The folder of `arrays`."""
+    flip: bool = False
+    """Mirror each image left to right with probability 1/2."""
+
+    def __post_init__(self) -> None:
+        _require(
+            (self.source == "arrays") == bool(self.path),
+            f"path is {self.path!r} with source {self.source!r}; allowed: "
+            "a folder with source 'arrays', empty otherwise",
+        )
+
+
+@dataclass(frozen=True, config=_RULES)
+class TrainConfig:
+    """Optimisation, logging and saving."""
+
+    steps: PositiveInt = 400_000
+    batch_size: PositiveInt = 256
+    """Images per optimiser step, over all devices and accumulation steps."""
+    accumulation: PositiveInt = 1
+    """Equal parts into which a batch is cut, one after another, to save memory."""
+    learning_rate: PositiveFloat = 1e-4
+    warmup_steps: NonNegativeInt = 0
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """Of the learning rate after the warm-up; `cosine` and `linear` end at 0."""
+    beta1: Decay = 0.9
+    beta2: Decay = 0.999
+    weight_decay: NonNegativeFloat = 0.0
+    gradient_clip: PositiveFloat | None = None
+    """Largest global gradient norm; None: no clipping."""
+    ema_decay: Decay = 0.9999
+    log_every: PositiveInt = 100
+    checkpoint_every: PositiveInt = 10_000
+    keep_checkpoints: PositiveInt = 3
+    sample_every: NonNegativeInt = 10_000
+    """Steps between sample grids; 0: none."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.batch_size % self.accumulation == 0,
+            f"accumulation is {self.accumulation}; allowed: a divisor of batch_size "
+            f"{self.batch_size}",
+        )
+        _require(
+            self.warmup_steps < self.steps,
+            f"warmup_steps is {self.warmup_steps}; allowed: 0 to steps - 1 ({self.steps - 1})",
+        )
+
+
+@dataclass(frozen=True, config=_RULES)
+class SampleConfig:
+    """How this model is best sampled: the defaults of `sample.py` and of the grids in training."""
+
+    solver: Literal["auto", "euler", "heun", "ddim", "ancestral"] = "auto"
+    """`auto`: euler for rectified flow, ancestral for DDPM."""
+    steps: PositiveInt = 250
+    guidance_scale: NonNegativeFloat = 1.0
+    """1: no guidance."""
+
+
+@dataclass(frozen=True, config=_RULES)
+class MeshConfig:
+    """Device mesh; -1 means what is left."""
+
+    data: int = -1
+    fsdp: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("data", "fsdp"):
+            size = getattr(self, name)
+            _require(size == -1 or size > 0, f"{name} is {size}; allowed: -1 or a positive number")
+        _require(
+            not self.data == self.fsdp == -1,
+            "data and fsdp are both -1; allowed: -1 for one of them",
+        )
+
+
+@dataclass(frozen=True, config=_RULES)
+class Config:
+    """One experiment."""
+
+    name: str
+    model: ModelConfig
+    objective: ObjectiveConfig = RectifiedFlowConfig()
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    sample: SampleConfig = SampleConfig()
+    mesh: MeshConfig = MeshConfig()
+    seed: NonNegativeInt = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.objective, DDPMConfig):
+            _require(
+                self.objective.variance != "learned_range" or self.model.learn_sigma,
+                "objective.variance is 'learned_range' with model.learn_sigma false; allowed: "
+                "'fixed_small', 'fixed_large', or model.learn_sigma true",
+            )
+        _require(
+            self.sample.solver in ("auto", *SOLVERS[self.objective.name]),
+            f"sample.solver is {self.sample.solver!r} with objective {self.objective.name!r}; "
+            f"allowed: {', '.join(('auto', *SOLVERS[self.objective.name]))}",
+        )
+
+
+def from_dict(values: dict[str, Any]) -> Config:
+    """Builds a validated config from plain values.
+
+    Raises:
+      ConfigError: naming the first wrong field, its value and what is allowed.
+    """
+    try:
+        return pydantic.TypeAdapter(Config).validate_python(values)
+    except pydantic.ValidationError as error:
+        raise ConfigError(describe(error)) from None
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The plain values of a config, ready for JSON."""
+    return dataclasses.asdict(config)
+
+
+def load_json(path: Path) -> Config:
+    """Reads the `config.json` of a run folder.
+
+    Raises:
+      ConfigError: if the file is missing, not JSON, or not a valid config.
+    """
+    try:
+        values = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist; expected the config.json of a run") from None
+    except ValueError as error:
+        raise ConfigError(f"{path} is not valid JSON: {error}") from None
+    return from_dict(values)
+
+
+def load_file(spec: str, overrides: Sequence[str] = ()) -> Config:
+    """Runs a config file and applies command-line overrides.
+
+    Args:
+      spec: `FILE.py` or `FILE.py:ARGUMENT`; the file defines `get_config(argument: str = ...)`.
+      overrides: `--config.train.steps=2000` and the like. Setting the `name` of an objective or
+        router switches to that variant with its defaults.
+
+    Raises:
+      ConfigError: for a file that cannot be used or a wrong override.
+    """
+    filename, _, argument = spec.partition(":")
+    path = Path(filename)
+    if not path.is_file():
+        raise ConfigError(f"--config is {filename!r}, which is not a file; allowed: configs/*.py")
+    module_spec = importlib.util.spec_from_file_location(path.stem, path)
+    if module_spec is None or module_spec.loader is None:
+        raise ConfigError(f"--config is {filename!r}; allowed: a Python file (*.py)")
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ConfigError(f"{filename} defines no get_config(); expected one that returns a Config")
+    try:
+        config = module.get_config(argument) if argument else module.get_config()
+    except pydantic.ValidationError as error:
+        raise ConfigError(f"{filename}: {describe(error)}") from None
+    return override(config, overrides)
+
+
+def override(config: Config, overrides: Sequence[str]) -> Config:
+    """Applies `--config.a.b=value` texts; see `load_file`."""
+    values = to_dict(config)
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not key.startswith("--config.") or not equals:
+            raise ConfigError(f"unknown argument {text!r}; allowed: --config.FIELD=VALUE")
+        *parents, name = key.removeprefix("--config.").split(".")
+        node: Any = values
+        for depth, parent in enumerate(parents):
+            if not isinstance(node, dict) or parent not in node:
+                where = ".".join(["config", *parents[: depth + 1]])
+                raise ConfigError(f"{where} is not a field; allowed: {_fields(node)}")
+            if node[parent] is None:
+                node[parent] = {}
+            node = node[parent]
+        if not isinstance(node, dict):
+            raise ConfigError(f"{key.removeprefix('--')} is not a field; its parent is a value")
+        if name == "name" and parents:
+            node.clear()  # another variant of the objective or router: start from its defaults
+        elif node and name not in node:
+            raise ConfigError(f"{key.removeprefix('--')} is not a field; allowed: {_fields(node)}")
+        node[name] = None if value.lower() in ("none", "null") else value
+    return from_dict(values)
+
+
+def differences(a: Config, b: Config) -> list[str]:
+    """Dotted names of the fields in which two configs differ."""
+
+    def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+        if not isinstance(value, dict):
+            return {prefix: value}
+        parts = [flatten(v, f"{prefix}.{k}" if prefix else k) for k, v in value.items()]
+        return {k: v for part in parts for k, v in part.items()}
+
+    flat_a, flat_b = flatten(to_dict(a)), flatten(to_dict(b))
+    missing = object()
+    keys = dict.fromkeys([*flat_a, *flat_b])
+    return [k for k in keys if flat_a.get(k, missing) != flat_b.get(k, missing)]
+
+
+def describe(error: pydantic.ValidationError) -> str:
+    """One sentence for the first mistake that pydantic found."""
+    first = error.errors()[0]
+    # After a field that holds one of several variants, pydantic's path names the variant.
+    location = ("config", *map(str, first["loc"]))
+    path = [
+        p
+        for p, parent in zip(location, ("", *location), strict=False)
+        if parent not in ("router", "objective")
+    ]
+    where = ".".join(path)
+    match first["type"]:
+        case "unexpected_keyword_argument" | "extra_forbidden":
+            return f"{where} is not a field of the config"
+        case "missing" | "missing_argument":
+            return f"{where} is missing; it has no default"
+        case "value_error":
+            return f"{where}.{first['msg'].removeprefix('Value error, ')}"
+        case "union_tag_invalid":
+            context = first.get("ctx", {})
+            return f"{where}.name is {context['tag']!r}; allowed: {context['expected_tags']}"
+        case _:
+            message = first["msg"][0].lower() + first["msg"][1:]
+            return f"{where} is {first['input']!r}; {message}"
+
+
+def _fields(node: Any) -> str:
+    return ", ".join(node) if isinstance(node, dict) else "none (its parent is a value)"
+
+
+def _listing(values: Sequence[int], limit: int = 12) -> str:
+    texts = [str(v) for v in values]
+    return ", ".join(texts if len(texts) <= limit else [*texts[:limit], "..."])

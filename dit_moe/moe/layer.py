@@ -1,0 +1,63 @@
+"""The mixture-of-experts layer: route, dispatch, add the shared expert."""
+
+import dataclasses
+
+import jax
+from flax import nnx
+from jax.sharding import PartitionSpec
+
+from dit_moe.config import MoEConfig
+from dit_moe.moe.dispatch import ExpertWeights, dispatch
+from dit_moe.moe.experts import Experts, FeedForward
+from dit_moe.moe.routers import build_router
+from dit_moe.moe.routing import Conditioning, Routing
+
+
+class MoELayer(nnx.Module):
+    """A feed-forward layer of routed experts and, optionally, one shared by all tokens."""
+
+    def __init__(self, config: MoEConfig, width: int, rngs: nnx.Rngs):
+        self.router = build_router(config, width, rngs)
+        self.experts = Experts(
+            config.expert,
+            config.num_experts + config.unconditional_expert,
+            width,
+            int(config.hidden_ratio * width),
+            rngs,
+        )
+        shared_hidden = int(config.shared_hidden_ratio * width)
+        self.shared = (
+            FeedForward(config.expert, width, shared_hidden, rngs) if shared_hidden else None
+        )
+
+    def __call__(self, x_TxD: jax.Array, conditioning: Conditioning) -> tuple[jax.Array, Routing]:
+        """Maps tokens [T, D] to [T, D] in the dtype of x, and tells how they were routed."""
+        routing = self.router(x_TxD, conditioning)
+        y_TxD = _dispatch_over_mesh(x_TxD, routing, self.experts.weights())
+        if self.shared is not None:
+            y_TxD = y_TxD + self.shared(x_TxD)
+        return y_TxD, routing
+
+
+def _dispatch_over_mesh(x_TxD: jax.Array, routing: Routing, experts: ExpertWeights) -> jax.Array:
+    """Dispatch in which every device of the current mesh serves its own tokens.
+
+    The routing must be token-choice in token order: the assignments of a device's share of the
+    tokens are then its share of the assignments.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return dispatch(x_TxD, routing, experts)
+
+    def local(x_TxD: jax.Array, routing: Routing, experts: ExpertWeights) -> jax.Array:
+        first = jax.lax.axis_index(mesh.axis_names) * x_TxD.shape[0]
+        routing = dataclasses.replace(routing, token=routing.token - first)
+        return dispatch(x_TxD, routing, experts)
+
+    tokens = PartitionSpec(mesh.axis_names)
+    return jax.shard_map(
+        local,
+        in_specs=(tokens, tokens, PartitionSpec()),
+        out_specs=tokens,
+        check_vma=False,
+    )(x_TxD, dataclasses.replace(routing, losses={}), experts)

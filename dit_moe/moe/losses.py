@@ -1,0 +1,77 @@
+"""Auxiliary routing losses, over all tokens of the batch."""
+
+import jax
+import jax.numpy as jnp
+
+
+def balance_loss(probabilities_TxE: jax.Array, expert_TxK: jax.Array) -> jax.Array:
+    """Expert-level balance loss: sum_i f_i P_i (DiT-MoE, section 3.2).
+
+    f_i is E times the share of the T K assignments that went to expert i, P_i its mean router
+    probability. 1 when the load is even.
+
+    Args:
+      probabilities_TxE: [T, E] float32 router probabilities.
+      expert_TxK: [T, K] int32 chosen experts.
+
+    Returns:
+      float32 scalar, not scaled by the coefficient. The gradient flows through P_i.
+    """
+    num_experts = probabilities_TxE.shape[-1]
+    f_E = num_experts * assignment_counts(expert_TxK, num_experts) / expert_TxK.size
+    return jnp.sum(f_E * probabilities_TxE.mean(axis=0))
+
+
+def routing_contrastive_loss(
+    x_TxD: jax.Array, prototypes_ExD: jax.Array, expert_TxK: jax.Array, temperature: float
+) -> jax.Array:
+    """Pulls each prototype to the mean of its tokens, away from the other means (ProMoE, eq. 7).
+
+    With m_j the mean token of expert j, expert i's term is the cross-entropy of
+    softmax_j(cos(p_i, m_j) / temperature) at j = i, averaged over the experts with any token.
+
+    Args:
+      x_TxD: [T, D] float32 tokens.
+      prototypes_ExD: [E, D] float32.
+      expert_TxK: [T, K] int32; indices from E on (the unconditional expert) are ignored.
+      temperature: divides the cosines.
+
+    Returns:
+      float32 scalar, not scaled by the coefficient; 0 when fewer than two experts have tokens.
+    """
+    num_experts = prototypes_ExD.shape[0]
+    # A token's K experts differ, so the sum over K is a 0/1 membership.
+    member_TxE = jax.nn.one_hot(expert_TxK, num_experts).sum(axis=1)
+    count_E = member_TxE.sum(axis=0)
+    valid_E = count_E > 0
+    mean_ExD = member_TxE.T @ x_TxD / jnp.maximum(count_E, 1)[:, None]
+    logits_ExE = cosine_similarity(prototypes_ExD, mean_ExD) / temperature
+    # Finite, so that a batch without any routed token still has a gradient (of zero).
+    logits_ExE = jnp.where(valid_E[None, :], logits_ExE, -1e30)
+    terms_E = jax.nn.logsumexp(logits_ExE, axis=-1) - jnp.diagonal(logits_ExE)
+    num_valid = valid_E.sum()
+    loss = jnp.where(valid_E, terms_E, 0.0).sum() / jnp.maximum(num_valid, 1)
+    return jnp.where(num_valid >= 2, loss, 0.0)
+
+
+def assignment_counts(expert: jax.Array, num_experts: int) -> jax.Array:
+    """How many assignments each of experts 0 to num_experts - 1 received, float32 [E].
+
+    Larger indices (the unconditional expert) are not counted. `expert` is int32 of any shape.
+    """
+    return (
+        (expert[..., None] == jnp.arange(num_experts))
+        .reshape(-1, num_experts)
+        .sum(axis=0, dtype=jnp.float32)
+    )
+
+
+def cosine_similarity(a_AxD: jax.Array, b_BxD: jax.Array) -> jax.Array:
+    """[A, B] cosines between rows, in float32 at full matmul precision."""
+    return jnp.matmul(_normalize(a_AxD), _normalize(b_BxD).T, precision=jax.lax.Precision.HIGHEST)
+
+
+def _normalize(x_TxD: jax.Array) -> jax.Array:
+    # The floor sits inside the root so that a zero vector has a finite gradient.
+    square = jnp.sum(jnp.square(x_TxD), axis=-1, keepdims=True)
+    return x_TxD * jax.lax.rsqrt(jnp.maximum(square, 1e-24))

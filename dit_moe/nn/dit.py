@@ -1,0 +1,83 @@
+"""The diffusion transformer (Peebles & Xie 2023), dense or sparse."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from dit_moe.config import ModelConfig
+from dit_moe.nn.block import Group, group_size, modulate
+from dit_moe.nn.embeddings import (
+    LabelEmbedding,
+    TimestepEmbedding,
+    patchify,
+    position_embedding,
+    unpatchify,
+)
+from dit_moe.nn.linear import linear
+from dit_moe.nn.prediction import Prediction
+
+
+class DiT(nnx.Module):
+    """Predicts noise, velocity or both mean and variance from a noisy image, a time and a label.
+
+    The blocks' parameters are stacked on a leading axis of `groups` and run by a scan: a deep
+    network compiles as fast as a shallow one.
+    """
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        self.config = config
+        width, dtype = config.width, jnp.dtype(config.dtype)
+        zeros = jax.nn.initializers.zeros
+        patch_features = config.patch_size**2 * config.channels
+        self.patch_in = linear(patch_features, width, (None, "embed"), rngs, dtype=dtype)
+        self.timestep = TimestepEmbedding(width, rngs)
+        self.label = LabelEmbedding(config.num_classes, width, rngs)
+
+        @nnx.split_rngs(splits=config.depth // group_size(config))
+        @nnx.vmap
+        def build_groups(rngs: nnx.Rngs) -> Group:
+            return Group(config, rngs)
+
+        self.groups = build_groups(rngs)
+        self.modulation = linear(width, 2 * width, ("embed", None), rngs, dtype=dtype, init=zeros)
+        self.patch_out = linear(
+            width,
+            config.patch_size**2 * config.out_channels,
+            ("embed", None),
+            rngs,
+            init=zeros,
+        )
+
+    def __call__(self, x_NxHxWxC: jax.Array, t_N: jax.Array, y_N: jax.Array) -> Prediction:
+        """Runs the network.
+
+        Args:
+          x_NxHxWxC: [N, H, W, C] noisy images or latents, any float type.
+          t_N: [N] times in the unit that the objective feeds (0 to 1, or 0 to 1000).
+          y_N: [N] int32 labels; num_classes is the null label.
+
+        Returns:
+          The prediction with value float32 [N, H, W, C'].
+        """
+        config, dtype = self.config, jnp.dtype(self.config.dtype)
+        position_SxD = position_embedding(config.image_size // config.patch_size, config.width)
+        x_NxSxD = self.patch_in(patchify(x_NxHxWxC, config.patch_size))
+        x_NxSxD += position_SxD.astype(dtype)
+        c_NxD = (self.timestep(t_N) + self.label(y_N)).astype(dtype)
+        is_null_N = y_N == config.null_label
+
+        graphdef, parameters = nnx.split(self.groups)
+
+        def run_group(x_NxSxD: jax.Array, parameters: nnx.State):
+            return nnx.merge(graphdef, parameters)(x_NxSxD, c_NxD, is_null_N)
+
+        if config.remat:
+            # Inside a scan, common subexpressions cannot be merged across the barrier anyway.
+            run_group = jax.checkpoint(run_group, prevent_cse=False)
+        x_NxSxD, routing = jax.lax.scan(run_group, x_NxSxD, parameters)
+
+        shift_NxD, scale_NxD = jnp.split(self.modulation(jax.nn.silu(c_NxD)), 2, axis=-1)
+        x_NxSxD = modulate(x_NxSxD, shift_NxD, scale_NxD).astype(jnp.float32)
+        value = unpatchify(self.patch_out(x_NxSxD), config.patch_size, config.out_channels)
+        losses = {} if routing is None else {k: v.sum() for k, v in routing.losses.items()}
+        return Prediction(value=value, routing=routing, losses=losses)

@@ -1,0 +1,82 @@
+"""How patches, positions, timesteps and labels become vectors."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from dit_moe.nn.linear import linear
+
+_NORMAL = jax.nn.initializers.normal(0.02)
+
+
+def patchify(x_NxHxWxC: jax.Array, patch_size: int) -> jax.Array:
+    """Cuts images into flattened patches: [N, H, W, C] to [N, H W / p^2, p p C], row by row."""
+    n, height, width, channels = x_NxHxWxC.shape
+    p = patch_size
+    x = x_NxHxWxC.reshape(n, height // p, p, width // p, p, channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(n, -1, p * p * channels)
+
+
+def unpatchify(x_NxSxP: jax.Array, patch_size: int, channels: int) -> jax.Array:
+    """The inverse of `patchify` for square images."""
+    n, num_patches, _ = x_NxSxP.shape
+    side, p = int(num_patches**0.5), patch_size
+    x = x_NxSxP.reshape(n, side, side, p, p, channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(n, side * p, side * p, channels)
+
+
+def position_embedding(side: int, width: int) -> np.ndarray:
+    """Fixed 2-D sine-cosine positions of a side x side grid, float32 [side^2, width].
+
+    The first half of the width encodes the column, the second the row; in each, sines of all
+    frequencies 10000^(-4i / width) come before the cosines (DiT).
+    """
+    omega = 10000.0 ** -(np.arange(width // 4) / (width / 4))
+    angle = np.arange(side)[:, None] * omega
+    axis = np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
+    column = np.tile(axis, (side, 1))
+    row = np.repeat(axis, side, axis=0)
+    return np.concatenate([column, row], axis=1).astype(np.float32)
+
+
+def timestep_features(t_N: jax.Array, dim: int = 256, max_period: float = 10000.0) -> jax.Array:
+    """Cosines, then sines, of t at dim / 2 geometric frequencies: float32 [N, dim] (DiT)."""
+    half = dim // 2
+    frequency = np.exp(-np.log(max_period) * np.arange(half, dtype=np.float32) / half)
+    angle = t_N.astype(jnp.float32)[:, None] * frequency
+    return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+
+
+class TimestepEmbedding(nnx.Module):
+    """Sinusoidal features through a two-layer SiLU MLP."""
+
+    def __init__(self, width: int, rngs: nnx.Rngs):
+        self.dense_in = linear(256, width, (None, "embed"), rngs, init=_NORMAL)
+        self.dense_out = linear(width, width, (None, "embed"), rngs, init=_NORMAL)
+
+    def __call__(self, t_N: jax.Array) -> jax.Array:
+        """Maps times in the network's unit [N] to float32 [N, D]."""
+        return self.dense_out(jax.nn.silu(self.dense_in(timestep_features(t_N))))
+
+
+class LabelEmbedding(nnx.Module):
+    """A table of one vector per class and one more for the null label."""
+
+    def __init__(self, num_classes: int, width: int, rngs: nnx.Rngs):
+        table = _NORMAL(rngs.params(), (num_classes + 1, width), jnp.float32)
+        self.table = nnx.Param(table, axes=(None, "embed"))
+
+    def __call__(self, y_N: jax.Array) -> jax.Array:
+        """Maps labels [N] to float32 [N, D]."""
+        return self.table[...][y_N]
+
+
+def drop_labels(key_N: jax.Array, y_N: jax.Array, rate: float, null_label: int) -> jax.Array:
+    """Replaces each label by the null label with probability `rate`, by its image's own key.
+
+    Done outside of the network so that routers and embedding see the same labels (classifier-free
+    guidance; Ho & Salimans 2022).
+    """
+    drop_N = jax.vmap(lambda key: jax.random.bernoulli(key, rate))(key_N)
+    return jnp.where(drop_N, null_label, y_N)
