@@ -9,12 +9,11 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
-from flax import nnx
 
 from dit_moe.config import ModelConfig
 from dit_moe.nn.block import group_size
-from dit_moe.nn.dit import DiT
 from dit_moe.nn.embeddings import position_embedding
+from dit_moe.nn.parameters import abstract_parameters
 
 
 class Entry(NamedTuple):
@@ -24,7 +23,7 @@ class Entry(NamedTuple):
     """The peer's name."""
     path: str
     """Ours, dotted."""
-    index: tuple[int, ...] = ()
+    leading: tuple[int, ...] = ()
     """Leading indices into our array: group, expert."""
     part: tuple[int, int] = (0, 1)
     """(i, n): the i-th of n equal parts of our last axis."""
@@ -47,12 +46,13 @@ def from_peer(config: ModelConfig, tensors: Mapping[str, np.ndarray]) -> dict[st
     Raises:
       MismatchError: listing every missing, unexpected or wrongly shaped tensor.
     """
-    shapes = _shapes(config)
     entries = list(_entries(config))
     problems = [f"missing: {e.key}" for e in entries if e.key not in tensors]
     known = {"pos_embed", *(e.key for e in entries)}
     problems += [f"unexpected: {key}" for key in tensors if key not in known]
-    parameters = {path: np.zeros(shape, np.float32) for path, shape in shapes.items()}
+    parameters = {
+        path: np.zeros(p.shape, np.float32) for path, p in abstract_parameters(config).items()
+    }
     for entry in entries:
         if entry.key not in tensors:
             continue
@@ -76,20 +76,6 @@ def to_peer(config: ModelConfig, parameters: Mapping[str, np.ndarray]) -> dict[s
     }
     side = config.image_size // config.patch_size
     return {"pos_embed": position_embedding(side, config.width)[None], **tensors}
-
-
-def flatten(state: nnx.State) -> dict[str, np.ndarray]:
-    """An nnx state as numpy arrays by dotted path."""
-    return {
-        ".".join(map(str, path)): np.asarray(variable[...])
-        for path, variable in nnx.to_flat_state(state)
-    }
-
-
-def load_parameters(model: DiT, parameters: Mapping[str, np.ndarray]) -> None:
-    """Replaces the model's parameters in place by arrays with the dotted paths of `flatten`."""
-    for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
-        variable[...] = parameters[".".join(map(str, path))]
 
 
 def _entries(config: ModelConfig) -> Iterator[Entry]:
@@ -158,7 +144,7 @@ def _linear(theirs: str, ours: str, *index: int) -> Iterator[Entry]:
 
 def _view(array: np.ndarray, entry: Entry) -> np.ndarray:
     part, parts = entry.part
-    array = array[entry.index]
+    array = array[entry.leading]
     size = array.shape[-1] // parts
     return array[..., part * size : (part + 1) * size]
 
@@ -175,11 +161,3 @@ def _export_layout(array: np.ndarray, entry: Entry, config: ModelConfig) -> np.n
         p = config.patch_size
         return array.reshape(p, p, config.channels, config.width).transpose(3, 2, 0, 1)
     return array.T if entry.transpose else array
-
-
-def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    abstract = nnx.eval_shape(lambda: DiT(config, nnx.Rngs(0)))
-    return {
-        ".".join(map(str, path)): variable.shape
-        for path, variable in nnx.to_flat_state(nnx.state(abstract, nnx.Param))
-    }

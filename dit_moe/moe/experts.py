@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dit_moe.moe.grouped import ExpertWeights, activate
+from dit_moe.moe.grouped import ExpertWeights, expert_activation
 
 _XAVIER = jax.nn.initializers.xavier_uniform(in_axis=-2, out_axis=-1, batch_axis=(0,))
 
@@ -54,7 +54,7 @@ class FeedForward(nnx.Module):
         h = x @ w.w_in[0].astype(x.dtype)
         if w.b_in is not None:
             h = h + w.b_in[0].astype(x.dtype)
-        y = activate(h, w.activation) @ w.w_out[0].astype(x.dtype)
+        y = expert_activation(h, w.activation) @ w.w_out[0].astype(x.dtype)
         if w.b_out is not None:
             y = y + w.b_out[0].astype(x.dtype)
         return y
