@@ -311,6 +311,11 @@ def to_dict(config: Config) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
+def to_json(config: Config) -> str:
+    """The text of a run folder's `config.json`."""
+    return json.dumps(to_dict(config), indent=2) + "\n"
+
+
 def load_json(path: Path) -> Config:
     """Reads the `config.json` of a run folder.
 

@@ -1,0 +1,53 @@
+"""From the network's numbers to pictures."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+
+def to_uint8(x_NxHxWxC: np.ndarray) -> np.ndarray:
+    """Maps [-1, 1] to 0..255: round(127.5 (x + 1)), clipped."""
+    return np.clip(np.rint((np.asarray(x_NxHxWxC, np.float32) + 1) * 127.5), 0, 255).astype(
+        np.uint8
+    )
+
+
+def grid(
+    images_NxHxWxC: np.ndarray, labels_N: Sequence[int] | np.ndarray, cell: int = 64
+) -> Image.Image:
+    """Draws one row per label, in order of first appearance, with the label at its left.
+
+    Args:
+      images_NxHxWxC: [N, H, W, C] uint8. C may be 1, 3, or more, of which the first 3 are shown.
+      labels_N: [N] labels.
+      cell: smallest side at which an image is drawn; small images are enlarged without smoothing.
+    """
+    labels = np.asarray(labels_N)
+    rows = [np.flatnonzero(labels == label) for label in dict.fromkeys(labels.tolist())]
+    side = images_NxHxWxC.shape[1]
+    size = side * max(1, -(-cell // side))
+    gap, margin = 2, 48
+    columns = max(len(row) for row in rows)
+    canvas = Image.new(
+        "RGB", (margin + columns * (size + gap), len(rows) * (size + gap)), (255, 255, 255)
+    )
+    draw = ImageDraw.Draw(canvas)
+    font = ImageFont.load_default(size=18)
+    for r, row in enumerate(rows):
+        top = r * (size + gap)
+        draw.text(
+            (margin - 8, top + size // 2),
+            str(labels[row[0]]),
+            fill=(0, 0, 0),
+            font=font,
+            anchor="rm",
+        )
+        for c, index in enumerate(row):
+            image = images_NxHxWxC[index]
+            image = image[..., 0] if image.shape[-1] < 3 else image[..., :3]
+            picture = (
+                Image.fromarray(image).convert("RGB").resize((size, size), Image.Resampling.NEAREST)
+            )
+            canvas.paste(picture, (margin + c * (size + gap), top))
+    return canvas

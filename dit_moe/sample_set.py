@@ -1,0 +1,118 @@
+"""A set of samples on disk, made in parts so that an interrupted one can go on."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from dit_moe import images, sampling
+from dit_moe.config import ConfigError, MeshConfig
+from dit_moe.files import atomic
+from dit_moe.loading import load_run
+from dit_moe.training.mesh import batch_sharding, build_mesh, replicated
+
+GRID_ROWS, GRID_COLUMNS = 16, 12
+
+
+def write_sample_set(
+    *,
+    workdir: Path,
+    output: Path,
+    ema: bool,
+    batch_size: int,
+    num_samples: int,
+    classes: Sequence[int] = (),
+    guidance_scale: float | None = None,
+    guidance_channels: Literal["all", "first_three"] = "all",
+    solver: str | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+) -> tuple[Path, Path]:
+    """Samples a run into `output`/samples.npz and `output`/grid.png, and returns their paths.
+
+    Finished batches lie in `output`/parts until the set is complete; the same call resumes after
+    them, another one starts anew.
+
+    Raises:
+      ConfigError: the run or an argument cannot be used; the message is one sentence.
+      OSError: the output cannot be written.
+    """
+    if batch_size < 1:
+        raise ConfigError(f"batch_size is {batch_size}; allowed: 1 or more")
+    run = load_run(workdir, ema)
+    request = sampling.build_request(
+        run.config,
+        num_samples=num_samples,
+        classes=classes,
+        guidance_scale=guidance_scale,
+        guidance_channels=guidance_channels,
+        solver=solver,
+        steps=steps,
+        seed=seed,
+    )
+    mesh = build_mesh(MeshConfig())
+    batch_size = sampling.round_up(min(batch_size, num_samples), mesh.size)
+    identity = {
+        **dataclasses.asdict(request),
+        "workdir": str(workdir.resolve()),
+        "step": run.step,
+        "ema": ema,
+        "batch_size": batch_size,
+    }
+    parts = output / "parts"
+    done = _open_parts(parts, identity) * batch_size
+    if done:
+        print(f"Resuming after {min(done, num_samples):,} images in {parts}.")
+    is_image = run.config.model.channels in (1, 3)
+
+    with (
+        jax.set_mesh(mesh),
+        tqdm(total=num_samples, initial=min(done, num_samples), unit="image") as bar,
+    ):
+        parameters = jax.device_put(run.parameters, replicated(mesh))
+        sampler = sampling.build_sampler(run.config, request)
+        batches = sampling.generate(
+            sampler, parameters, request, batch_size, start=done, sharding=batch_sharding(mesh)
+        )
+        for number, x_NxHxWxC in enumerate(batches, start=done // batch_size):
+            x_NxHxWxC = images.to_uint8(x_NxHxWxC) if is_image else x_NxHxWxC
+            with atomic(parts / f"{number:06d}.npy") as temporary:
+                np.save(temporary, x_NxHxWxC)
+            bar.update(len(x_NxHxWxC))
+
+    files = sorted(parts.glob("[0-9]*.npy"))
+    x_NxHxWxC = np.concatenate([np.load(file, allow_pickle=False) for file in files])
+    labels = request.labels()
+    npz, png = output / "samples.npz", output / "grid.png"
+    with atomic(npz) as temporary:
+        np.savez(temporary, arr_0=x_NxHxWxC, arr_1=labels)
+    shown = _grid_choice(labels)
+    picture = x_NxHxWxC[shown] if is_image else images.to_uint8(x_NxHxWxC[shown])
+    with atomic(png) as temporary:
+        images.grid(picture, labels[shown]).save(temporary)
+    shutil.rmtree(parts)
+    return npz, png
+
+
+def _open_parts(parts: Path, identity: dict[str, object]) -> int:
+    """How many parts of the same request exist; parts of another request are removed."""
+    description = json.dumps(identity, indent=2) + "\n"
+    request_file = parts / "request.json"
+    if request_file.is_file() and request_file.read_text() == description:
+        return len(list(parts.glob("[0-9]*.npy")))
+    shutil.rmtree(parts, ignore_errors=True)
+    with atomic(request_file) as temporary:
+        temporary.write_text(description)
+    return 0
+
+
+def _grid_choice(labels_N: np.ndarray) -> np.ndarray:
+    """The first few images of the first few classes."""
+    classes = list(dict.fromkeys(labels_N.tolist()))[:GRID_ROWS]
+    return np.concatenate([np.flatnonzero(labels_N == c)[:GRID_COLUMNS] for c in classes])

@@ -1,0 +1,66 @@
+"""Checkpoints of a run: atomic, written in the background, readable item by item."""
+
+from pathlib import Path
+
+import jax
+import orbax.checkpoint as ocp
+
+from dit_moe.nn.parameters import Parameters
+from dit_moe.training.state import TrainState
+
+_ITEMS = ("step", "parameters", "ema", "optimizer")
+
+
+class Checkpoints:
+    """The `checkpoints` folder of a run. Use as a context: leaving it waits for open saves."""
+
+    def __init__(self, workdir: Path, keep: int = 1):
+        self.folder = (workdir / "checkpoints").absolute()
+        self._manager = ocp.CheckpointManager(
+            self.folder,
+            item_names=_ITEMS,
+            options=ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True),
+        )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._manager.close()
+
+    def latest_step(self) -> int | None:
+        """The step of the newest complete checkpoint, or None."""
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState) -> None:
+        """Starts saving the state under its step; a step that exists is left alone."""
+        step = int(state.step)
+        if step in self._manager.all_steps():
+            return
+        items = {name: ocp.args.StandardSave({"value": getattr(state, name)}) for name in _ITEMS}
+        self._manager.save(step, args=ocp.args.Composite(**items))
+
+    def wait(self) -> None:
+        """Returns when all saves are complete."""
+        self._manager.wait_until_finished()
+
+    def restore(self, step: int, like: TrainState) -> TrainState:
+        """Reads a state with the structure and shardings of `like` (abstract or real)."""
+        items = {
+            name: ocp.args.StandardRestore({"value": _abstract(getattr(like, name))})
+            for name in _ITEMS
+        }
+        restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+        return TrainState(**{name: restored[name]["value"] for name in _ITEMS})
+
+    def restore_parameters(
+        self, step: int, like: dict[str, jax.ShapeDtypeStruct], ema: bool
+    ) -> Parameters:
+        """Reads only the parameters, or only their moving average."""
+        name = "ema" if ema else "parameters"
+        arguments = {name: ocp.args.StandardRestore({"value": like})}
+        return self._manager.restore(step, args=ocp.args.Composite(**arguments))[name]["value"]
+
+
+def _abstract(tree):
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), tree)

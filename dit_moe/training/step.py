@@ -1,0 +1,84 @@
+"""One optimiser step, pure and jitted."""
+
+from collections.abc import Callable
+from typing import cast
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dit_moe.config import Config
+from dit_moe.diffusion.objective import build_objective
+from dit_moe.moe.statistics import prototype_similarity, routing_statistics
+from dit_moe.nn.embeddings import drop_labels
+from dit_moe.nn.parameters import Parameters, functional
+from dit_moe.training.state import TrainState, build_schedule
+
+Metrics = dict[str, jax.Array]
+Step = Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, Metrics]]
+
+
+def build_step(config: Config, optimizer: optax.GradientTransformation) -> Step:
+    """The function from (state, x [N, H, W, C] float32, labels [N] int32) to (state, metrics).
+
+    Every image draws its time, noise and label dropout from a key of its own, made from the seed,
+    the step and its place in the batch: accumulation and the number of devices do not change
+    them. With accumulation, the diffusion loss's gradient equals that of the whole batch; the
+    auxiliary losses, which are not sums over tokens, are the mean over the parts.
+    """
+    bind = functional(config.model)
+    objective = build_objective(config.objective)
+    schedule = build_schedule(config.train)
+    base_key = jax.random.key(config.seed)
+    parts = config.train.accumulation
+
+    def loss(parameters: Parameters, key_N: jax.Array, x_NxHxWxC: jax.Array, y_N: jax.Array):
+        label_key_N, key_N = jax.vmap(jax.random.split, out_axes=1)(key_N)
+        y_N = drop_labels(label_key_N, y_N, config.model.label_dropout, config.model.null_label)
+        value, (metrics, routing) = objective.loss(bind(parameters), key_N, x_NxHxWxC, y_N)
+        if routing is not None:
+            assert config.model.moe is not None
+            experts = config.model.moe.num_experts + config.model.moe.unconditional_expert
+            statistics = routing_statistics(routing, experts)
+            metrics |= {f"moe/{name}": value for name, value in statistics.items()}
+        return value, metrics
+
+    def gradients(
+        parameters: Parameters, key_N: jax.Array, x_NxHxWxC: jax.Array, y_N: jax.Array
+    ) -> tuple[Parameters, Metrics]:
+        compute = jax.grad(loss, has_aux=True)
+        if parts == 1:
+            return compute(parameters, key_N, x_NxHxWxC, y_N)
+        # Part p takes images p, p + parts, ...: each device keeps its own images.
+        batch = [a.reshape(-1, parts, *a.shape[1:]).swapaxes(0, 1) for a in (key_N, x_NxHxWxC, y_N)]
+
+        def add(total: Parameters, part: list[jax.Array]) -> tuple[Parameters, Metrics]:
+            gradient, metrics = compute(parameters, *part)
+            return jax.tree.map(jnp.add, total, gradient), metrics
+
+        total, metrics = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, parameters), batch)
+        mean = jax.tree.map(lambda g: g / parts, total)
+        return mean, jax.tree.map(lambda m: jnp.nanmean(m, axis=0), metrics)
+
+    def step(state: TrainState, x_NxHxWxC: jax.Array, y_N: jax.Array) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(base_key, state.step)
+        key_N = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(len(y_N)))
+        gradient, metrics = gradients(state.parameters, key_N, x_NxHxWxC, y_N)
+        updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.parameters)
+        parameters = cast(Parameters, optax.apply_updates(state.parameters, updates))
+        decay = config.train.ema_decay
+        ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state.ema, parameters)
+        metrics["gradient_norm"] = optax.global_norm(gradient)
+        metrics["learning_rate"] = jnp.asarray(schedule(state.step))
+        for path, value in parameters.items():
+            if path.endswith("router.prototypes") and value.shape[1] > 1:
+                metrics["moe/prototype_similarity"] = prototype_similarity(value)
+        new_state = TrainState(
+            step=state.step + 1,
+            parameters=parameters,
+            ema=ema,
+            optimizer=optimizer_state,
+        )
+        return new_state, metrics
+
+    return step

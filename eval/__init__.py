@@ -1,0 +1,1 @@
+"""Judges sets of images. It reads files and knows nothing of the model that made them."""

@@ -1,0 +1,92 @@
+"""Draws images from a trained run: a grid to look at and a set to measure."""
+
+import argparse
+import sys
+from pathlib import Path
+
+EPILOG = """\
+examples:
+  python sample.py --workdir runs/digits --output out/
+  python sample.py --workdir runs/digits --num_samples 64 --classes 0,1,2 \\
+      --guidance_scale 1.5 --solver heun --steps 50 --seed 0 --output out/
+
+writes out/samples.npz (arr_0: uint8 images [N,H,W,C]; arr_1: labels) and out/grid.png. What is not
+given comes from the run's config. Image i is the same whatever the batch size. A run that was
+interrupted goes on where it stopped when the same command is given again. Models of latents write
+float32 latents in arr_0, to be decoded by their autoencoder.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="sample.py",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--workdir", required=True, type=Path, help="run folder of train.py")
+    add("--output", required=True, type=Path, help="folder for samples.npz and grid.png")
+    add("--num_samples", type=int, default=64, help="images to draw (default: 64)")
+    add("--classes", default="", metavar="0,1,2", help="classes in turn (default: all)")
+    add("--guidance_scale", type=float, help="classifier-free guidance; 1 is none")
+    add(
+        "--guidance_channels",
+        choices=("all", "first_three"),
+        default="all",
+        help="channels that are guided; first_three is DiT's published habit (default: all)",
+    )
+    add("--solver", help="euler or heun for rectified flow; ancestral or ddim for DDPM")
+    add("--steps", type=int, help="solver steps")
+    add("--seed", type=int, default=0, help="of all images together (default: 0)")
+    add("--batch_size", type=int, default=64, help="images per pass over all devices (default: 64)")
+    add(
+        "--weights",
+        choices=("ema", "raw"),
+        default="ema",
+        help="the parameters' moving average, or the parameters themselves (default: ema)",
+    )
+    arguments = parser.parse_args(argv)
+
+    from dit_moe.config import ConfigError
+    from dit_moe.sample_set import write_sample_set
+
+    try:
+        npz, png = write_sample_set(
+            workdir=arguments.workdir,
+            output=arguments.output,
+            ema=arguments.weights == "ema",
+            batch_size=arguments.batch_size,
+            num_samples=arguments.num_samples,
+            classes=_classes(arguments.classes),
+            guidance_scale=arguments.guidance_scale,
+            guidance_channels=arguments.guidance_channels,
+            solver=arguments.solver,
+            steps=arguments.steps,
+            seed=arguments.seed,
+        )
+    except (ConfigError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nStopped. Give the same command again to go on.", file=sys.stderr)
+        return 130
+    print(f"Wrote {npz} and {png}.")
+    return 0
+
+
+def _classes(text: str) -> list[int]:
+    from dit_moe.config import ConfigError
+
+    try:
+        return [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise ConfigError(
+            f"classes is {text!r}; allowed: numbers with commas, such as 0,1,2"
+        ) from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
