@@ -8,9 +8,14 @@ from dit_moe import files
 def test_failed_write_keeps_the_old_file(tmp_path):
     path = tmp_path / "result.json"
     path.write_bytes(b"old")
-    with pytest.raises(OSError, match="no space"), files.atomic(path) as temporary:
-        temporary.write_bytes(b"new")
-        raise OSError("no space")
+
+    def fail_half_way():
+        with files.atomic(path) as temporary:
+            temporary.write_bytes(b"new")
+            raise OSError("no space")
+
+    with pytest.raises(OSError, match="no space"):
+        fail_half_way()
     assert [p.name for p in tmp_path.iterdir()] == ["result.json"]
     assert path.read_bytes() == b"old"
 

@@ -1,0 +1,142 @@
+import dataclasses
+import json
+
+import pytest
+
+from dit_moe.config import (
+    Config,
+    ConfigError,
+    DDPMConfig,
+    ModelConfig,
+    MoEConfig,
+    PrototypeRouterConfig,
+    differences,
+    from_dict,
+    load_file,
+    load_json,
+    override,
+    to_dict,
+    to_json,
+)
+
+MODEL = ModelConfig(width=64, depth=4, heads=4, moe=MoEConfig())
+CONFIG = Config(name="test", model=MODEL)
+
+
+def test_json_round_trip(tmp_path):
+    config = dataclasses.replace(
+        CONFIG,
+        model=dataclasses.replace(MODEL, moe=MoEConfig(router=PrototypeRouterConfig(), top_k=1)),
+        objective=DDPMConfig(betas="cosine"),
+    )
+    path = tmp_path / "config.json"
+    path.write_text(to_json(config))
+    assert load_json(path) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train.stepz=3", "config.train.stepz is not a field; allowed: steps, "),
+        ("foo.bar=1", "config.foo is not a field; allowed: name, model, "),
+        ("model.width.x=1", "config.model.width.x is not a field"),
+        ("train.steps=1.5", "config.train.steps is '1.5'; input should be a valid integer"),
+        ("train.batch_size=0", "config.train.batch_size is '0'; input should be greater than 0"),
+        ("model.heads=5", "config.model.heads is 5; allowed: a divisor of width 64 (1, 2, 4, "),
+        ("model.width=66", "config.model.heads is 4; allowed: a divisor of width 66"),
+        ("model.moe.top_k=9", "config.model.moe.top_k is 9; allowed: 1 to num_experts (8)"),
+        ("model.moe.every=3", "config.model.moe.every is 3; allowed: a divisor of depth 4"),
+        ("model.moe.hidden_ratio=0.3", "config.model.moe.hidden_ratio is 0.3; allowed: a ratio "),
+        ("model.moe.unconditional_expert=true", "allowed: true only with router 'prototype'"),
+        ("model.patch_size=3", "config.model.patch_size is 3; allowed: a divisor of image_size 32"),
+        ("model.dtype=fp8", "config.model.dtype is 'fp8'; input should be 'float32' or 'bfloat16'"),
+        ("objective.name=foo", "config.objective.name is 'foo'; allowed: 'ddpm', 'rectified_flow'"),
+        ("objective.shift=x", "config.objective.shift is 'x'; input should be a valid number"),
+        ("sample.solver=ddim", "config.sample.solver is 'ddim' with objective 'rectified_flow'"),
+        ("data.source=arrays", "config.data.path is '' with source 'arrays'; allowed: a folder"),
+        ("mesh.data=0", "config.mesh.data is 0; allowed: -1 or a positive number"),
+        ("train.accumulation=3", "config.train.accumulation is 3; allowed: a divisor of batch_siz"),
+        ("train.warmup_steps=400000", "config.train.warmup_steps is 400000; allowed: 0 to steps"),
+    ],
+)
+def test_bad_overrides_are_one_sentence(text, message):
+    with pytest.raises(ConfigError) as error:
+        override(CONFIG, [f"--config.{text}"])
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_argument():
+    with pytest.raises(ConfigError, match="unknown argument '--steps=3'"):
+        override(CONFIG, ["--steps=3"])
+
+
+def test_overrides():
+    config = override(
+        CONFIG,
+        [
+            "--config.train.steps=7",
+            "--config.train.gradient_clip=0.5",
+            "--config.model.qk_norm=true",
+            "--config.model.moe.router.name=prototype",
+            "--config.model.moe.router.contrastive_temperature=0.1",
+            "--config.data.source=arrays",
+            "--config.data.path=somewhere",
+        ],
+    )
+    assert config.train.steps == 7
+    assert config.train.gradient_clip == 0.5
+    assert config.model.qk_norm is True
+    assert config.model.moe is not None
+    assert config.model.moe.router == PrototypeRouterConfig(contrastive_temperature=0.1)
+    assert override(config, ["--config.train.gradient_clip=none"]).train.gradient_clip is None
+    assert override(config, ["--config.model.moe=none"]).model.moe is None
+    assert CONFIG.train.steps == 400_000
+
+
+def test_one_line_swaps_the_objective():
+    assert override(CONFIG, ["--config.objective.name=ddpm"]).objective == DDPMConfig()
+
+
+def test_learned_variance_needs_its_channels():
+    values = to_dict(CONFIG) | {"objective": {"name": "ddpm", "variance": "learned_range"}}
+    with pytest.raises(ConfigError, match=r"config\.objective\.variance is 'learned_range' with"):
+        from_dict(values)
+
+
+def test_differences():
+    other = override(CONFIG, ["--config.train.steps=7", "--config.model.heads=8"])
+    assert differences(CONFIG, other) == ["model.heads", "train.steps"]
+    assert differences(CONFIG, CONFIG) == []
+
+
+def test_config_json_errors(tmp_path):
+    path = tmp_path / "config.json"
+    with pytest.raises(ConfigError, match="does not exist"):
+        load_json(path)
+    path.write_text("{")
+    with pytest.raises(ConfigError, match="is not valid JSON"):
+        load_json(path)
+    path.write_text(json.dumps(to_dict(CONFIG) | {"extra": 1}))
+    with pytest.raises(ConfigError, match=r"config\.extra is not a field of the config"):
+        load_json(path)
+    path.write_text(json.dumps({"name": "x"}))
+    with pytest.raises(ConfigError, match=r"config\.model is missing"):
+        load_json(path)
+
+
+def test_config_files(tmp_path):
+    with pytest.raises(ConfigError, match="which is not a file"):
+        load_file("configs/nothing.py")
+    path = tmp_path / "empty.py"
+    path.write_text("")
+    with pytest.raises(ConfigError, match="defines no get_config"):
+        load_file(str(path))
+    path.write_text(
+        "from dit_moe.config import *\n"
+        "def get_config(width='64'):\n"
+        "    return Config(name='x', model=ModelConfig(width=int(width), depth=2, heads=3))\n"
+    )
+    with pytest.raises(ConfigError, match=r"config\.heads is 3; allowed: a divisor of width 64"):
+        load_file(str(path))
+    assert load_file(f"{path}:96", ["--config.seed=3"]).seed == 3

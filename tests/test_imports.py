@@ -1,0 +1,74 @@
+"""The layers of the package: a module imports only from layers below its own, or beside it."""
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+# Lowest first. Modules that are not listed belong to the entry of their folder.
+LAYERS = [
+    {"dit_moe.config", "dit_moe.files", "dit_moe.images"},
+    {"dit_moe.presets", "dit_moe.moe"},
+    {"dit_moe.nn"},
+    {"dit_moe.diffusion", "dit_moe.data", "dit_moe.convert"},
+    {"dit_moe.sampling", "dit_moe.training"},
+    {"dit_moe.loading"},
+    {"dit_moe.sample_set", "dit_moe", "eval"},
+    {"train", "sample"},
+]
+
+FORBIDDEN = [
+    ("dit_moe.diffusion", "dit_moe.moe"),  # objectives know nothing of experts
+    ("eval", "dit_moe.nn"),  # the evaluation judges files
+    ("eval", "dit_moe.training"),
+    ("eval", "dit_moe.loading"),
+]
+
+
+def modules() -> dict[str, Path]:
+    paths = [*ROOT.glob("dit_moe/**/*.py"), *ROOT.glob("eval/**/*.py")]
+    paths += [ROOT / "train.py", ROOT / "sample.py"]
+    names = {}
+    for path in paths:
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        names[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return names
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            # `from package import module` names the module.
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name for name in found if name.split(".")[0] in ("dit_moe", "eval")}
+
+
+def layer(module: str) -> int:
+    parts = module.split(".")
+    for length in range(len(parts), 0, -1):
+        prefix = ".".join(parts[:length])
+        for index, names in enumerate(LAYERS):
+            if prefix in names:
+                return index
+    raise AssertionError(f"{module} belongs to no layer: add it to LAYERS")
+
+
+def test_imports_flow_one_way():
+    known = modules()
+    wrong = []
+    for module, path in known.items():
+        for name in imports(path):
+            target = name if name in known else name.rpartition(".")[0]
+            if target == module or target not in known:
+                continue
+            if layer(target) > layer(module):
+                wrong.append(f"{module} imports {target}")
+            wrong += [
+                f"{module} imports {target}"
+                for above, below in FORBIDDEN
+                if f"{module}.".startswith(f"{above}.") and f"{target}.".startswith(f"{below}.")
+            ]
+    assert not wrong
