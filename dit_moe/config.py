@@ -380,7 +380,7 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
             raise ConfigError(f"{key.removeprefix('--')} is not a field; its parent is a value")
         if name == "name" and parents:
             node.clear()  # another variant of the objective or router: start from its defaults
-        elif node and name not in node:
+        elif len(node) > 1 and name not in node:  # a node just cleared lists no fields
             raise ConfigError(f"{key.removeprefix('--')} is not a field; allowed: {_fields(node)}")
         node[name] = None if value.lower() in ("none", "null") else value
     return from_dict(values)
