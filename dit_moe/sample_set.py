@@ -73,7 +73,9 @@ def write_sample_set(
 
     with (
         jax.set_mesh(mesh),
-        tqdm(total=num_samples, initial=min(done, num_samples), unit="image") as bar,
+        tqdm(
+            total=num_samples, initial=min(done, num_samples), unit="image", dynamic_ncols=True
+        ) as bar,
     ):
         parameters = jax.device_put(run.parameters, replicated(mesh))
         sampler = sampling.build_sampler(run.config, request)

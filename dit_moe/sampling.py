@@ -11,8 +11,7 @@ from jax.sharding import NamedSharding
 
 from dit_moe.config import SOLVERS, Config, ConfigError
 from dit_moe.diffusion.guidance import classifier_free
-from dit_moe.diffusion.objective import build_objective
-from dit_moe.diffusion.sampling import sample
+from dit_moe.diffusion.sampling import build_objective, sample
 from dit_moe.nn.parameters import Parameters, functional
 
 Sampler = Callable[[Parameters, jax.Array, jax.Array], jax.Array]

@@ -1,6 +1,7 @@
 """The training loop: batches in, checkpoints, metrics and sample grids out."""
 
 import math
+import sys
 import time
 from pathlib import Path
 
@@ -81,6 +82,8 @@ def train(config: Config, workdir: Path) -> int | None:
                 unit="step",
                 dynamic_ncols=True,
                 smoothing=0.05,
+                # In a log file, a line now and then.
+                mininterval=0.5 if sys.stderr.isatty() else 30,
             ) as bar,
         ):
             stream = batches(config, source, first_step)

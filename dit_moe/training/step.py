@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from dit_moe.config import Config
-from dit_moe.diffusion.objective import build_objective
+from dit_moe.diffusion.sampling import build_objective
 from dit_moe.moe.statistics import prototype_similarity, routing_statistics
 from dit_moe.nn.embeddings import drop_labels
 from dit_moe.nn.parameters import Parameters, functional
@@ -35,11 +35,11 @@ def build_step(config: Config, optimizer: optax.GradientTransformation) -> Step:
     def loss(parameters: Parameters, key_N: jax.Array, x_NxHxWxC: jax.Array, y_N: jax.Array):
         label_key_N, key_N = jax.vmap(jax.random.split, out_axes=1)(key_N)
         y_N = drop_labels(label_key_N, y_N, config.model.label_dropout, config.model.null_label)
-        value, (metrics, routing) = objective.loss(bind(parameters), key_N, x_NxHxWxC, y_N)
-        if routing is not None:
+        value, (metrics, prediction) = objective.loss(bind(parameters), key_N, x_NxHxWxC, y_N)
+        if prediction.routing is not None:
             assert config.model.moe is not None
             experts = config.model.moe.num_experts + config.model.moe.unconditional_expert
-            statistics = routing_statistics(routing, experts)
+            statistics = routing_statistics(prediction.routing, experts)
             metrics |= {f"moe/{name}": value for name, value in statistics.items()}
         return value, metrics
 

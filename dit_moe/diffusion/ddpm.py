@@ -1,0 +1,216 @@
+"""Denoising diffusion with noise prediction.
+
+Equations: Ho et al. 2020 (DDPM), Nichol & Dhariwal 2021 (IDDPM). Step t counts from 0; the forward
+process is q(x_t | x_0) = N(sqrt(abar_t) x_0, 1 - abar_t).
+"""
+
+import dataclasses
+import math
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dit_moe.config import DDPMConfig
+from dit_moe.diffusion.objective import (
+    Metrics,
+    Network,
+    mean_per_image,
+    per_image,
+    total_loss,
+)
+from dit_moe.nn.prediction import Prediction
+
+
+@flax.struct.dataclass
+class Coefficients:
+    """What every formula needs of a step; arrays over steps, or those of chosen steps.
+
+    Made in float64, used in float32.
+    """
+
+    timestep: jax.Array
+    """The step's number as the network knows it."""
+    signal: jax.Array
+    """sqrt(abar_t), the factor of x_0 in x_t."""
+    noise: jax.Array
+    """sqrt(1 - abar_t), the factor of the noise; near 0, so not to be computed in float32."""
+    signal_previous: jax.Array
+    noise_previous: jax.Array
+    """The same of the step before in the chain."""
+    posterior_mean_x0: jax.Array
+    """Factor of x_0 in the mean of q(x_{t-1} | x_t, x_0) (DDPM eq. 7)."""
+    posterior_mean_xt: jax.Array
+    """Factor of x_t there."""
+    log_beta: jax.Array
+    log_posterior_variance: jax.Array
+    """Of q(x_{t-1} | x_t, x_0); the first, which is log 0, takes the second's value."""
+
+    def at(self, index: jax.Array) -> "Coefficients":
+        """The coefficients of some steps."""
+        return jax.tree.map(lambda table: table[index], self)
+
+
+def betas(config: DDPMConfig) -> np.ndarray:
+    """Noise variances [timesteps] float64."""
+    n = config.timesteps
+    if config.betas == "linear":
+        # 1e-4 to 0.02 for 1000 steps; fewer steps are larger.
+        return np.linspace(1e-4, 0.02, n) * (1000 / n)
+    # IDDPM eq. 17; their bound on beta keeps the last steps from singularity.
+    progress = np.arange(n + 1) / n
+    alpha_bar = np.cos((progress + 0.008) / 1.008 * np.pi / 2) ** 2
+    return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
+
+
+def coefficients(alpha_bar: np.ndarray, timestep: np.ndarray) -> Coefficients:
+    """Coefficients of the chain that visits the given timesteps, ascending.
+
+    Args:
+      alpha_bar: [S] float64, of the visited steps.
+      timestep: [S] their numbers. With a subset of the steps this is IDDPM's respacing (eq. 19).
+    """
+    previous = np.append(1.0, alpha_bar[:-1])
+    alpha = alpha_bar / previous
+    beta = 1 - alpha
+    posterior_variance = beta * (1 - previous) / (1 - alpha_bar)
+    clipped = np.append(posterior_variance[1:2], posterior_variance[1:])
+    return Coefficients(
+        timestep=jnp.asarray(timestep, jnp.float32),
+        signal=jnp.asarray(np.sqrt(alpha_bar), jnp.float32),
+        noise=jnp.asarray(np.sqrt(1 - alpha_bar), jnp.float32),
+        signal_previous=jnp.asarray(np.sqrt(previous), jnp.float32),
+        noise_previous=jnp.asarray(np.sqrt(1 - previous), jnp.float32),
+        posterior_mean_x0=jnp.asarray(beta * np.sqrt(previous) / (1 - alpha_bar), jnp.float32),
+        posterior_mean_xt=jnp.asarray(
+            (1 - previous) * np.sqrt(alpha) / (1 - alpha_bar), jnp.float32
+        ),
+        log_beta=jnp.asarray(np.log(beta), jnp.float32),
+        log_posterior_variance=jnp.asarray(np.log(clipped), jnp.float32),
+    )
+
+
+def even_timesteps(timesteps: int, steps: int) -> np.ndarray:
+    """`steps` of the timesteps at even distance, the last one included (IDDPM, section 4)."""
+    return np.rint(np.linspace(timesteps - 1, 0, steps)).astype(int)[::-1]
+
+
+def ddim_timesteps(timesteps: int, steps: int) -> np.ndarray:
+    """`steps` of the timesteps: floor(i timesteps / steps) (DDIM, appendix D.2)."""
+    return np.arange(steps) * timesteps // steps
+
+
+@dataclasses.dataclass(frozen=True)
+class DDPM:
+    """The objective, and the denoising distributions for the solvers."""
+
+    config: DDPMConfig
+
+    def loss(
+        self, network: Network, key_N: jax.Array, x_NxHxWxC: jax.Array, y_N: jax.Array
+    ) -> tuple[jax.Array, tuple[Metrics, Prediction]]:
+        """Squared error of the noise, plus the variational term; see `Objective.loss`."""
+        n, shape = self.config.timesteps, x_NxHxWxC.shape[1:]
+        time_key_N, noise_key_N = jax.vmap(jax.random.split, out_axes=1)(key_N)
+        t_N = jax.vmap(lambda key: jax.random.randint(key, (), 0, n))(time_key_N)
+        noise_NxHxWxC = jax.vmap(lambda key: jax.random.normal(key, shape))(noise_key_N)
+        x_t = self.diffuse(x_NxHxWxC, t_N, noise_NxHxWxC)
+        prediction = network(x_t, t_N.astype(jnp.float32), y_N)
+        terms = self.terms(x_NxHxWxC, t_N, noise_NxHxWxC, prediction.value)
+        return total_loss(terms, t_N / n, prediction)
+
+    def steps(self, visited: np.ndarray | None = None) -> Coefficients:
+        """The coefficients of all timesteps, or of a chain that visits only some."""
+        alpha_bar = np.cumprod(1 - betas(self.config))
+        visited = np.arange(self.config.timesteps) if visited is None else visited
+        return coefficients(alpha_bar[visited], visited)
+
+    def diffuse(self, x_NxHxWxC: jax.Array, t_N: jax.Array, noise_NxHxWxC: jax.Array) -> jax.Array:
+        """x_t from x_0 and noise (DDPM eq. 4)."""
+        step = self.steps().at(t_N)
+        return per_image(step.signal) * x_NxHxWxC + per_image(step.noise) * noise_NxHxWxC
+
+    def terms(
+        self, x_NxHxWxC: jax.Array, t_N: jax.Array, noise_NxHxWxC: jax.Array, value: jax.Array
+    ) -> dict[str, jax.Array]:
+        """Loss terms per image, each [N].
+
+        "mse": of the noise (DDPM eq. 14). "vlb", for a learned variance: the step's term of the
+        variational bound in bits per dimension with the mean frozen (IDDPM, section 3.1).
+        """
+        channels = x_NxHxWxC.shape[-1]
+        terms = {"mse": mean_per_image((value[..., :channels] - noise_NxHxWxC) ** 2)}
+        if self.config.variance == "learned_range":
+            step = jax.tree.map(per_image, self.steps().at(t_N))
+            x_t = self.diffuse(x_NxHxWxC, t_N, noise_NxHxWxC)
+            frozen = jnp.concatenate(
+                [jax.lax.stop_gradient(value[..., :channels]), value[..., channels:]], axis=-1
+            )
+            terms["vlb"] = self._variational_term(x_NxHxWxC, x_t, step, frozen)
+        return terms
+
+    def predict_x0(self, x_t: jax.Array, step: Coefficients, noise: jax.Array) -> jax.Array:
+        """x_0 from x_t and predicted noise (DDPM eq. 4 solved for x_0)."""
+        return (x_t - step.noise * noise) / step.signal
+
+    def reverse(
+        self, x_t: jax.Array, step: Coefficients, value: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Mean and log-variance of p(x_{t-1} | x_t), given the network's output.
+
+        The step's coefficients must broadcast against [N, H, W, C].
+        """
+        channels = x_t.shape[-1]
+        x_0 = self.predict_x0(x_t, step, value[..., :channels])
+        mean = step.posterior_mean_x0 * x_0 + step.posterior_mean_xt * x_t
+        match self.config.variance:
+            case "learned_range":
+                # IDDPM eq. 15, with the network's [-1, 1] mapped to [0, 1].
+                v = (value[..., channels:] + 1) / 2
+                log_variance = v * step.log_beta + (1 - v) * step.log_posterior_variance
+            case "fixed_small":
+                log_variance = step.log_posterior_variance
+            case "fixed_large":
+                # The first beta would blur the decoded image; the posterior's value stands there.
+                first = step.timestep == 0
+                log_variance = jnp.where(first, step.log_posterior_variance, step.log_beta)
+        return mean, log_variance
+
+    def _variational_term(
+        self, x_0: jax.Array, x_t: jax.Array, step: Coefficients, value: jax.Array
+    ) -> jax.Array:
+        """KL(q || p) of a step, or the decoder's negative log-likelihood at step 0, in bits."""
+        true_mean = step.posterior_mean_x0 * x_0 + step.posterior_mean_xt * x_t
+        mean, log_variance = self.reverse(x_t, step, value)
+        kl = _gaussian_kl(true_mean, step.log_posterior_variance, mean, log_variance)
+        nll = -_discretized_log_likelihood(x_0, mean, log_variance / 2)
+        term = jnp.where(step.timestep == 0, nll, kl)
+        return mean_per_image(term) / math.log(2)
+
+
+def _gaussian_kl(
+    mean_p: jax.Array, log_variance_p: jax.Array, mean_q: jax.Array, log_variance_q: jax.Array
+) -> jax.Array:
+    """KL(p || q) of diagonal Gaussians per dimension, in nats."""
+    difference = log_variance_p - log_variance_q
+    distance = (mean_p - mean_q) ** 2 * jnp.exp(-log_variance_q)
+    return 0.5 * (jnp.exp(difference) + distance - 1 - difference)
+
+
+def _discretized_log_likelihood(
+    x: jax.Array, mean: jax.Array, log_deviation: jax.Array
+) -> jax.Array:
+    """Log-probability of the 8-bit bin around x in [-1, 1] under a Gaussian (DDPM eq. 13)."""
+    scale = jnp.exp(-log_deviation)
+    above = _normal_cdf((x - mean + 1 / 255) * scale)
+    below = _normal_cdf((x - mean - 1 / 255) * scale)
+    probability = jnp.where(x < -0.999, above, jnp.where(x > 0.999, 1 - below, above - below))
+    return jnp.log(jnp.maximum(probability, 1e-12))
+
+
+def _normal_cdf(x: jax.Array) -> jax.Array:
+    # The tanh approximation (Page 1977) of the published training, (1 + tanh(u)) / 2, in the form
+    # whose float32 rounding in the upper tail comes closest to it.
+    u = math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)
+    return 0.5 * (1 + (1 - 2 / (1 + jnp.exp(2 * u))))

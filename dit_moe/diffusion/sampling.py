@@ -1,0 +1,49 @@
+"""Objectives by config, and samples from them by name of the solver."""
+
+import jax
+
+from dit_moe.config import DDPMConfig, ObjectiveConfig
+from dit_moe.diffusion.ddpm import DDPM
+from dit_moe.diffusion.objective import Network
+from dit_moe.diffusion.rectified_flow import RectifiedFlow
+from dit_moe.diffusion.solvers import DDPM_SOLVERS, FLOW_SOLVERS, initial_noise
+
+
+def build_objective(config: ObjectiveConfig) -> DDPM | RectifiedFlow:
+    """The objective that the config describes."""
+    return DDPM(config) if isinstance(config, DDPMConfig) else RectifiedFlow(config)
+
+
+def sample(
+    objective: DDPM | RectifiedFlow,
+    network: Network,
+    key_N: jax.Array,
+    y_N: jax.Array,
+    shape: tuple[int, int, int],
+    solver: str,
+    steps: int,
+) -> jax.Array:
+    """Draws images. Pure; an image depends on its own key and label, not on the batch.
+
+    Args:
+      objective: the one that the network was trained with.
+      network: possibly guided.
+      key_N: [N] random keys.
+      y_N: [N] int32 labels.
+      shape: (H, W, C) of an image.
+      solver: a key of `FLOW_SOLVERS` or `DDPM_SOLVERS`.
+      steps: of the solver.
+
+    Returns:
+      [N, H, W, C] float32.
+
+    Raises:
+      ValueError: the objective has no such solver.
+    """
+    solvers = DDPM_SOLVERS if isinstance(objective, DDPM) else FLOW_SOLVERS
+    if solver not in solvers:
+        raise ValueError(
+            f"solver is {solver!r} for {objective.config.name!r}; allowed: {', '.join(solvers)}"
+        )
+    x_NxHxWxC = initial_noise(key_N, shape)
+    return solvers[solver](objective, network, x_NxHxWxC, key_N, y_N, steps)

@@ -1,0 +1,107 @@
+"""Dispatch of a mixture-of-experts layer: every assignment through its expert, none dropped.
+
+One function, three back ends with one meaning:
+
+    reference  every expert on every token, masked; what the others are tested against
+    blocked    block-aligned matmuls with a backward pass of their own (`grouped.py`); for CPU
+    ragged     `jax.lax.ragged_dot`; for GPU and TPU
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from dit_moe.moe.grouped import ExpertWeights, expert_activation, grouped_ffn, sort_by_expert
+from dit_moe.moe.routing import Routing
+
+__all__ = ["BACKENDS", "ExpertWeights", "dispatch", "expert_activation"]
+
+
+def dispatch(
+    x_TxD: jax.Array, routing: Routing, experts: ExpertWeights, *, backend: str = "auto"
+) -> jax.Array:
+    """Sends each assignment's token through its expert and adds the weighted results.
+
+    y[t] = sum over assignments a with token[a] = t of weight[a] * expert[a](x[t])
+
+    Differentiable in `x_TxD`, `routing.weight` and `experts`.
+
+    Args:
+        x_TxD: [T, D] float32 or bfloat16, the tokens.
+        routing: A assignments, A static. An assignment whose expert is E or more is left out (and
+            costs nothing in the blocked back end).
+        experts: float32 weights of E experts; cast to the dtype of `x_TxD` for the matmuls, which
+            accumulate in float32, as does the sum over assignments.
+        backend: "reference", "blocked", "ragged", or "auto": blocked on CPU, ragged elsewhere.
+
+    Returns:
+        [T, D] in the dtype of `x_TxD`.
+
+    Raises:
+        ValueError: the back end or the activation is unknown.
+    """
+    if backend == "auto":
+        backend = "blocked" if jax.default_backend() == "cpu" else "ragged"
+    if backend not in BACKENDS:
+        allowed = ", ".join(["auto", *BACKENDS])
+        raise ValueError(f"backend is {backend!r}, allowed are {allowed}")
+    return BACKENDS[backend](x_TxD, routing.token, routing.expert, routing.weight, experts)
+
+
+def _reference(
+    x_TxD: jax.Array,
+    token_A: jax.Array,
+    expert_A: jax.Array,
+    weight_A: jax.Array,
+    experts: ExpertWeights,
+) -> jax.Array:
+    dtype, wide = x_TxD.dtype, jnp.promote_types(x_TxD.dtype, jnp.float32)
+    num_experts = experts.w_in.shape[0]
+
+    def every_token(expert: ExpertWeights) -> jax.Array:
+        h_TxG = jnp.dot(x_TxD, expert.w_in.astype(dtype), preferred_element_type=wide)
+        if expert.b_in is not None:
+            h_TxG = h_TxG + expert.b_in
+        act_TxF = expert_activation(h_TxG.astype(dtype), expert.activation)
+        y_TxD = jnp.dot(act_TxF, expert.w_out.astype(dtype), preferred_element_type=wide)
+        return y_TxD if expert.b_out is None else y_TxD + expert.b_out
+
+    y_ExTxD = lax.map(every_token, experts)
+    weight_TxE = jnp.zeros((x_TxD.shape[0], num_experts), wide)
+    weight_TxE = weight_TxE.at[token_A, expert_A].add(weight_A, mode="drop")
+    return jnp.einsum("te,etd->td", weight_TxE, y_ExTxD).astype(dtype)
+
+
+def _ragged(
+    x_TxD: jax.Array,
+    token_A: jax.Array,
+    expert_A: jax.Array,
+    weight_A: jax.Array,
+    experts: ExpertWeights,
+) -> jax.Array:
+    dtype, wide = x_TxD.dtype, jnp.promote_types(x_TxD.dtype, jnp.float32)
+    order_A, size_E = sort_by_expert(expert_A, experts.w_in.shape[0])
+    token_A, expert_A, weight_A = token_A[order_A], expert_A[order_A], weight_A[order_A]
+
+    def project(rows_AxN: jax.Array, w_ExNxM: jax.Array, b_ExM: jax.Array | None) -> jax.Array:
+        out_AxM = lax.ragged_dot(
+            rows_AxN, w_ExNxM.astype(dtype), size_E, preferred_element_type=wide
+        )
+        return out_AxM if b_ExM is None else out_AxM + b_ExM[expert_A]
+
+    h_AxG = project(x_TxD[token_A], experts.w_in, experts.b_in).astype(dtype)
+    y_AxD = project(expert_activation(h_AxG, experts.activation), experts.w_out, experts.b_out)
+    # Rows of no expert hold whatever the kernel left there; `where` also keeps their gradient out.
+    routed_Ax1 = (expert_A < experts.w_in.shape[0])[:, None]
+    y_AxD = jnp.where(routed_Ax1, y_AxD * weight_A[:, None], 0)
+    return jnp.zeros(x_TxD.shape, wide).at[token_A].add(y_AxD).astype(dtype)
+
+
+Backend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array, ExpertWeights], jax.Array]
+BACKENDS: dict[str, Backend] = {
+    "reference": _reference,
+    "blocked": grouped_ffn,
+    "ragged": _ragged,
+}
