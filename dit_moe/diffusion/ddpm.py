@@ -75,7 +75,9 @@ def coefficients(alpha_bar: np.ndarray, timestep: np.ndarray) -> Coefficients:
     alpha = alpha_bar / previous
     beta = 1 - alpha
     posterior_variance = beta * (1 - previous) / (1 - alpha_bar)
-    clipped = np.append(posterior_variance[1:2], posterior_variance[1:])
+    # The only step of a chain has no second, and adds no noise: any finite value will do.
+    first = posterior_variance[1:2] if len(beta) > 1 else beta
+    clipped = np.append(first, posterior_variance[1:])
     return Coefficients(
         timestep=jnp.asarray(timestep, jnp.float32),
         signal=jnp.asarray(np.sqrt(alpha_bar), jnp.float32),
@@ -211,6 +213,8 @@ def _discretized_log_likelihood(
 
 def _normal_cdf(x: jax.Array) -> jax.Array:
     # The tanh approximation (Page 1977) of the published training, (1 + tanh(u)) / 2, in the form
-    # whose float32 rounding in the upper tail comes closest to it.
+    # whose float32 rounding in the upper tail comes closest to it. Beyond 6 it is 0 or 1 anyway;
+    # unclipped, exp would overflow and its gradient be NaN, also where `where` discards the value.
+    x = jnp.clip(x, -6, 6)
     u = math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)
     return 0.5 * (1 + (1 - 2 / (1 + jnp.exp(2 * u))))

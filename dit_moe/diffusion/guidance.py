@@ -16,7 +16,9 @@ def classifier_free(
     null_label: int,
     channels: Literal["all", "first_three"] = "all",
 ) -> Network:
-    """uncond + scale (cond - uncond), both in one pass of twice the batch (Ho & Salimans 2022).
+    """uncond + scale (cond - uncond), both in one pass of twice the batch.
+
+    Ho & Salimans 2022, eq. 6, whose w is scale - 1.
 
     With scale 1 it is the network itself, without a second pass. A learned variance (channels
     beyond those of x) is that of the conditional pass.

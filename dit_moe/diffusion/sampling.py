@@ -32,18 +32,21 @@ def sample(
       y_N: [N] int32 labels.
       shape: (H, W, C) of an image.
       solver: a key of `FLOW_SOLVERS` or `DDPM_SOLVERS`.
-      steps: of the solver.
+      steps: of the solver, 1 or more; under DDPM at most the objective's timesteps.
 
     Returns:
       [N, H, W, C] float32.
 
     Raises:
-      ValueError: the objective has no such solver.
+      ValueError: the objective has no such solver, or not so many steps.
     """
     solvers = DDPM_SOLVERS if isinstance(objective, DDPM) else FLOW_SOLVERS
     if solver not in solvers:
         raise ValueError(
             f"solver is {solver!r} for {objective.config.name!r}; allowed: {', '.join(solvers)}"
         )
+    most = objective.config.timesteps if isinstance(objective, DDPM) else None
+    if steps < 1 or (most is not None and steps > most):
+        raise ValueError(f"steps is {steps}; allowed: 1 {f'to {most}' if most else 'or more'}")
     x_NxHxWxC = initial_noise(key_N, shape)
     return solvers[solver](objective, network, x_NxHxWxC, key_N, y_N, steps)
