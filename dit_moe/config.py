@@ -104,8 +104,9 @@ class ModelConfig:
     """None: a dense DiT."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of activations and matrix products. Parameters, routing, softmax and loss stay float32."""
-    remat: bool = False
-    """Recompute each block in the backward pass instead of storing its activations."""
+    remat: Literal["none", "dots", "full"] = "dots"
+    """What the backward pass recomputes instead of storing. `dots`: all but matrix products, which
+    is the fastest on CPU too (less to write and read). `full`: whole blocks. `none`: nothing."""
 
     def __post_init__(self) -> None:
         divisors = [h for h in range(1, self.width + 1) if self.width % h == 0]
@@ -162,6 +163,13 @@ class DDPMConfig:
     betas: Literal["linear", "cosine"] = "linear"
     variance: Literal["fixed_small", "fixed_large", "learned_range"] = "fixed_small"
     """`learned_range` (DiT) needs model.learn_sigma and adds the variational term to the loss."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.betas != "linear" or self.timesteps > 20,
+            f"timesteps is {self.timesteps} with betas 'linear'; allowed: 21 or more "
+            "(with fewer, a beta reaches 1)",
+        )
 
 
 @dataclass(frozen=True, config=_RULES)

@@ -54,6 +54,7 @@ def test_json_round_trip(tmp_path):
         ("objective.shift=x", "config.objective.shift is 'x'; input should be a valid number"),
         ("sample.solver=ddim", "config.sample.solver is 'ddim' with objective 'rectified_flow'"),
         ("data.source=arrays", "config.data.path is '' with source 'arrays'; allowed: a folder"),
+        ("objective.name=ddpm --config.objective.timesteps=20", "timesteps is 20 with betas"),
         ("mesh.data=0", "config.mesh.data is 0; allowed: -1 or a positive number"),
         ("train.accumulation=3", "config.train.accumulation is 3; allowed: a divisor of batch_siz"),
         ("train.warmup_steps=400000", "config.train.warmup_steps is 400000; allowed: 0 to steps"),
@@ -61,7 +62,7 @@ def test_json_round_trip(tmp_path):
 )
 def test_bad_overrides_are_one_sentence(text, message):
     with pytest.raises(ConfigError) as error:
-        override(CONFIG, [f"--config.{text}"])
+        override(CONFIG, f"--config.{text}".split())
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 

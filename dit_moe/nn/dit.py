@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dit_moe.config import ModelConfig
+from dit_moe.moe.layer import DISPATCH_RESIDUAL
 from dit_moe.nn.block import Group, group_size, modulate
 from dit_moe.nn.embeddings import (
     LabelEmbedding,
@@ -15,6 +16,14 @@ from dit_moe.nn.embeddings import (
 )
 from dit_moe.nn.linear import linear
 from dit_moe.nn.prediction import Prediction
+
+_REMAT_POLICIES = {
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_saveable,
+        jax.checkpoint_policies.save_only_these_names(DISPATCH_RESIDUAL),
+    ),
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
 
 
 class DiT(nnx.Module):
@@ -71,9 +80,11 @@ class DiT(nnx.Module):
         def run_group(x_NxSxD: jax.Array, parameters: nnx.State):
             return nnx.merge(graphdef, parameters)(x_NxSxD, c_NxD, is_null_N)
 
-        if config.remat:
-            # Inside a scan, common subexpressions cannot be merged across the barrier anyway.
-            run_group = jax.checkpoint(run_group, prevent_cse=False)
+        if config.remat != "none":
+            # Inside a scan, XLA cannot merge the recomputation with the forward pass anyway.
+            run_group = jax.checkpoint(
+                run_group, policy=_REMAT_POLICIES[config.remat], prevent_cse=False
+            )
         x_NxSxD, routing = jax.lax.scan(run_group, x_NxSxD, parameters)
 
         shift_NxD, scale_NxD = jnp.split(self.modulation(jax.nn.silu(c_NxD)), 2, axis=-1)

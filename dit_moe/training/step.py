@@ -68,7 +68,7 @@ def build_step(config: Config, optimizer: optax.GradientTransformation) -> Step:
         parameters = cast(Parameters, optax.apply_updates(state.parameters, updates))
         decay = config.train.ema_decay
         ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state.ema, parameters)
-        metrics["gradient_norm"] = optax.global_norm(gradient)
+        metrics["gradient_norm"] = optax.tree.norm(gradient)
         metrics["learning_rate"] = jnp.asarray(schedule(state.step))
         for path, value in parameters.items():
             if path.endswith("router.prototypes") and value.shape[1] > 1:

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dit_moe.config import DDPMConfig, RectifiedFlowConfig
+from dit_moe.config import SOLVERS, DDPMConfig, RectifiedFlowConfig
 from dit_moe.diffusion.rectified_flow import RectifiedFlow
 from dit_moe.diffusion.sampling import build_objective, sample
+from dit_moe.diffusion.solvers import DDPM_SOLVERS, FLOW_SOLVERS
 from dit_moe.nn.prediction import Prediction
 
 KEYS = jax.random.split(jax.random.key(0), 4096)
@@ -149,3 +150,8 @@ def test_a_sample_depends_on_its_key_alone(config, solver):
 def test_solver_of_the_other_objective():
     with pytest.raises(ValueError, match="solver is 'ddim' for 'rectified_flow'; allowed: euler"):
         sample(build_objective(RectifiedFlowConfig()), None, KEYS[:1], None, (2, 2, 1), "ddim", 5)
+
+
+def test_solvers_are_those_that_the_config_allows():
+    assert tuple(FLOW_SOLVERS) == SOLVERS["rectified_flow"]
+    assert tuple(DDPM_SOLVERS) == SOLVERS["ddpm"]

@@ -84,7 +84,7 @@ def test_auxiliary_losses(name):
     np.testing.assert_allclose(total, arrays["aux_losses"].sum(), rtol=1e-5)
 
 
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
 @pytest.mark.parametrize("name", MOE)
 def test_gradients(name, remat):
     model, arrays = load(name)

@@ -1,0 +1,288 @@
+"""The training step, resuming, and the loop around them."""
+
+import csv
+import dataclasses
+import json
+import os
+import signal
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dit_moe.config import (
+    Config,
+    ConfigError,
+    MeshConfig,
+    ModelConfig,
+    MoEConfig,
+    PrototypeRouterConfig,
+    TrainConfig,
+)
+from dit_moe.loading import load, load_run
+from dit_moe.nn.parameters import functional
+from dit_moe.training.checkpoint import Checkpoints
+from dit_moe.training.loop import train
+from dit_moe.training.mesh import batch_sharding, build_mesh
+from dit_moe.training.state import TrainState, build_optimizer, build_schedule, init_state
+from dit_moe.training.step import build_step
+
+PROMOE = MoEConfig(
+    router=PrototypeRouterConfig(),
+    num_experts=4,
+    top_k=1,
+    expert="gelu",
+    hidden_ratio=1,
+    shared_hidden_ratio=1,
+    unconditional_expert=True,
+    every=2,
+)
+DIT_MOE = MoEConfig(num_experts=4, top_k=2, hidden_ratio=1, shared_hidden_ratio=1)
+
+
+def tiny(moe: MoEConfig | None = PROMOE, **train: object) -> Config:
+    settings = {
+        "steps": 6,
+        "batch_size": 16,
+        "learning_rate": 1e-3,
+        "gradient_clip": 1.0,
+        "ema_decay": 0.9,
+        "log_every": 2,
+        "checkpoint_every": 100,
+        "sample_every": 0,
+    }
+    return Config(
+        name="tiny",
+        model=ModelConfig(
+            image_size=8, channels=1, num_classes=10, width=16, depth=2, heads=2, moe=moe
+        ),
+        train=TrainConfig(**{**settings, **train}),
+        mesh=MeshConfig(data=1, fsdp=-1),
+    )
+
+
+def batch(size: int) -> tuple[jax.Array, jax.Array]:
+    x_NxHxWxC = jax.random.normal(jax.random.key(5), (size, 8, 8, 1))
+    return x_NxHxWxC, jnp.arange(size, dtype=jnp.int32) % 10
+
+
+def run_steps(config: Config, mesh: jax.sharding.Mesh, steps: int = 2):
+    optimizer = build_optimizer(config.train)
+    with jax.set_mesh(mesh):
+        state = init_state(config.model, optimizer, config.seed, mesh)
+        step = jax.jit(build_step(config, optimizer), donate_argnums=0)
+        for _ in range(steps):
+            arrays = jax.device_put(batch(config.train.batch_size), batch_sharding(mesh))
+            state, metrics = step(state, *arrays)
+    return state, jax.device_get(metrics)
+
+
+def assert_close(actual: TrainState, expected: TrainState, tolerance: float) -> None:
+    for path, value in expected.parameters.items():
+        np.testing.assert_allclose(
+            actual.parameters[path], value, rtol=tolerance, atol=tolerance, err_msg=path
+        )
+
+
+def one_device() -> jax.sharding.Mesh:
+    return build_mesh(MeshConfig(), jax.devices()[:1])
+
+
+@pytest.mark.parametrize(
+    ("moe", "mesh"),
+    [
+        (PROMOE, MeshConfig(data=2, fsdp=4)),
+        (DIT_MOE, MeshConfig(data=2, fsdp=4)),
+        (DIT_MOE, MeshConfig(data=8)),
+    ],
+)
+def test_eight_devices_give_the_numbers_of_one(moe, mesh):
+    # Without Adam's division by tiny moments, which magnifies rounding.
+    config = tiny(moe, batch_size=16, beta1=0.0)
+    expected, expected_metrics = run_steps(config, one_device())
+    actual, metrics = run_steps(config, build_mesh(mesh))
+    assert_close(actual, expected, 1e-4)
+    for name, value in expected_metrics.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=2e-4, atol=1e-5, err_msg=name)
+
+
+def test_state_is_sharded_by_the_table():
+    config = tiny()
+    mesh = build_mesh(MeshConfig(data=2, fsdp=4))
+    state, _ = run_steps(config, mesh, steps=1)
+    adam = state.optimizer[1][0]
+    for tree in (state.parameters, state.ema, adam.mu, adam.nu):
+        kernel = tree["groups.blocks.0.attention.qkv.kernel"]  # [group, embed, heads]
+        assert kernel.addressable_shards[0].data.shape == (1, 4, 48)
+    assert state.step.sharding.is_fully_replicated
+
+
+@pytest.mark.parametrize("moe", [PROMOE, None])
+def test_accumulation_equals_the_big_batch(moe):
+    if moe is not None:
+        # The contrastive loss is no sum over images, so it is left out of the comparison.
+        moe = dataclasses.replace(moe, router=PrototypeRouterConfig(contrastive_coef=0.0))
+    expected, _ = run_steps(tiny(moe, batch_size=16), one_device())
+    actual, _ = run_steps(tiny(moe, batch_size=16, accumulation=4), one_device())
+    assert_close(actual, expected, 2e-5)
+
+
+def test_step_against_optax_by_hand():
+    """Gradient of the loss on the same draws, clipped AdamW, EMA: written out."""
+    config = dataclasses.replace(tiny(None), seed=3)
+    state, metrics = run_steps(config, one_device(), steps=1)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3, weight_decay=0.0))
+    initial = init_state(config.model, build_optimizer(config.train), 3, one_device())
+    before = initial.parameters
+
+    def loss(parameters):
+        key = jax.random.fold_in(jax.random.key(3), 0)
+        x, y = batch(16)
+        total = 0.0
+        for i in range(16):
+            label_key, key_i = jax.random.split(jax.random.fold_in(key, i))
+            time_key, noise_key = jax.random.split(key_i)
+            t = jax.nn.sigmoid(jax.random.normal(time_key))
+            noise = jax.random.normal(noise_key, x[i].shape)
+            label = jnp.where(jax.random.bernoulli(label_key, 0.1), 10, y[i])
+            z = (1 - t) * x[i] + t * noise
+            value = functional(config.model)(parameters)(z[None], t[None], label[None]).value[0]
+            total += jnp.mean((value - (noise - x[i])) ** 2)
+        return total / 16
+
+    value, gradient = jax.jit(jax.value_and_grad(loss))(before)
+    np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
+    np.testing.assert_allclose(metrics["gradient_norm"], optax.tree.norm(gradient), rtol=1e-4)
+    updates, _ = optimizer.update(gradient, optimizer.init(before), before)
+    for path, after in optax.apply_updates(before, updates).items():
+        np.testing.assert_allclose(state.parameters[path], after, atol=2e-5, err_msg=path)
+        np.testing.assert_allclose(
+            state.ema[path], 0.9 * before[path] + 0.1 * state.parameters[path], atol=1e-6
+        )
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "linear"])
+def test_schedule(schedule):
+    rate = build_schedule(
+        TrainConfig(steps=110, warmup_steps=10, learning_rate=2.0, schedule=schedule)
+    )
+    np.testing.assert_allclose([rate(0), rate(5), rate(10)], [0, 1, 2])
+    expected = {"constant": [2, 2], "cosine": [1, 0], "linear": [1, 0]}[schedule]
+    np.testing.assert_allclose([rate(60), rate(110)], expected, atol=1e-6)
+
+
+def final_state(config: Config, workdir) -> TrainState:
+    mesh = build_mesh(config.mesh)
+    like = init_state(config.model, build_optimizer(config.train), 0, mesh)
+    with Checkpoints(workdir) as checkpoints:
+        return checkpoints.restore(config.train.steps, like)
+
+
+def interrupt_at(monkeypatch, step: int) -> None:
+    """Sends SIGINT to this process as the batch of the given step is drawn."""
+    from dit_moe.training import loop
+
+    original = loop.batches
+
+    def batches(config, source, first_step):
+        for number, item in enumerate(original(config, source, first_step), start=first_step + 1):
+            if number == step:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield item
+
+    monkeypatch.setattr(loop, "batches", batches)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("undisturbed")
+    assert train(tiny(), workdir) is None
+    return workdir
+
+
+@pytest.mark.parametrize("step", range(1, 6))
+def test_resume_is_exact(step, tmp_path, monkeypatch, undisturbed):
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, step)
+        assert train(tiny(), tmp_path) == signal.SIGINT
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest_step() == step
+    assert train(tiny(), tmp_path) is None
+    expected, actual = final_state(tiny(), undisturbed), final_state(tiny(), tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+    rows = list(csv.DictReader((tmp_path / "metrics.csv").open()))
+    assert [int(row["step"]) for row in rows] == sorted({2, 4, 6, step})
+
+
+def test_run_folder(undisturbed):
+    config = json.loads((undisturbed / "config.json").read_text())
+    assert config["model"]["moe"]["router"]["name"] == "prototype"
+    assert (undisturbed / "parameters.txt").read_text().count("router.prototypes") == 1
+    assert list(undisturbed.glob("events.out.tfevents.*"))
+    rows = list(csv.DictReader((undisturbed / "metrics.csv").open()))
+    load_sum = sum(float(rows[-1][f"moe/load/layer00/expert{e:02d}"]) for e in range(5))
+    assert abs(load_sum - 1) < 1e-4
+    for name in ("loss", "mse", "routing_contrastive", "gradient_norm", "images_per_second"):
+        assert float(rows[-1][name]) > 0
+    assert float(rows[-1]["moe/prototype_similarity/layer00"]) < 1
+
+
+def test_loaded_model_is_the_saved_one(undisturbed):
+    state = final_state(tiny(), undisturbed)
+    x, y = batch(4)
+    t = jnp.full(4, 0.5)
+    for ema, parameters in ((True, state.ema), (False, state.parameters)):
+        expected = functional(tiny().model)(parameters)(x, t, y).value
+        np.testing.assert_allclose(load(undisturbed, ema=ema)(x, t, y).value, expected, atol=1e-6)
+
+
+def test_another_config_is_refused(undisturbed):
+    with pytest.raises(ConfigError, match=r"differs in train\.learning_rate: use the same"):
+        train(tiny(learning_rate=1.0), undisturbed)
+    assert load_run(undisturbed).config == tiny()
+
+
+def test_more_steps_continue_the_run(tmp_path, undisturbed):
+    assert train(tiny(steps=4), tmp_path) is None
+    assert train(tiny(steps=6), tmp_path) is None
+    expected, actual = final_state(tiny(), undisturbed), final_state(tiny(), tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+
+def test_old_checkpoints_are_removed_and_grids_drawn(tmp_path):
+    config = tiny(None, steps=4, checkpoint_every=1, keep_checkpoints=2, sample_every=2)
+    config = dataclasses.replace(config, sample=dataclasses.replace(config.sample, steps=2))
+    train(config, tmp_path)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["3", "4"]
+    names = sorted(p.name for p in (tmp_path / "samples").iterdir())
+    assert names == ["step_00000002.png", "step_00000004.png"]
+
+
+def test_batch_must_fit_the_devices(tmp_path):
+    with pytest.raises(ConfigError, match=r"batch_size is 12 .* allowed: a multiple of 8"):
+        train(tiny(batch_size=12), tmp_path)
+    with pytest.raises(ConfigError, match=r"config\.mesh is data 3 x fsdp 1 on 8 devices"):
+        train(dataclasses.replace(tiny(), mesh=MeshConfig(data=3)), tmp_path)
+
+
+def test_a_deep_network_compiles_as_fast_as_a_shallow_one():
+    def seconds(depth: int) -> float:
+        config = tiny(DIT_MOE)
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, depth=depth))
+        optimizer = build_optimizer(config.train)
+        mesh = one_device()
+        with jax.set_mesh(mesh):
+            state = init_state(config.model, optimizer, 0, mesh)
+            lowered = jax.jit(build_step(config, optimizer)).lower(state, *batch(16))
+        start = time.perf_counter()
+        text = lowered.compile().as_text()
+        assert text
+        return time.perf_counter() - start, len(text)
+
+    (_, shallow), (_, deep) = seconds(4), seconds(40)
+    # The program's size stands for the time, which is noisy; benchmarks/compile.py prints that.
+    assert deep < 1.2 * shallow
