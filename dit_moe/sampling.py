@@ -71,6 +71,12 @@ def build_request(
         raise ConfigError(f"num_samples is {num_samples}; allowed: 1 or more")
     if not scale >= 0:
         raise ConfigError(f"guidance_scale is {scale}; allowed: 0 or more (1 is no guidance)")
+    channels = config.model.channels
+    if guidance_channels == "first_three" and channels < 3:
+        raise ConfigError(
+            f"guidance_channels is 'first_three' but the model has {channels} "
+            f"channel{'s' * (channels > 1)}; allowed: all"
+        )
     if seed < 0:
         raise ConfigError(f"seed is {seed}; allowed: 0 or more")
     return Request(

@@ -17,8 +17,6 @@ from dit_moe.config import (
     Config,
     ConfigError,
     MeshConfig,
-    ModelConfig,
-    MoEConfig,
     PrototypeRouterConfig,
     TrainConfig,
 )
@@ -29,39 +27,7 @@ from dit_moe.training.loop import train
 from dit_moe.training.mesh import batch_sharding, build_mesh
 from dit_moe.training.state import TrainState, build_optimizer, build_schedule, init_state
 from dit_moe.training.step import build_step
-
-PROMOE = MoEConfig(
-    router=PrototypeRouterConfig(),
-    num_experts=4,
-    top_k=1,
-    expert="gelu",
-    hidden_ratio=1,
-    shared_hidden_ratio=1,
-    unconditional_expert=True,
-    every=2,
-)
-DIT_MOE = MoEConfig(num_experts=4, top_k=2, hidden_ratio=1, shared_hidden_ratio=1)
-
-
-def tiny(moe: MoEConfig | None = PROMOE, **train: object) -> Config:
-    settings = {
-        "steps": 6,
-        "batch_size": 16,
-        "learning_rate": 1e-3,
-        "gradient_clip": 1.0,
-        "ema_decay": 0.9,
-        "log_every": 2,
-        "checkpoint_every": 100,
-        "sample_every": 0,
-    }
-    return Config(
-        name="tiny",
-        model=ModelConfig(
-            image_size=8, channels=1, num_classes=10, width=16, depth=2, heads=2, moe=moe
-        ),
-        train=TrainConfig(**{**settings, **train}),
-        mesh=MeshConfig(data=1, fsdp=-1),
-    )
+from tests.tiny import DIT_MOE, PROMOE, tiny
 
 
 def batch(size: int) -> tuple[jax.Array, jax.Array]:
@@ -132,7 +98,7 @@ def test_accumulation_equals_the_big_batch(moe):
 
 def test_step_against_optax_by_hand():
     """Gradient of the loss on the same draws, clipped AdamW, EMA: written out."""
-    config = dataclasses.replace(tiny(None), seed=3)
+    config = dataclasses.replace(tiny(None, batch_size=4), seed=3)
     state, metrics = run_steps(config, one_device(), steps=1)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3, weight_decay=0.0))
     initial = init_state(config.model, build_optimizer(config.train), 3, one_device())
@@ -140,9 +106,9 @@ def test_step_against_optax_by_hand():
 
     def loss(parameters):
         key = jax.random.fold_in(jax.random.key(3), 0)
-        x, y = batch(16)
+        x, y = batch(4)
         total = 0.0
-        for i in range(16):
+        for i in range(4):
             label_key, key_i = jax.random.split(jax.random.fold_in(key, i))
             time_key, noise_key = jax.random.split(key_i)
             t = jax.nn.sigmoid(jax.random.normal(time_key))
@@ -151,7 +117,7 @@ def test_step_against_optax_by_hand():
             z = (1 - t) * x[i] + t * noise
             value = functional(config.model)(parameters)(z[None], t[None], label[None]).value[0]
             total += jnp.mean((value - (noise - x[i])) ** 2)
-        return total / 16
+        return total / 4
 
     value, gradient = jax.jit(jax.value_and_grad(loss))(before)
     np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)

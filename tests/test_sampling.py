@@ -1,0 +1,179 @@
+"""From a run folder to a set of samples: the sampler and both commands."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from dit_moe import images, sampling
+from dit_moe.config import Config, ConfigError, DDPMConfig, MeshConfig, ModelConfig, SampleConfig
+from dit_moe.nn.parameters import init_parameters
+from dit_moe.sample_set import write_sample_set
+from dit_moe.training.loop import train
+from tests.tiny import tiny
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A run whose network is not zero any more."""
+    workdir = tmp_path_factory.mktemp("run")
+    config = tiny(steps=3, learning_rate=0.05, log_every=3)
+    train(dataclasses.replace(config, sample=SampleConfig(steps=3)), workdir)
+    return workdir
+
+
+def make(run: Path, output: Path, **settings: object) -> tuple[np.ndarray, np.ndarray]:
+    defaults = {"workdir": run, "output": output, "ema": False, "batch_size": 8, "num_samples": 10}
+    npz, png = write_sample_set(**{**defaults, **settings})
+    with Image.open(png) as picture:
+        assert min(picture.size) > 64
+    with np.load(npz, allow_pickle=False) as arrays:
+        return arrays["arr_0"], arrays["arr_1"]
+
+
+def test_a_set(run, tmp_path):
+    x, labels = make(run, tmp_path)
+    assert x.shape == (10, 8, 8, 1)
+    assert x.dtype == np.uint8
+    np.testing.assert_array_equal(labels, np.arange(10))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["grid.png", "samples.npz"]
+    again, _ = make(run, tmp_path)
+    np.testing.assert_array_equal(again, x)
+
+
+def test_an_image_does_not_depend_on_the_batch(run, tmp_path):
+    few, labels = make(run, tmp_path / "few", num_samples=5, classes=[3, 7])
+    many, _ = make(run, tmp_path / "many", num_samples=24, classes=[3, 7], batch_size=16)
+    np.testing.assert_array_equal(labels, [3, 7, 3, 7, 3])
+    assert np.abs(few.astype(int) - many[:5]).max() <= 1  # the last bit may round differently
+
+
+def test_settings_matter(run, tmp_path):
+    plain, _ = make(run, tmp_path)
+    for change in (
+        {"seed": 1},
+        {"guidance_scale": 3.0},
+        {"solver": "heun"},
+        {"steps": 4},
+        {"ema": True},
+        {"classes": [5]},
+    ):
+        other, _ = make(run, tmp_path, **change)
+        assert (other != plain).any(), change
+
+
+def test_an_interrupted_set_goes_on(run, tmp_path, monkeypatch):
+    expected, _ = make(run, tmp_path / "whole", num_samples=30)
+    original = sampling.generate
+
+    def interrupted(*args, **kwargs):
+        yield from list(original(*args, **kwargs))[:2]
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sampling, "generate", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            make(run, tmp_path / "part", num_samples=30)
+    assert not (tmp_path / "part" / "samples.npz").exists()
+
+    starts = []
+
+    def counted(*args, start, **kwargs):
+        starts.append(start)
+        return original(*args, start=start, **kwargs)
+
+    monkeypatch.setattr(sampling, "generate", counted)
+    actual, _ = make(run, tmp_path / "part", num_samples=30)
+    np.testing.assert_array_equal(actual, expected)
+    make(run, tmp_path / "part", num_samples=30, seed=1)
+    assert starts == [16, 0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"solver": "ddim"}, "solver is 'ddim' for a model trained with 'rectified_flow'; allowed"),
+        ({"classes": [10]}, "classes has 10; allowed: 0 to 9"),
+        ({"num_samples": 0}, "num_samples is 0; allowed: 1 or more"),
+        ({"steps": 0}, "steps is 0; allowed: 1 or more"),
+        ({"seed": -1}, "seed is -1; allowed: 0 or more"),
+        ({"guidance_scale": -1.0}, "guidance_scale is -1.0; allowed: 0 or more"),
+        ({"guidance_scale": float("nan")}, "guidance_scale is nan; allowed: 0 or more"),
+        ({"batch_size": 0}, "batch_size is 0; allowed: 1 or more"),
+        ({"guidance_channels": "first_three", "guidance_scale": 2.0}, "has 1 channel"),
+        ({"workdir": Path("nowhere")}, "workdir is 'nowhere', which is not a folder"),
+    ],
+)
+def test_bad_requests_write_nothing(run, tmp_path, settings, message):
+    with pytest.raises(ConfigError) as error:
+        make(run, tmp_path, **settings)
+    assert message in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_without_checkpoint(tmp_path):
+    with pytest.raises(ConfigError, match=r"config\.json does not exist"):
+        make(tmp_path, tmp_path / "out")
+
+
+@pytest.mark.parametrize("solver", ["ancestral", "ddim"])
+def test_ddpm_with_learned_variance(solver):
+    config = Config(
+        name="x",
+        model=ModelConfig(image_size=4, channels=1, width=8, depth=1, heads=1, learn_sigma=True),
+        objective=DDPMConfig(variance="learned_range"),
+        mesh=MeshConfig(),
+    )
+    request = sampling.build_request(config, num_samples=3, solver=solver, steps=5)
+    sampler = sampling.build_sampler(config, request)
+    parameters = init_parameters(config.model, jax.random.key(0))
+    (x,) = sampling.generate(sampler, parameters, request, batch_size=3)
+    assert x.shape == (3, 4, 4, 1)
+    assert np.isfinite(x).all()
+    with pytest.raises(ConfigError, match="steps is 1001; allowed: 1 to 1000"):
+        sampling.build_request(config, num_samples=3, steps=1001)
+
+
+def test_to_uint8():
+    x = np.array([-2, -1, -0.5, 0, 0.5, 1, 2], np.float32)
+    np.testing.assert_array_equal(images.to_uint8(x), [0, 0, 64, 128, 191, 255, 255])
+    levels = np.arange(256, dtype=np.uint8)
+    np.testing.assert_array_equal(images.to_uint8(levels / np.float32(127.5) - 1), levels)
+
+
+def command(*arguments: object) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)], capture_output=True, text=True, cwd=ROOT
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("train.py", "--config", "configs/digits.py", "--config.train.step=3"),
+        ("train.py", "--config", "configs/none.py"),
+        ("train.py", "--config", "configs/dit.py:S/2"),
+        ("sample.py", "--output", "out", "--classes", "a"),
+        ("sample.py", "--output", "out"),
+    ],
+)
+def test_user_errors_are_one_line_and_exit_code_2(arguments, tmp_path):
+    result = command(*arguments, "--workdir", tmp_path / "run")
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("script", ["train.py", "sample.py"])
+def test_help_teaches(script):
+    result = command(script, "--help")
+    assert result.returncode == 0
+    assert "examples:" in result.stdout

@@ -1,0 +1,43 @@
+"""A model small enough to train in a test."""
+
+from dit_moe.config import (
+    Config,
+    MeshConfig,
+    ModelConfig,
+    MoEConfig,
+    PrototypeRouterConfig,
+    TrainConfig,
+)
+
+PROMOE = MoEConfig(
+    router=PrototypeRouterConfig(),
+    num_experts=4,
+    top_k=1,
+    expert="gelu",
+    hidden_ratio=1,
+    shared_hidden_ratio=1,
+    unconditional_expert=True,
+    every=2,
+)
+DIT_MOE = MoEConfig(num_experts=4, top_k=2, hidden_ratio=1, shared_hidden_ratio=1)
+
+
+def tiny(moe: MoEConfig | None = PROMOE, **train: object) -> Config:
+    settings = {
+        "steps": 6,
+        "batch_size": 16,
+        "learning_rate": 1e-3,
+        "gradient_clip": 1.0,
+        "ema_decay": 0.9,
+        "log_every": 2,
+        "checkpoint_every": 100,
+        "sample_every": 0,
+    }
+    return Config(
+        name="tiny",
+        model=ModelConfig(
+            image_size=8, channels=1, num_classes=10, width=16, depth=2, heads=2, moe=moe
+        ),
+        train=TrainConfig(**{**settings, **train}),
+        mesh=MeshConfig(data=1, fsdp=-1),
+    )
