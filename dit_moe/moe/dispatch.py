@@ -31,7 +31,8 @@ def dispatch(
     Args:
         x_TxD: [T, D] float32 or bfloat16, the tokens.
         routing: A assignments, A static. An assignment whose expert is E or more is left out (and
-            costs nothing in the blocked back end).
+            costs nothing in the blocked back end). Experts must not be negative, and every token
+            index must be valid, even where the weight is 0.
         experts: float32 weights of E experts; cast to the dtype of `x_TxD` for the matmuls, which
             accumulate in float32, as does the sum over assignments.
         backend: "reference", "blocked", "ragged", or "auto": blocked on CPU, ragged elsewhere.

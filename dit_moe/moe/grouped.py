@@ -2,14 +2,15 @@
 
 Assignments are sorted by expert, so that every expert owns one run of rows. A run is walked in
 blocks of a static number of rows: large ones while they fit, small ones for what is left. How
-many blocks an expert gets is decided at run time, so an empty expert costs nothing and no row is
-computed twice.
+many blocks an expert gets is decided at run time, so that little is padded and an expert without
+tokens costs next to nothing.
 
 Why a backward pass of its own: autodiff through a loop over blocks adds each block's weight
 gradient into the whole stack of experts. Here an expert's gradient is summed while its blocks are
 walked and written once.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
@@ -82,10 +83,14 @@ def dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
     )
 
 
-def block_rows(num_assignments: int, num_experts: int) -> tuple[int, ...]:
-    """Rows of the blocks, largest first, from the mean number of rows of an expert."""
+def block_rows(num_assignments: int, num_experts: int) -> tuple[int, int]:
+    """Rows of the large and the small blocks, from the mean number of rows of an expert.
+
+    256 rows run at the matmul peak. Fewer are slower, but cheaper than padding: an expert of
+    average load should fit one large block. 32 rows still reach about two thirds of the peak.
+    """
     mean = num_assignments / num_experts
-    return (256, 32) if mean >= 128 else (64, 16)
+    return min(max(64 * math.ceil(mean / 64), 64), 256), 32
 
 
 def grouped_ffn(
@@ -119,8 +124,11 @@ class _Plan:
     """Assignments in the order of their experts, padded so that the last block may run over."""
 
     token: jax.Array
+    """[A + large] int32."""
     weight: jax.Array
+    """[A + large]."""
     order: jax.Array
+    """[A] int32: the assignment at each sorted place."""
     bound: jax.Array
     """[E + 1] int32: expert e owns the sorted rows bound[e] to bound[e + 1]."""
 
@@ -137,24 +145,143 @@ def _plan(token_A: jax.Array, expert_A: jax.Array, weight_A: jax.Array, num_expe
 
 
 def _walk(
-    block: Callable[[jax.Array, int, jax.Array, Carry], Carry],
-    rows: tuple[int, ...],
+    block: Callable[[jax.Array, jax.Array, Carry], Carry],
+    rows: tuple[int, int],
     begin: jax.Array,
     end: jax.Array,
     carry: Carry,
 ) -> Carry:
-    """Runs `block(start, rows, mask, carry)` over the rows begin to end of one expert."""
+    """Runs `block(start, mask_B, carry)` over the sorted rows begin to end of one expert.
+
+    The last block may reach into the rows of the next experts, where its mask is 0. What it
+    writes there by place is overwritten when those experts are walked, later.
+    """
 
     def step(size: int, first: jax.Array, i: jax.Array, carry: Carry) -> Carry:
         start = first + i * size
-        return block(start, size, start + jnp.arange(size) < end, carry)
+        return block(start, start + jnp.arange(size) < end, carry)
 
-    for size, next_size in zip(rows, (*rows[1:], rows[-1]), strict=True):
-        # One block that is nearly full beats several smaller ones.
-        num = jnp.maximum(end - begin + next_size - 1, 0) // size
-        carry = lax.fori_loop(0, num, partial(step, size, begin), carry)
-        begin = begin + num * size
-    return carry
+    large, small = rows
+    # A rest that would fill all but one of the small blocks in a large one takes a large one.
+    num_large = (end - begin + small - 1) // large
+    carry = lax.fori_loop(0, num_large, partial(step, large, begin), carry)
+    begin = begin + num_large * large
+    num_small = jnp.maximum(end - begin + small - 1, 0) // small
+    return lax.fori_loop(0, num_small, partial(step, small, begin), carry)
+
+
+def _rows(array: jax.Array, start: jax.Array, mask_B: jax.Array) -> jax.Array:
+    return lax.dynamic_slice_in_dim(array, start, mask_B.shape[0])
+
+
+def _write(array: jax.Array, rows: jax.Array, start: jax.Array) -> jax.Array:
+    return lax.dynamic_update_slice_in_dim(array, rows, start, 0)
+
+
+Residuals = tuple[jax.Array, _Plan, ExpertWeights, jax.Array]
+ForwardCarry = tuple[jax.Array, jax.Array]
+BackwardCarry = tuple[jax.Array, jax.Array, ExpertWeights]
+
+
+def _forward(
+    x_TxD: jax.Array,
+    token_A: jax.Array,
+    expert_A: jax.Array,
+    weight_A: jax.Array,
+    experts: ExpertWeights,
+    save: bool,
+) -> tuple[jax.Array, Residuals]:
+    num_experts, _, width_in = experts.w_in.shape
+    rows = block_rows(token_A.shape[0], num_experts)
+    plan = _plan(token_A, expert_A, weight_A, num_experts)
+    axes, dtype = _varying_axes(x_TxD), x_TxD.dtype
+    wide = jnp.promote_types(dtype, jnp.float32)
+
+    def expert_step(e: jax.Array, carry: ForwardCarry) -> ForwardCarry:
+        own = jax.tree.map(lambda w: w[e].astype(dtype), experts)
+
+        def block(start: jax.Array, mask_B: jax.Array, carry: ForwardCarry) -> ForwardCarry:
+            y_TxD, h_AxG = carry
+            token_B = _rows(plan.token, start, mask_B)
+            weight_B = _rows(plan.weight, start, mask_B) * mask_B
+            h_BxG = dot(x_TxD[token_B], own.w_in, (1, 0))
+            if own.b_in is not None:
+                h_BxG = h_BxG + own.b_in
+            h_BxG = h_BxG.astype(dtype)
+            out_BxD = dot(expert_activation(h_BxG, own.activation), own.w_out, (1, 0))
+            if own.b_out is not None:
+                out_BxD = out_BxD + own.b_out
+            y_TxD = y_TxD.at[token_B].add(out_BxD * weight_B[:, None])
+            return y_TxD, _write(h_AxG, h_BxG, start) if save else h_AxG
+
+        return _walk(block, rows, plan.bound[e], plan.bound[e + 1], carry)
+
+    y_TxD = _vary(jnp.zeros(x_TxD.shape, wide), axes)
+    # Kept for the backward pass: computing it again costs 2 of 9 matmuls, keeping it only traffic.
+    h_AxG = _vary(jnp.zeros((plan.token.shape[0] if save else 0, width_in), dtype), axes)
+    y_TxD, h_AxG = lax.fori_loop(0, num_experts, expert_step, (y_TxD, h_AxG))
+    return y_TxD.astype(dtype), (x_TxD, plan, experts, h_AxG)
+
+
+def _backward(
+    residuals: Residuals, dy_TxD: jax.Array
+) -> tuple[jax.Array, None, None, jax.Array, ExpertWeights]:
+    x_TxD, plan, experts, h_AxG = residuals
+    num, num_experts = plan.order.shape[0], experts.w_in.shape[0]
+    rows = block_rows(num, num_experts)
+    axes, dtype = _varying_axes(x_TxD), x_TxD.dtype
+    wide = jnp.promote_types(dtype, jnp.float32)
+
+    def zeros(shape: tuple[int, ...], dtype: jnp.dtype = wide) -> jax.Array:
+        return _vary(jnp.zeros(shape, dtype), axes)
+
+    def expert_step(e: jax.Array, carry: BackwardCarry) -> BackwardCarry:
+        own = jax.tree.map(lambda w: w[e].astype(dtype), experts)
+
+        def block(start: jax.Array, mask_B: jax.Array, carry: BackwardCarry) -> BackwardCarry:
+            dx_TxD, dweight_A, down = carry
+            token_B = _rows(plan.token, start, mask_B)
+            weight_Bx1 = (_rows(plan.weight, start, mask_B) * mask_B)[:, None].astype(wide)
+            x_BxD, dy_BxD = x_TxD[token_B], dy_TxD[token_B]
+            act_BxF, pull = jax.vjp(
+                lambda h_BxG: expert_activation(h_BxG, own.activation), _rows(h_AxG, start, mask_B)
+            )
+            # The gradient of the weight is <dy, out> = <dy w_out^T, act> + <dy, b_out>: with the
+            # weight applied after this product, `out` need not be computed again.
+            dact_BxF = dot(dy_BxD, own.w_out, (1, 1))
+            dweight_B = jnp.sum(act_BxF * dact_BxF, axis=1)
+            if own.b_out is not None:
+                dweight_B = dweight_B + jnp.sum(dy_BxD * own.b_out, axis=1, dtype=wide)
+            (dh_BxG,) = pull((dact_BxF * weight_Bx1).astype(dtype))
+            dout_BxD = dy_BxD * weight_Bx1
+            block_grads = ExpertWeights(
+                w_in=dot(x_BxD, dh_BxG, (0, 0)),
+                w_out=dot(act_BxF, dout_BxD.astype(dtype), (0, 0)),
+                b_in=None if own.b_in is None else jnp.sum(dh_BxG, axis=0, dtype=wide),
+                b_out=None if own.b_out is None else jnp.sum(dout_BxD, axis=0),
+                activation=own.activation,
+            )
+            dx_TxD = dx_TxD.at[token_B].add(dot(dh_BxG, own.w_in, (1, 1)))
+            dweight_A = _write(dweight_A, dweight_B, start)
+            return dx_TxD, dweight_A, jax.tree.map(jnp.add, down, block_grads)
+
+        dx_TxD, dweight_A, dexperts = carry
+        carry = dx_TxD, dweight_A, jax.tree.map(lambda w: zeros(w.shape), own)
+        dx_TxD, dweight_A, down = _walk(block, rows, plan.bound[e], plan.bound[e + 1], carry)
+
+        def write(stack: jax.Array, grad: jax.Array) -> jax.Array:
+            # Unlike .at[e].set this does not read the old values, which it would for bounds.
+            return lax.dynamic_update_index_in_dim(stack, grad.astype(stack.dtype), e, 0)
+
+        return dx_TxD, dweight_A, jax.tree.map(write, dexperts, down)
+
+    dexperts = jax.tree.map(lambda w: zeros(w.shape, w.dtype), experts)
+    carry = zeros(x_TxD.shape), zeros(plan.token.shape), dexperts
+    dx_TxD, dweight_A, dexperts = lax.fori_loop(0, num_experts, expert_step, carry)
+    # Rows of no expert were at most written by a block that ran over.
+    dweight_A = jnp.where(jnp.arange(num) < plan.bound[-1], dweight_A[:num], 0)
+    dweight_A = jnp.zeros_like(dweight_A).at[plan.order].set(dweight_A, unique_indices=True)
+    return dx_TxD.astype(dtype), None, None, dweight_A.astype(plan.weight.dtype), dexperts
 
 
 @jax.custom_vjp
@@ -166,98 +293,6 @@ def _grouped_ffn(
     experts: ExpertWeights,
 ) -> jax.Array:
     return _forward(x_TxD, token_A, expert_A, weight_A, experts, save=False)[0]
-
-
-def _forward(x_TxD, token_A, expert_A, weight_A, experts, save):
-    num_experts, _, width_in = experts.w_in.shape
-    rows = block_rows(token_A.shape[0], num_experts)
-    plan = _plan(token_A, expert_A, weight_A, num_experts)
-    axes, wide = _varying_axes(x_TxD), jnp.promote_types(x_TxD.dtype, jnp.float32)
-
-    def expert_step(e, carry):
-        own = jax.tree.map(lambda w: w[e].astype(x_TxD.dtype), experts)
-
-        def block(start, size, mask, carry):
-            y_TxD, h_AxG = carry
-            token = lax.dynamic_slice_in_dim(plan.token, start, size)
-            weight = lax.dynamic_slice_in_dim(plan.weight, start, size) * mask
-            h = dot(x_TxD[token], own.w_in, (1, 0))
-            if own.b_in is not None:
-                h = h + own.b_in
-            h = h.astype(x_TxD.dtype)
-            out = dot(expert_activation(h, own.activation), own.w_out, (1, 0))
-            if own.b_out is not None:
-                out = out + own.b_out
-            y_TxD = y_TxD.at[token].add(out * weight[:, None])
-            if save:
-                h_AxG = lax.dynamic_update_slice_in_dim(h_AxG, h, start, 0)
-            return y_TxD, h_AxG
-
-        return _walk(block, rows, plan.bound[e], plan.bound[e + 1], carry)
-
-    y_TxD = _vary(jnp.zeros(x_TxD.shape, wide), axes)
-    h_AxG = _vary(jnp.zeros((plan.token.shape[0] if save else 0, width_in), x_TxD.dtype), axes)
-    y_TxD, h_AxG = lax.fori_loop(0, num_experts, expert_step, (y_TxD, h_AxG))
-    return y_TxD.astype(x_TxD.dtype), (x_TxD, plan, experts, h_AxG)
-
-
-def _backward(residuals, dy_TxD):
-    x_TxD, plan, experts, h_AxG = residuals
-    num_experts = experts.w_in.shape[0]
-    num = plan.order.shape[0]
-    rows = block_rows(num, num_experts)
-    axes, dtype = _varying_axes(x_TxD), x_TxD.dtype
-    wide = jnp.promote_types(dtype, jnp.float32)
-
-    def zeros(shape):
-        return _vary(jnp.zeros(shape, wide), axes)
-
-    def expert_step(e, carry):
-        own = jax.tree.map(lambda w: w[e].astype(dtype), experts)
-
-        def block(start, size, mask, carry):
-            dx_TxD, dweight_A, dexpert = carry
-            token = lax.dynamic_slice_in_dim(plan.token, start, size)
-            weight = lax.dynamic_slice_in_dim(plan.weight, start, size)
-            weight = (weight * mask)[:, None].astype(wide)
-            x, dy = x_TxD[token], dy_TxD[token]
-            h = lax.dynamic_slice_in_dim(h_AxG, start, size)
-            act, act_vjp = jax.vjp(lambda h: expert_activation(h, own.activation), h)
-            dact = dot(dy, own.w_out, (1, 1))
-            dweight = jnp.sum(act * dact, axis=1)
-            (dh,) = act_vjp((dact * weight).astype(dtype))
-            scaled_dy = dy * weight
-            if own.b_out is not None:
-                dweight = dweight + jnp.sum(dy * own.b_out, axis=1)
-            dx_TxD = dx_TxD.at[token].add(dot(dh, own.w_in, (1, 1)))
-            dweight_A = lax.dynamic_update_slice_in_dim(dweight_A, dweight, start, 0)
-            grad = ExpertWeights(
-                w_in=dot(x, dh, (0, 0)),
-                w_out=dot(act, scaled_dy.astype(dtype), (0, 0)),
-                b_in=None if own.b_in is None else jnp.sum(dh, axis=0, dtype=wide),
-                b_out=None if own.b_out is None else jnp.sum(scaled_dy, axis=0),
-                activation=own.activation,
-            )
-            return dx_TxD, dweight_A, jax.tree.map(jnp.add, dexpert, grad)
-
-        dx_TxD, dweight_A, dexperts = carry
-        carry = dx_TxD, dweight_A, jax.tree.map(lambda w: zeros(w.shape), own)
-        dx_TxD, dweight_A, dexpert = _walk(block, rows, plan.bound[e], plan.bound[e + 1], carry)
-        dexperts = jax.tree.map(
-            lambda stack, own: lax.dynamic_update_index_in_dim(
-                stack, own.astype(stack.dtype), e, 0
-            ),
-            dexperts,
-            dexpert,
-        )
-        return dx_TxD, dweight_A, dexperts
-
-    dexperts = jax.tree.map(lambda w: _vary(jnp.zeros(w.shape, w.dtype), axes), experts)
-    carry = zeros(x_TxD.shape), zeros(plan.token.shape), dexperts
-    dx_TxD, dweight_A, dexperts = lax.fori_loop(0, num_experts, expert_step, carry)
-    routed_A = jnp.arange(num) < plan.bound[-1]
-    dweight_A = jnp.zeros_like(dweight_A[:num]).at[plan.order].set(dweight_A[:num] * routed_A)
-    return dx_TxD.astype(dtype), None, None, dweight_A.astype(plan.weight.dtype), dexperts
 
 
 _grouped_ffn.defvjp(partial(_forward, save=True), _backward)
