@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dit_moe.moe.grouped import ExpertWeights, expert_activation, grouped_ffn, sort_by_expert
+from dit_moe.moe.grouped import ExpertWeights, expert_activation, grouped_ffn, keep, sort_by_expert
 from dit_moe.moe.routing import Routing
 
 __all__ = ["BACKENDS", "ExpertWeights", "dispatch", "expert_activation"]
@@ -90,7 +90,7 @@ def _ragged(
         out_AxM = lax.ragged_dot(
             rows_AxN, w_ExNxM.astype(dtype), size_E, preferred_element_type=wide
         )
-        return out_AxM if b_ExM is None else out_AxM + b_ExM[expert_A]
+        return keep(out_AxM if b_ExM is None else out_AxM + b_ExM[expert_A])
 
     h_AxG = project(x_TxD[token_A], experts.w_in, experts.b_in).astype(dtype)
     y_AxD = project(expert_activation(h_AxG, experts.activation), experts.w_out, experts.b_out)

@@ -19,6 +19,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 Carry = TypeVar("Carry")
 
@@ -37,6 +38,17 @@ class ExpertWeights:
     """[E, D] float32."""
     activation: str = flax.struct.field(pytree_node=False, default="swiglu")
     """"swiglu": G = 2 F, the first F columns are the gate. "gelu": G = F, tanh approximation."""
+
+
+DISPATCH_RESIDUAL = "dispatch"
+"""The name under which rematerialisation finds what it should store of dispatch."""
+
+Tree = TypeVar("Tree")
+
+
+def keep(tree: Tree) -> Tree:
+    """Marks arrays as worth storing: they are the outcome of matrix products."""
+    return jax.tree.map(lambda array: checkpoint_name(array, DISPATCH_RESIDUAL), tree)
 
 
 def expert_activation(h_AxG: jax.Array, activation: str) -> jax.Array:
@@ -220,7 +232,8 @@ def _forward(
     # Kept for the backward pass: computing it again costs 2 of 9 matmuls, keeping it only traffic.
     h_AxG = _vary(jnp.zeros((plan.token.shape[0] if save else 0, width_in), dtype), axes)
     y_TxD, h_AxG = lax.fori_loop(0, num_experts, expert_step, (y_TxD, h_AxG))
-    return y_TxD.astype(dtype), (x_TxD, plan, experts, h_AxG)
+    y_TxD, plan, h_AxG = keep((y_TxD.astype(dtype), plan, h_AxG))
+    return y_TxD, (x_TxD, plan, experts, h_AxG)
 
 
 def _backward(

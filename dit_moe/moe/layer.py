@@ -4,7 +4,6 @@ import dataclasses
 
 import jax
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from dit_moe.config import MoEConfig
@@ -12,9 +11,6 @@ from dit_moe.moe.dispatch import ExpertWeights, dispatch
 from dit_moe.moe.experts import Experts, FeedForward
 from dit_moe.moe.routers import build_router
 from dit_moe.moe.routing import Conditioning, Routing
-
-DISPATCH_RESIDUAL = "dispatch"
-"""Name of what rematerialisation should store of dispatch rather than compute again."""
 
 
 class MoELayer(nnx.Module):
@@ -38,7 +34,6 @@ class MoELayer(nnx.Module):
         """Maps tokens [T, D] to [T, D] in the dtype of x, and tells how they were routed."""
         routing = self.router(x_TxD, conditioning)
         y_TxD = _dispatch_over_mesh(x_TxD, routing, self.experts.weights())
-        y_TxD = checkpoint_name(y_TxD, DISPATCH_RESIDUAL)
         if self.shared is not None:
             y_TxD = y_TxD + self.shared(x_TxD)
         return y_TxD, routing

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dit_moe.config import ModelConfig
-from dit_moe.moe.layer import DISPATCH_RESIDUAL
+from dit_moe.moe.grouped import DISPATCH_RESIDUAL
 from dit_moe.nn.block import Group, group_size, modulate
 from dit_moe.nn.embeddings import (
     LabelEmbedding,
