@@ -35,7 +35,9 @@ test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow
 
 bench: $(VENV)/.installed
-	$(BIN)/python benchmarks/moe_layer.py
+	$(BIN)/python benchmarks/moe_layer.py --experts 8 32
+	$(BIN)/python benchmarks/compile_time.py
+	$(BIN)/python benchmarks/rematerialisation.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -55,7 +55,7 @@ def get_config(architecture: str = "promoe") -> Config:
         objective=RectifiedFlowConfig(time_scale=1000),
         data=DataConfig(source="digits"),
         train=TrainConfig(
-            steps=1000,
+            steps=1200,
             batch_size=128,
             learning_rate=1e-3,
             warmup_steps=100,
@@ -63,8 +63,8 @@ def get_config(architecture: str = "promoe") -> Config:
             gradient_clip=1.0,
             ema_decay=0.995,
             log_every=50,
-            checkpoint_every=250,
-            sample_every=250,
+            checkpoint_every=300,
+            sample_every=300,
         ),
         sample=SampleConfig(solver="heun", steps=25, guidance_scale=1.25),
     )

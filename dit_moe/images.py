@@ -27,7 +27,7 @@ def grid(
     rows = [np.flatnonzero(labels == label) for label in dict.fromkeys(labels.tolist())]
     side = images_NxHxWxC.shape[1]
     size = side * max(1, -(-cell // side))
-    gap, margin = 2, 48
+    gap, margin = max(2, size // 12), 48
     columns = max(len(row) for row in rows)
     canvas = Image.new(
         "RGB", (margin + columns * (size + gap), len(rows) * (size + gap)), (255, 255, 255)

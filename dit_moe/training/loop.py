@@ -1,8 +1,10 @@
 """The training loop: batches in, checkpoints, metrics and sample grids out."""
 
+import contextlib
 import math
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -47,20 +49,21 @@ def train(config: Config, workdir: Path) -> int | None:
       ConfigError: the config does not fit the data, the devices or the run in the workdir.
       TrainingError: the loss is no longer finite.
     """
+    settings = config.train
     mesh = build_mesh(config.mesh)
-    if config.train.batch_size // config.train.accumulation % mesh.size:
+    if settings.batch_size // settings.accumulation % mesh.size:
         raise ConfigError(
-            f"config.train.batch_size is {config.train.batch_size} with accumulation "
-            f"{config.train.accumulation} on {mesh.size} devices; allowed: a multiple of "
-            f"{config.train.accumulation * mesh.size}"
+            f"config.train.batch_size is {settings.batch_size} with accumulation "
+            f"{settings.accumulation} on {mesh.size} devices; allowed: a multiple of "
+            f"{settings.accumulation * mesh.size}"
         )
     source = build_source(config)
     _claim_workdir(config, workdir)
-    optimizer = build_optimizer(config.train)
+    optimizer = build_optimizer(settings)
 
     with (
         jax.set_mesh(mesh),
-        Checkpoints(workdir, config.train.keep_checkpoints) as checkpoints,
+        Checkpoints(workdir, settings.keep_checkpoints) as checkpoints,
         Interrupt() as interrupt,
     ):
         state = init_state(config.model, optimizer, config.seed, mesh)
@@ -71,64 +74,93 @@ def train(config: Config, workdir: Path) -> int | None:
         first_step = int(state.step)
         step = jax.jit(build_step(config, optimizer), donate_argnums=0)
         grids = _GridSampler(config, mesh)
-        window: list[Metrics] = []
-        window_start = time.perf_counter()
-        print("Compiling the train step; the bar starts when it is done.")
+        window = _Window(settings.batch_size)
         with (
             MetricsWriter(workdir, first_step) as writer,
             tqdm(
-                total=config.train.steps,
+                total=settings.steps,
                 initial=first_step,
                 unit="step",
                 dynamic_ncols=True,
                 smoothing=0.05,
                 # In a log file, a line now and then.
                 mininterval=0.5 if sys.stderr.isatty() else 30,
+                postfix="compiling",
             ) as bar,
         ):
             stream = batches(config, source, first_step)
-            for number in range(first_step + 1, config.train.steps + 1):
+            for number in range(first_step + 1, settings.steps + 1):
                 batch = jax.device_put(tuple(next(stream)), batch_sharding(mesh))
                 state, metrics = step(state, *batch)
-                window.append(metrics)
-                if len(window) > 2:
-                    # Bounds the queue of dispatched steps without waiting for the newest.
-                    window[-3]["loss"].block_until_ready()
-                if number == first_step + 1:
-                    metrics["loss"].block_until_ready()
-                    bar.unpause()
-                    window_start = time.perf_counter()
+                window.add(metrics)
                 bar.update()
-                stopping = interrupt.signal is not None or number == config.train.steps
+                last = number == settings.steps or interrupt.signal is not None
 
-                if number % config.train.log_every == 0 or stopping:
-                    scalars = summarize(window)
-                    elapsed = time.perf_counter() - window_start
-                    timed = len(window) - (number - len(window) == first_step)
-                    if timed:
-                        scalars["images_per_second"] = timed * config.train.batch_size / elapsed
-                    if not math.isfinite(scalars["loss"]):
-                        raise TrainingError(
-                            f"the loss is {scalars['loss']} at step {number:,}; the last good "
-                            f"checkpoint is step {checkpoints.latest_step()}: try a smaller "
-                            "learning_rate or a gradient_clip"
-                        )
+                if number % settings.log_every == 0 or last:
+                    scalars = window.close()
+                    _check_loss(scalars["loss"], number, checkpoints.latest_step())
                     writer.write(number, scalars)
                     bar.set_postfix_str(_postfix(scalars))
-                    window = []
-                if number % config.train.checkpoint_every == 0 or stopping:
-                    checkpoints.save(state)
-                every = config.train.sample_every
-                if every and (number % every == 0 or number == config.train.steps):
-                    path = workdir / "samples" / f"step_{number:08d}.png"
-                    grids.draw(state, path)
-                if not window:
-                    window_start = time.perf_counter()
+                if number % settings.checkpoint_every == 0 or last:
+                    with window.paused():
+                        checkpoints.save(state)
+                every = settings.sample_every
+                if every and (number % every == 0 or number == settings.steps):
+                    with window.paused():
+                        grids.draw(state, workdir / "samples" / f"step_{number:08d}.png")
                 if interrupt.signal is not None:
                     break
-        checkpoints.save(state)
         checkpoints.wait()
     return interrupt.signal
+
+
+class _Window:
+    """The metrics since the last log line, and how fast they came."""
+
+    def __init__(self, batch_size: int):
+        self._batch_size = batch_size
+        self._steps: list[Metrics] = []
+        self._timed_steps = 0
+        self._start: float | None = None  # None until the first step has been compiled
+
+    def add(self, metrics: Metrics) -> None:
+        """Takes the metrics of a step that may still be running."""
+        self._steps.append(metrics)
+        if self._start is None:
+            metrics["loss"].block_until_ready()
+            self._start = time.perf_counter()
+            return
+        self._timed_steps += 1
+        if len(self._steps) > 2:
+            # Bounds the queue of dispatched steps without waiting for the newest.
+            self._steps[-3]["loss"].block_until_ready()
+
+    def close(self) -> dict[str, float]:
+        """Waits for the steps and returns their mean metrics; a new window begins."""
+        assert self._start is not None
+        scalars = summarize(self._steps)
+        seconds = time.perf_counter() - self._start
+        images = self._timed_steps * self._batch_size
+        scalars["images_per_second"] = images / seconds if images else math.nan
+        self._steps, self._timed_steps, self._start = [], 0, time.perf_counter()
+        return scalars
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time spent inside does not count."""
+        begin = time.perf_counter()
+        yield
+        assert self._start is not None
+        self._start += time.perf_counter() - begin
+
+
+def _check_loss(loss: float, number: int, last_checkpoint: int | None) -> None:
+    if not math.isfinite(loss):
+        good = f"step {last_checkpoint:,}" if last_checkpoint is not None else "none"
+        raise TrainingError(
+            f"the loss is {loss} at step {number:,}; the last good checkpoint is {good}: try a "
+            "smaller learning_rate or a gradient_clip"
+        )
 
 
 class _GridSampler:
@@ -189,7 +221,7 @@ def _describe(config: Config, state: TrainState, workdir: Path, mesh: Mesh) -> N
 
 def _postfix(scalars: dict[str, float]) -> str:
     parts = [f"loss {scalars['loss']:.4f}"]
-    if "images_per_second" in scalars:
+    if not math.isnan(scalars["images_per_second"]):
         parts.append(f"{scalars['images_per_second']:.0f} img/s")
     busiest = [v for name, v in scalars.items() if name.startswith("moe/busiest")]
     if busiest:
