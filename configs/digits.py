@@ -1,31 +1,23 @@
 """Handwritten digits, 8x8: a few minutes on two CPU cores. Argument: promoe, dit-moe or dit."""
 
+import dataclasses
+
 from dit_moe.config import (
     Config,
     ConfigError,
     DataConfig,
     ModelConfig,
     MoEConfig,
-    PrototypeRouterConfig,
     RectifiedFlowConfig,
     SampleConfig,
     TopKRouterConfig,
     TrainConfig,
 )
+from dit_moe.presets import PROMOE
 
-# Equal active parameters per token: the dense MLP is 4 widths of hidden units, ProMoE's routed
-# and shared expert 2 each.
+# Active feed-forward parameters per token: 8 width^2 in dit and promoe, 9 width^2 in dit-moe.
 MOE = {
-    "promoe": MoEConfig(
-        router=PrototypeRouterConfig(),
-        num_experts=8,
-        top_k=1,
-        expert="gelu",
-        hidden_ratio=2,
-        shared_hidden_ratio=2,
-        unconditional_expert=True,
-        every=2,
-    ),
+    "promoe": dataclasses.replace(PROMOE, num_experts=8),
     "dit-moe": MoEConfig(
         router=TopKRouterConfig(),
         num_experts=8,

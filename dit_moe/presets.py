@@ -43,6 +43,19 @@ _DIT_MOE_OBJECTIVE: dict[str, ObjectiveConfig] = {
     "G": RectifiedFlowConfig(),
 }
 
+# The public code has GELU experts with biases where the paper's text says SwiGLU; the published
+# parameter counts are those of the code.
+PROMOE = MoEConfig(
+    router=PrototypeRouterConfig(),
+    num_experts=12,
+    top_k=1,
+    expert="gelu",
+    hidden_ratio=2,
+    shared_hidden_ratio=2,
+    unconditional_expert=True,
+    every=2,
+)
+
 _PRESETS: dict[str, tuple[ModelConfig, ObjectiveConfig, TrainConfig]] = {}
 
 
@@ -82,18 +95,7 @@ for _size in ("S", "B", "L", "XL"):
     _add(
         f"ProMoE-{_size}/2",
         _size,
-        # The public code has GELU experts with biases, where the paper's text says SwiGLU; the
-        # published parameter counts are those of the code.
-        MoEConfig(
-            router=PrototypeRouterConfig(),
-            num_experts=12,
-            top_k=1,
-            expert="gelu",
-            hidden_ratio=2,
-            shared_hidden_ratio=2,
-            unconditional_expert=True,
-            every=2,
-        ),
+        PROMOE,
         RectifiedFlowConfig(time_scale=1000),
         TrainConfig(steps=500_000, gradient_clip=0.5),
         learn_sigma=False,
