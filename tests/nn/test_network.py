@@ -1,0 +1,149 @@
+"""Properties of the network that no fixture covers."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import dit_moe
+from dit_moe.config import ConfigError
+from dit_moe.nn.attention import Attention
+from dit_moe.nn.dit import DiT
+from dit_moe.nn.embeddings import drop_labels, patchify, timestep_features, unpatchify
+from dit_moe.nn.parameters import get_parameters, set_parameters
+from tests.tiny import DIT_MOE, PROMOE, tiny
+
+
+def randomised(model: DiT) -> DiT:
+    """Without the zeros of the initialisation, which hide everything behind them."""
+    keys = iter(jax.random.split(jax.random.key(1), 200))
+    parameters = get_parameters(model)
+    set_parameters(
+        model,
+        {p: v + 0.05 * jax.random.normal(next(keys), v.shape) for p, v in parameters.items()},
+    )
+    return model
+
+
+def inputs(n: int = 3):
+    x = jax.random.normal(jax.random.key(0), (n, 8, 8, 1))
+    return x, jnp.linspace(0.1, 0.9, n), jnp.arange(n, dtype=jnp.int32)
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_attention(qk_norm):
+    attention = Attention(16, 2, qk_norm, jnp.dtype("float32"), nnx.Rngs(0))
+    x = np.asarray(jax.random.normal(jax.random.key(0), (2, 5, 16)), np.float64)
+    qkv = x @ np.asarray(attention.qkv.kernel[...], np.float64)
+    q, k, v = qkv.reshape(2, 5, 3, 2, 8).transpose(2, 0, 3, 1, 4)
+    if qk_norm:
+        q, k = (
+            (a - a.mean(-1, keepdims=True)) / np.sqrt(a.var(-1, keepdims=True) + 1e-5)
+            for a in (q, k)
+        )
+    logits = q @ k.transpose(0, 1, 3, 2) / np.sqrt(8)
+    weights = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    mixed = (weights @ v).transpose(0, 2, 1, 3).reshape(2, 5, 16)
+    expected = mixed @ np.asarray(attention.out.kernel[...], np.float64)
+    np.testing.assert_allclose(attention(jnp.asarray(x, jnp.float32)), expected, atol=1e-5)
+
+
+def test_patches():
+    x = np.arange(2 * 4 * 4 * 3).reshape(2, 4, 4, 3)
+    patches = patchify(x, 2)
+    assert patches.shape == (2, 4, 12)
+    np.testing.assert_array_equal(patches[0, 1].reshape(2, 2, 3), x[0, :2, 2:])
+    np.testing.assert_array_equal(unpatchify(patches, 2, 3), x)
+
+
+def test_timestep_features():
+    t = np.array([0.0, 0.5, 999.0])
+    angle = t[:, None] * np.exp(-np.log(10000) * np.arange(128) / 128)
+    expected = np.concatenate([np.cos(angle), np.sin(angle)], axis=1)
+    np.testing.assert_allclose(timestep_features(jnp.asarray(t)), expected, atol=1e-4)
+
+
+def test_drop_labels():
+    keys = jax.random.split(jax.random.key(0), 4000)
+    labels = jnp.arange(4000) % 10
+    dropped = drop_labels(keys, labels, 0.1, 10)
+    assert ((dropped == 10) | (dropped == labels)).all()
+    assert abs(float((dropped == 10).mean()) - 0.1) < 0.02
+    np.testing.assert_array_equal(drop_labels(keys[7:], labels[7:], 0.1, 10), dropped[7:])
+    np.testing.assert_array_equal(drop_labels(keys, labels, 0.0, 10), labels)
+
+
+def test_initialisation():
+    """Zeros where adaLN-zero asks for them, Xavier uniform for each matrix, else 0.02."""
+    model = dataclasses.replace(tiny(DIT_MOE).model, width=64, num_classes=500)
+    parameters = get_parameters(DiT(model, nnx.Rngs(0)))
+    for path, value in parameters.items():
+        if "modulation" in path or path.startswith("patch_out") or path.endswith("bias"):
+            assert (value == 0).all(), path
+    block = "groups.blocks.0"
+    for path, fan_in, fan_out in (
+        (f"{block}.attention.qkv.kernel", 64, 192),
+        (f"{block}.feed_forward.experts.w_in", 64, 64),  # gate and up are a matrix each
+        (f"{block}.feed_forward.experts.w_out", 64, 64),
+        ("patch_in.kernel", 4, 64),
+    ):
+        bound = np.sqrt(6 / (fan_in + fan_out))
+        value = np.asarray(parameters[path])
+        assert np.abs(value).max() <= bound, path
+        np.testing.assert_allclose(value.std(), bound / np.sqrt(3), rtol=0.1, err_msg=path)
+    for path in ("label.table", "timestep.dense_in.kernel", "timestep.dense_out.kernel"):
+        np.testing.assert_allclose(parameters[path].std(), 0.02, rtol=0.05, err_msg=path)
+    first, second = parameters[f"{block}.attention.qkv.kernel"]
+    assert (first != second).mean() > 0.99  # layers are drawn apart
+
+
+@pytest.mark.parametrize("moe", [None, DIT_MOE, PROMOE])
+def test_a_fresh_network_predicts_zero(moe):
+    model = DiT(tiny(moe).model, nnx.Rngs(0))
+    prediction = model(*inputs())
+    np.testing.assert_array_equal(prediction.value, 0)
+    assert (prediction.routing is None) == (moe is None)
+
+
+@pytest.mark.parametrize("moe", [None, DIT_MOE, PROMOE])
+def test_bfloat16_computes_near_float32(moe):
+    config = tiny(moe).model
+    exact = randomised(DiT(config, nnx.Rngs(0)))
+    rough = DiT(dataclasses.replace(config, dtype="bfloat16"), nnx.Rngs(0))
+    set_parameters(rough, get_parameters(exact))
+    expected, actual = exact(*inputs()), rough(*inputs())
+    assert all(p.dtype == jnp.float32 for p in get_parameters(rough).values())
+    assert actual.value.dtype == jnp.float32
+    error = jnp.linalg.norm(actual.value - expected.value) / jnp.linalg.norm(expected.value)
+    assert 0 < error < 0.05
+    if moe is not None:
+        assert actual.routing.scores.dtype == jnp.float32
+
+
+def test_routing_is_stacked_over_moe_layers():
+    config = dataclasses.replace(tiny(PROMOE).model, depth=6)
+    x, t, _ = inputs(2)
+    routing = DiT(config, nnx.Rngs(0))(x, t, jnp.array([3, 10])).routing
+    assert routing.expert.shape == (3, 2 * 16)  # odd blocks, two images of 16 tokens, top-1
+    assert routing.scores.shape == (3, 2 * 16, 4)
+    is_unconditional = routing.expert == 4
+    np.testing.assert_array_equal(is_unconditional[:, :16], False)
+    np.testing.assert_array_equal(is_unconditional[:, 16:], True)
+
+
+@pytest.mark.parametrize("moe", [None, DIT_MOE, PROMOE])
+def test_an_image_does_not_depend_on_the_others(moe):
+    model = randomised(DiT(tiny(moe).model, nnx.Rngs(0)))
+    together, alone = model(*inputs()), model(*(a[1:2] for a in inputs()))
+    np.testing.assert_allclose(together.value[1:2], alone.value, atol=1e-5)
+
+
+def test_create_by_name():
+    with pytest.raises(ConfigError, match="preset is 'ProMoE-Q/2'"):
+        dit_moe.create("ProMoE-Q/2")
+    model = dit_moe.create("DiT-S/2", seed=0)
+    prediction = model(jnp.zeros((1, 32, 32, 4)), jnp.zeros(1), jnp.array([1000]))
+    assert prediction.value.shape == (1, 32, 32, 8)
