@@ -32,7 +32,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--workdir", required=True, type=Path, help="run folder, made if missing")
     arguments, overrides = parser.parse_known_args(argv)
 
-    from dit_moe.config import ConfigError, load_file
+    from dit_moe.config import ConfigError
+    from dit_moe.config_io import load_file
     from dit_moe.training.loop import TrainingError, train
 
     try:

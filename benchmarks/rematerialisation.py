@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dit_moe.config import Config, load_file
+from dit_moe.config import Config
+from dit_moe.config_io import load_file
 from dit_moe.diffusion.sampling import build_objective
 from dit_moe.nn.parameters import functional, init_parameters
 

@@ -1,16 +1,10 @@
 """Typed, frozen, validated configs. One `Config` describes one experiment completely.
 
-Every class can be built by hand, from a config file, or from the `config.json` of a run folder; all
-three ways check the same rules and raise `ConfigError` with one sentence that names the field, the
-value and what is allowed.
+`config_io.py` reads and writes them.
 """
 
-import dataclasses
-import importlib.util
-import json
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import pydantic
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -300,143 +294,6 @@ class Config:
             f"sample.solver is {self.sample.solver!r} with objective {self.objective.name!r}; "
             f"allowed: {', '.join(('auto', *SOLVERS[self.objective.name]))}",
         )
-
-
-def from_dict(values: dict[str, Any]) -> Config:
-    """Builds a validated config from plain values.
-
-    Raises:
-      ConfigError: naming the first wrong field, its value and what is allowed.
-    """
-    try:
-        return pydantic.TypeAdapter(Config).validate_python(values)
-    except pydantic.ValidationError as error:
-        raise ConfigError(describe(error)) from None
-
-
-def to_dict(config: Config) -> dict[str, Any]:
-    """The plain values of a config, ready for JSON."""
-    return dataclasses.asdict(config)
-
-
-def to_json(config: Config) -> str:
-    """The text of a run folder's `config.json`."""
-    return json.dumps(to_dict(config), indent=2) + "\n"
-
-
-def load_json(path: Path) -> Config:
-    """Reads the `config.json` of a run folder.
-
-    Raises:
-      ConfigError: if the file is missing, not JSON, or not a valid config.
-    """
-    try:
-        values = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist; expected the config.json of a run") from None
-    except ValueError as error:
-        raise ConfigError(f"{path} is not valid JSON: {error}") from None
-    return from_dict(values)
-
-
-def load_file(spec: str, overrides: Sequence[str] = ()) -> Config:
-    """Runs a config file and applies command-line overrides.
-
-    Args:
-      spec: `FILE.py` or `FILE.py:ARGUMENT`; the file defines `get_config(argument: str = ...)`.
-      overrides: `--config.train.steps=2000` and the like. Setting the `name` of an objective or
-        router switches to that variant with its defaults.
-
-    Raises:
-      ConfigError: for a file that cannot be used or a wrong override.
-    """
-    filename, _, argument = spec.partition(":")
-    path = Path(filename)
-    if not path.is_file():
-        raise ConfigError(f"--config is {filename!r}, which is not a file; allowed: configs/*.py")
-    module_spec = importlib.util.spec_from_file_location(path.stem, path)
-    if module_spec is None or module_spec.loader is None:
-        raise ConfigError(f"--config is {filename!r}; allowed: a Python file (*.py)")
-    module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise ConfigError(f"{filename} defines no get_config(); expected one that returns a Config")
-    try:
-        config = module.get_config(argument) if argument else module.get_config()
-    except pydantic.ValidationError as error:
-        raise ConfigError(f"{filename}: {describe(error)}") from None
-    return override(config, overrides)
-
-
-def override(config: Config, overrides: Sequence[str]) -> Config:
-    """Applies `--config.a.b=value` texts; see `load_file`."""
-    values = to_dict(config)
-    for text in overrides:
-        key, equals, value = text.partition("=")
-        if not key.startswith("--config.") or not equals:
-            raise ConfigError(f"unknown argument {text!r}; allowed: --config.FIELD=VALUE")
-        *parents, name = key.removeprefix("--config.").split(".")
-        node: Any = values
-        for depth, parent in enumerate(parents):
-            if not isinstance(node, dict) or parent not in node:
-                where = ".".join(["config", *parents[: depth + 1]])
-                raise ConfigError(f"{where} is not a field; allowed: {_fields(node)}")
-            if node[parent] is None:
-                node[parent] = {}
-            node = node[parent]
-        if not isinstance(node, dict):
-            raise ConfigError(f"{key.removeprefix('--')} is not a field; its parent is a value")
-        if name == "name" and parents:
-            node.clear()  # another variant of the objective or router: start from its defaults
-        elif len(node) > 1 and name not in node:  # a node just cleared lists no fields
-            raise ConfigError(f"{key.removeprefix('--')} is not a field; allowed: {_fields(node)}")
-        node[name] = None if value.lower() in ("none", "null") else value
-    return from_dict(values)
-
-
-def differences(a: Config, b: Config) -> list[str]:
-    """Dotted names of the fields in which two configs differ."""
-
-    def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-        if not isinstance(value, dict):
-            return {prefix: value}
-        parts = [flatten(v, f"{prefix}.{k}" if prefix else k) for k, v in value.items()]
-        return {k: v for part in parts for k, v in part.items()}
-
-    flat_a, flat_b = flatten(to_dict(a)), flatten(to_dict(b))
-    missing = object()
-    keys = dict.fromkeys([*flat_a, *flat_b])
-    return [k for k in keys if flat_a.get(k, missing) != flat_b.get(k, missing)]
-
-
-def describe(error: pydantic.ValidationError) -> str:
-    """One sentence for the first mistake that pydantic found."""
-    first = error.errors()[0]
-    # After a field that holds one of several variants, pydantic's path names the variant.
-    location = ("config", *map(str, first["loc"]))
-    path = [
-        p
-        for p, parent in zip(location, ("", *location), strict=False)
-        if parent not in ("router", "objective")
-    ]
-    where = ".".join(path)
-    match first["type"]:
-        case "unexpected_keyword_argument" | "extra_forbidden":
-            return f"{where} is not a field of the config"
-        case "missing" | "missing_argument":
-            return f"{where} is missing; it has no default"
-        case "value_error":
-            return f"{where}.{first['msg'].removeprefix('Value error, ')}"
-        case "union_tag_invalid":
-            context = first.get("ctx", {})
-            return f"{where}.name is {context['tag']!r}; allowed: {context['expected_tags']}"
-        case _:
-            message = first["msg"][0].lower() + first["msg"][1:]
-            return f"{where} is {first['input']!r}; {message}"
-
-
-def _fields(node: Any) -> str:
-    return ", ".join(node) if isinstance(node, dict) else "none (its parent is a value)"
 
 
 def _listing(values: Sequence[int], limit: int = 12) -> str:

@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 from flax import nnx
 
-from dit_moe.config import Config, ConfigError, load_json
+from dit_moe.config import Config, ConfigError
+from dit_moe.config_io import load_json
 from dit_moe.nn.dit import DiT
 from dit_moe.nn.parameters import Parameters, abstract_parameters, set_parameters
 from dit_moe.presets import preset

@@ -10,6 +10,8 @@ from dit_moe.config import (
     ModelConfig,
     MoEConfig,
     PrototypeRouterConfig,
+)
+from dit_moe.config_io import (
     differences,
     from_dict,
     load_file,

@@ -1,6 +1,7 @@
 import pytest
 
-from dit_moe.config import ConfigError, load_file
+from dit_moe.config import ConfigError
+from dit_moe.config_io import load_file
 from dit_moe.nn.parameters import abstract_parameters
 from dit_moe.presets import PRESET_NAMES, preset
 

@@ -14,7 +14,8 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from dit_moe import images, sampling
-from dit_moe.config import Config, ConfigError, differences, load_json, to_json
+from dit_moe.config import Config, ConfigError
+from dit_moe.config_io import differences, load_json, to_json
 from dit_moe.data.pipeline import batches
 from dit_moe.data.sources import build_source
 from dit_moe.files import atomic
