@@ -59,5 +59,4 @@ def _dispatch_over_mesh(x_TxD: jax.Array, routing: Routing, experts: ExpertWeigh
         local,
         in_specs=(tokens, tokens, PartitionSpec()),
         out_specs=tokens,
-        check_vma=False,
     )(x_TxD, dataclasses.replace(routing, losses={}), experts)
