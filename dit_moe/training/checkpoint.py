@@ -2,24 +2,35 @@
 
 from pathlib import Path
 
+import absl.logging
 import jax
 import orbax.checkpoint as ocp
 
 from dit_moe.nn.parameters import Parameters
 from dit_moe.training.state import TrainState
 
+# Orbax warns of what is meant to be so, such as a folder opened for reading only.
+absl.logging.set_verbosity(absl.logging.ERROR)
+
 _ITEMS = ("step", "parameters", "ema", "optimizer")
 
 
 class Checkpoints:
-    """The `checkpoints` folder of a run. Use as a context: leaving it waits for open saves."""
+    """The `checkpoints` folder of a run. Use as a context: leaving it waits for open saves.
 
-    def __init__(self, workdir: Path, keep: int = 1):
-        self.folder = (workdir / "checkpoints").absolute()
+    Args:
+      workdir: the run folder.
+      keep: how many checkpoints to keep; None opens the folder for reading only, which is safe
+        while another process writes to it.
+    """
+
+    def __init__(self, workdir: Path, keep: int | None = None):
+        if keep is None:
+            options = ocp.CheckpointManagerOptions(read_only=True, create=False)
+        else:
+            options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
         self._manager = ocp.CheckpointManager(
-            self.folder,
-            item_names=_ITEMS,
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True),
+            (workdir / "checkpoints").absolute(), item_names=_ITEMS, options=options
         )
 
     def __enter__(self) -> "Checkpoints":

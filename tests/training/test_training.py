@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import time
 
@@ -204,6 +205,20 @@ def test_loaded_model_is_the_saved_one(undisturbed):
     for ema, parameters in ((True, state.ema), (False, state.parameters)):
         expected = functional(tiny().model)(parameters)(x, t, y).value
         np.testing.assert_allclose(load(undisturbed, ema=ema)(x, t, y).value, expected, atol=1e-6)
+
+
+def test_reading_leaves_a_running_save_alone(tmp_path, undisturbed):
+    shutil.copytree(undisturbed, tmp_path / "run")
+    unfinished = tmp_path / "run" / "checkpoints" / "7.orbax-checkpoint-tmp"
+    unfinished.mkdir()
+    assert load_run(tmp_path / "run").step == 6
+    assert unfinished.exists()
+    with Checkpoints(tmp_path / "run", keep=3) as checkpoints:  # the trainer clears it away
+        state = checkpoints.restore(6, final_state(tiny(), undisturbed))
+        checkpoints.save(dataclasses.replace(state, step=state.step + 2))
+        checkpoints.wait()
+        assert checkpoints.latest_step() == 8
+    assert not unfinished.exists()
 
 
 def test_another_config_is_refused(undisturbed):
