@@ -50,6 +50,16 @@ def main(argv: list[str] | None = None) -> int:
     )
     arguments = parser.parse_args(argv)
 
+    try:
+        return run(arguments)
+    except KeyboardInterrupt:
+        print("\nStopped. Give the same command again to go on.", file=sys.stderr)
+        return 130
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Samples; returns the exit code."""
+    # After the arguments are parsed: JAX takes seconds to import.
     from dit_moe.config import ConfigError
     from dit_moe.sample_set import write_sample_set
 
@@ -70,9 +80,6 @@ def main(argv: list[str] | None = None) -> int:
     except (ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("\nStopped. Give the same command again to go on.", file=sys.stderr)
-        return 130
     print(f"Wrote {npz} and {png}.")
     return 0
 

@@ -1,6 +1,7 @@
 """Trains a model. Run the same command again to resume."""
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -32,13 +33,23 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--workdir", required=True, type=Path, help="run folder, made if missing")
     arguments, overrides = parser.parse_known_args(argv)
 
+    try:
+        return run(arguments.config, overrides, arguments.workdir)
+    except KeyboardInterrupt:
+        print("\nStopped. Run the same command to go on from the newest checkpoint.")
+        return 128 + signal.SIGINT
+
+
+def run(config_spec: str, overrides: list[str], workdir: Path) -> int:
+    """Trains; returns the exit code."""
+    # After the arguments are parsed: JAX takes seconds to import.
     from dit_moe.config import ConfigError
     from dit_moe.config_io import load_file
     from dit_moe.training.loop import TrainingError, train
 
     try:
-        config = load_file(arguments.config, overrides)
-        stopped_by = train(config, arguments.workdir)
+        config = load_file(config_spec, overrides)
+        stopped_by = train(config, workdir)
     except (ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -46,9 +57,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if stopped_by is not None:
-        print(f"Saved. Run the same command to go on, in {arguments.workdir}.")
+        print(f"Saved. Run the same command to go on, in {workdir}.")
         return 128 + stopped_by
-    print(f"Done. Next: python sample.py --workdir {arguments.workdir} --output out/")
+    print(f"Done. Next: python sample.py --workdir {workdir} --output out/")
     return 0
 
 

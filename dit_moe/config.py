@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import pydantic
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 from pydantic.dataclasses import dataclass
 
 _RULES = pydantic.ConfigDict(extra="forbid")
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
@@ -119,18 +122,20 @@ class ModelConfig:
             f"patch_size is {self.patch_size}; allowed: a divisor of image_size "
             f"{self.image_size} ({_listing(patches)})",
         )
+        ratios = {"mlp_ratio": self.mlp_ratio}
         if self.moe is not None:
             _require(
                 self.depth % self.moe.every == 0,
                 f"moe.every is {self.moe.every}; allowed: a divisor of depth {self.depth}",
             )
-            for field in ("hidden_ratio", "shared_hidden_ratio"):
-                ratio = getattr(self.moe, field)
-                _require(
-                    float(ratio * self.width).is_integer(),
-                    f"moe.{field} is {ratio}; allowed: a ratio that gives a whole number of "
-                    f"hidden units at width {self.width}",
-                )
+            ratios["moe.hidden_ratio"] = self.moe.hidden_ratio
+            ratios["moe.shared_hidden_ratio"] = self.moe.shared_hidden_ratio
+        for field, ratio in ratios.items():
+            _require(
+                float(ratio * self.width).is_integer(),
+                f"{field} is {ratio}; allowed: a ratio that gives a whole number of hidden units "
+                f"at width {self.width}",
+            )
 
     @property
     def null_label(self) -> int:
@@ -194,7 +199,8 @@ class DataConfig:
     path: str = ""
     """The folder of `arrays`."""
     flip: bool = False
-    """Mirror each image left to right with probability 1/2."""
+    """Mirror each example left to right with probability 1/2. Not for latents, which do not mirror
+    with their images: there, store the latents of mirrored images too."""
 
     def __post_init__(self) -> None:
         _require(
@@ -280,7 +286,7 @@ class Config:
     train: TrainConfig = TrainConfig()
     sample: SampleConfig = SampleConfig()
     mesh: MeshConfig = MeshConfig()
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         if isinstance(self.objective, DDPMConfig):
@@ -288,6 +294,11 @@ class Config:
                 self.objective.variance != "learned_range" or self.model.learn_sigma,
                 "objective.variance is 'learned_range' with model.learn_sigma false; allowed: "
                 "'fixed_small', 'fixed_large', or model.learn_sigma true",
+            )
+            _require(
+                self.sample.steps <= self.objective.timesteps,
+                f"sample.steps is {self.sample.steps}; allowed: 1 to objective.timesteps "
+                f"({self.objective.timesteps})",
             )
         _require(
             self.sample.solver in ("auto", *SOLVERS[self.objective.name]),

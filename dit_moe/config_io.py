@@ -7,13 +7,30 @@ value and what is allowed.
 import dataclasses
 import importlib.util
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pydantic
 
-from dit_moe.config import Config, ConfigError
+from dit_moe.config import (
+    Config,
+    ConfigError,
+    DDPMConfig,
+    MoEConfig,
+    PrototypeRouterConfig,
+    RectifiedFlowConfig,
+    TopKRouterConfig,
+)
+
+_VARIANT = re.compile(r"--config\.(.*\.)?(objective|router)\.name=")
+_VARIANTS = {
+    "ddpm": DDPMConfig,
+    "rectified_flow": RectifiedFlowConfig,
+    "top_k": TopKRouterConfig,
+    "prototype": PrototypeRouterConfig,
+}
 
 
 def from_dict(values: dict[str, Any]) -> Config:
@@ -72,40 +89,56 @@ def load_file(spec: str, overrides: Sequence[str] = ()) -> Config:
     if module_spec is None or module_spec.loader is None:
         raise ConfigError(f"--config is {filename!r}; allowed: a Python file (*.py)")
     module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise ConfigError(f"{filename} defines no get_config(); expected one that returns a Config")
     try:
+        module_spec.loader.exec_module(module)
         config = module.get_config(argument) if argument else module.get_config()
+    except ConfigError:
+        raise
     except pydantic.ValidationError as error:
         raise ConfigError(f"{filename}: {describe(error)}") from None
+    except Exception as error:
+        raise ConfigError(
+            f"{spec} gives no config: {type(error).__name__}: {error}; expected a file that "
+            "defines get_config(argument)"
+        ) from error
+    if not isinstance(config, Config):
+        raise ConfigError(f"{filename}: get_config returned {config!r}; allowed: a Config")
     return override(config, overrides)
 
 
 def override(config: Config, overrides: Sequence[str]) -> Config:
     """Applies `--config.a.b=value` texts; see `load_file`."""
     values = to_dict(config)
-    for text in overrides:
+    # Variants are chosen first, whatever the order, so that their own fields can follow.
+    for text in sorted(overrides, key=lambda text: not _VARIANT.match(text)):
         key, equals, value = text.partition("=")
         if not key.startswith("--config.") or not equals:
             raise ConfigError(f"unknown argument {text!r}; allowed: --config.FIELD=VALUE")
         *parents, name = key.removeprefix("--config.").split(".")
         node: Any = values
-        for depth, parent in enumerate(parents):
-            if not isinstance(node, dict) or parent not in node:
-                where = ".".join(["config", *parents[: depth + 1]])
-                raise ConfigError(f"{where} is not a field; allowed: {_fields(node)}")
-            if node[parent] is None:
-                node[parent] = {}
+        where = "config"
+        for parent in parents:
+            where = _check_field(node, parent, where)
+            if node.get(parent) is None and parent == "moe":
+                node[parent] = dataclasses.asdict(MoEConfig())  # a dense model becomes sparse
             node = node[parent]
-        if not isinstance(node, dict):
-            raise ConfigError(f"{key.removeprefix('--')} is not a field; its parent is a value")
-        if name == "name" and parents:
-            node.clear()  # another variant of the objective or router: start from its defaults
-        elif len(node) > 1 and name not in node:  # a node just cleared lists no fields
-            raise ConfigError(f"{key.removeprefix('--')} is not a field; allowed: {_fields(node)}")
+        _check_field(node, name, where)
+        if _VARIANT.match(text):
+            node.clear()
+            node.update(dataclasses.asdict(_VARIANTS[value]()) if value in _VARIANTS else {})
+            if parents == ["objective"]:
+                values["sample"]["solver"] = "auto"  # the old solver belongs to the old objective
         node[name] = None if value.lower() in ("none", "null") else value
     return from_dict(values)
+
+
+def _check_field(node: Any, name: str, where: str) -> str:
+    """The dotted name of a field of the node at `where`, which must have it."""
+    if not isinstance(node, dict):
+        raise ConfigError(f"{where}.{name} is not a field; {where} is a value")
+    if name not in node:
+        raise ConfigError(f"{where}.{name} is not a field; allowed: {', '.join(node)}")
+    return f"{where}.{name}"
 
 
 def differences(a: Config, b: Config) -> list[str]:
@@ -147,7 +180,3 @@ def describe(error: pydantic.ValidationError) -> str:
         case _:
             message = first["msg"][0].lower() + first["msg"][1:]
             return f"{where} is {first['input']!r}; {message}"
-
-
-def _fields(node: Any) -> str:
-    return ", ".join(node) if isinstance(node, dict) else "none (its parent is a value)"

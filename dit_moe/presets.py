@@ -124,7 +124,7 @@ def preset(name: str, image_pixels: int = 256) -> Config:
         name=f"{name}@{image_pixels}",
         model=dataclasses.replace(model, image_size=image_pixels // 8),
         objective=objective,
-        data=DataConfig(source="arrays", path=f"data/imagenet{image_pixels}", flip=True),
+        data=DataConfig(source="arrays", path=f"data/imagenet{image_pixels}"),
         train=train,
         sample=SampleConfig(steps=250, guidance_scale=1.5),
     )

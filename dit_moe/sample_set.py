@@ -1,6 +1,7 @@
 """A set of samples on disk, made in parts so that an interrupted one can go on."""
 
 import dataclasses
+import hashlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from dit_moe import images, sampling
 from dit_moe.config import ConfigError, MeshConfig
 from dit_moe.files import atomic
 from dit_moe.loading import load_run
+from dit_moe.nn.parameters import Parameters
 from dit_moe.training.mesh import batch_sharding, build_mesh, replicated
 
 GRID_ROWS, GRID_COLUMNS = 16, 12
@@ -36,8 +38,8 @@ def write_sample_set(
 ) -> tuple[Path, Path]:
     """Samples a run into `output`/samples.npz and `output`/grid.png, and returns their paths.
 
-    Finished batches lie in `output`/parts until the set is complete; the same call resumes after
-    them, another one starts anew.
+    Finished batches lie in `output`/samples.parts until the set is complete; the same call with
+    the same weights resumes after them, another one starts anew.
 
     Raises:
       ConfigError: the run or an argument cannot be used; the message is one sentence.
@@ -63,9 +65,10 @@ def write_sample_set(
         "workdir": str(workdir.resolve()),
         "step": run.step,
         "ema": ema,
+        "weights": _digest(run.parameters),
         "batch_size": batch_size,
     }
-    parts = output / "parts"
+    parts = output / "samples.parts"
     done = _open_parts(parts, identity) * batch_size
     if done:
         print(f"Resuming after {min(done, num_samples):,} images in {parts}.")
@@ -103,15 +106,31 @@ def write_sample_set(
 
 
 def _open_parts(parts: Path, identity: dict[str, object]) -> int:
-    """How many parts of the same request exist; parts of another request are removed."""
+    """How many parts of the same request exist; parts of another request are removed.
+
+    Raises:
+      ConfigError: the folder holds something that is not ours to remove.
+    """
     description = json.dumps(identity, indent=2) + "\n"
     request_file = parts / "request.json"
     if request_file.is_file() and request_file.read_text() == description:
         return len(list(parts.glob("[0-9]*.npy")))
-    shutil.rmtree(parts, ignore_errors=True)
+    if parts.exists():
+        if any(parts.iterdir()) and not request_file.is_file():
+            raise ConfigError(f"{parts} holds no samples of ours; allowed: another --output")
+        shutil.rmtree(parts)
     with atomic(request_file) as temporary:
         temporary.write_text(description)
     return 0
+
+
+def _digest(parameters: Parameters) -> str:
+    """SHA-256 of all weights: a run retrained in the same place is another run."""
+    digest = hashlib.sha256()
+    for path in sorted(parameters):
+        digest.update(path.encode())
+        digest.update(np.ascontiguousarray(parameters[path]).data)
+    return digest.hexdigest()
 
 
 def _grid_choice(labels_N: np.ndarray) -> np.ndarray:

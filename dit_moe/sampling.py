@@ -1,6 +1,7 @@
 """From parameters to images: a jitted sampler, and sets of any size made in batches."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
@@ -69,7 +70,7 @@ def build_request(
         raise ConfigError(f"classes has {wrong[0]}; allowed: 0 to {num_classes - 1}")
     if num_samples < 1:
         raise ConfigError(f"num_samples is {num_samples}; allowed: 1 or more")
-    if not scale >= 0:
+    if not (math.isfinite(scale) and scale >= 0):
         raise ConfigError(f"guidance_scale is {scale}; allowed: 0 or more (1 is no guidance)")
     channels = config.model.channels
     if guidance_channels == "first_three" and channels < 3:
@@ -77,8 +78,8 @@ def build_request(
             f"guidance_channels is 'first_three' but the model has {channels} "
             f"channel{'s' * (channels > 1)}; allowed: all"
         )
-    if seed < 0:
-        raise ConfigError(f"seed is {seed}; allowed: 0 or more")
+    if not 0 <= seed < 2**32:
+        raise ConfigError(f"seed is {seed}; allowed: 0 to {2**32 - 1}")
     return Request(
         num_samples=num_samples,
         classes=tuple(classes) or tuple(range(num_classes)),

@@ -57,6 +57,12 @@ def test_json_round_trip(tmp_path):
         ("sample.solver=ddim", "config.sample.solver is 'ddim' with objective 'rectified_flow'"),
         ("data.source=arrays", "config.data.path is '' with source 'arrays'; allowed: a folder"),
         ("objective.name=ddpm --config.objective.timesteps=20", "timesteps is 20 with betas"),
+        ("objective.name=ddpm --config.sample.steps=1001", "config.sample.steps is 1001; allowed"),
+        ("objective.name=ddpm --config.objective.shift=1", "config.objective.shift is not a field"),
+        ("train.learning_rate=inf", "config.train.learning_rate is 'inf'; input should be a fin"),
+        ("model.mlp_ratio=0.001", "config.model.mlp_ratio is 0.001; allowed: a ratio that gives"),
+        ("seed=4294967296", "config.seed is '4294967296'; input should be less than 4294967296"),
+        ("train.gradient_clip.x=1", "config.train.gradient_clip.x is not a field; config.train.g"),
         ("mesh.data=0", "config.mesh.data is 0; allowed: -1 or a positive number"),
         ("train.accumulation=3", "config.train.accumulation is 3; allowed: a divisor of batch_siz"),
         ("train.warmup_steps=400000", "config.train.warmup_steps is 400000; allowed: 0 to steps"),
@@ -98,7 +104,33 @@ def test_overrides():
 
 
 def test_one_line_swaps_the_objective():
-    assert override(CONFIG, ["--config.objective.name=ddpm"]).objective == DDPMConfig()
+    heun = override(CONFIG, ["--config.sample.solver=heun"])
+    config = override(heun, ["--config.objective.name=ddpm"])
+    assert config.objective == DDPMConfig()
+    assert config.sample.solver == "auto"
+    config = override(heun, ["--config.sample.solver=ddim", "--config.objective.name=ddpm"])
+    assert config.sample.solver == "ddim"
+
+
+def test_many_fields_of_a_variant_in_any_order():
+    config = override(
+        override(CONFIG, ["--config.model.moe=none"]),
+        [
+            "--config.model.moe.router.activation=sigmoid",
+            "--config.model.moe.router.contrastive_coef=2",
+            "--config.model.moe.num_experts=3",
+            "--config.model.moe.top_k=1",
+            "--config.model.moe.router.name=prototype",
+            "--config.model.moe.router.contrastive_temperature=0.1",
+        ],
+    )
+    assert config.model.moe == MoEConfig(
+        router=PrototypeRouterConfig(
+            activation="sigmoid", contrastive_coef=2, contrastive_temperature=0.1
+        ),
+        num_experts=3,
+        top_k=1,
+    )
 
 
 def test_learned_variance_needs_its_channels():
@@ -133,7 +165,7 @@ def test_config_files(tmp_path):
         load_file("configs/nothing.py")
     path = tmp_path / "empty.py"
     path.write_text("")
-    with pytest.raises(ConfigError, match="defines no get_config"):
+    with pytest.raises(ConfigError, match="has no attribute 'get_config'; expected a file that"):
         load_file(str(path))
     path.write_text(
         "from dit_moe.config import *\n"
@@ -143,3 +175,11 @@ def test_config_files(tmp_path):
     with pytest.raises(ConfigError, match=r"config\.heads is 3; allowed: a divisor of width 64"):
         load_file(str(path))
     assert load_file(f"{path}:96", ["--config.seed=3"]).seed == 3
+    path.write_text("def get_config():\n    return 3\n")
+    with pytest.raises(ConfigError, match="get_config returned 3; allowed: a Config"):
+        load_file(str(path))
+    with pytest.raises(ConfigError, match="gives no config: TypeError"):
+        load_file(f"{path}:argument")
+    path.write_text("def (\n")
+    with pytest.raises(ConfigError, match="gives no config: SyntaxError"):
+        load_file(str(path))

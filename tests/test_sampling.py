@@ -1,6 +1,8 @@
 """From a run folder to a set of samples: the sampler and both commands."""
 
 import dataclasses
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -103,7 +105,9 @@ def test_an_interrupted_set_goes_on(run, tmp_path, monkeypatch):
         ({"classes": [10]}, "classes has 10; allowed: 0 to 9"),
         ({"num_samples": 0}, "num_samples is 0; allowed: 1 or more"),
         ({"steps": 0}, "steps is 0; allowed: 1 or more"),
-        ({"seed": -1}, "seed is -1; allowed: 0 or more"),
+        ({"seed": -1}, "seed is -1; allowed: 0 to 4294967295"),
+        ({"seed": 2**70}, "allowed: 0 to 4294967295"),
+        ({"guidance_scale": float("inf")}, "guidance_scale is inf; allowed: 0 or more"),
         ({"guidance_scale": -1.0}, "guidance_scale is -1.0; allowed: 0 or more"),
         ({"guidance_scale": float("nan")}, "guidance_scale is nan; allowed: 0 or more"),
         ({"batch_size": 0}, "batch_size is 0; allowed: 1 or more"),
@@ -121,6 +125,65 @@ def test_bad_requests_write_nothing(run, tmp_path, settings, message):
 def test_a_folder_without_checkpoint(tmp_path):
     with pytest.raises(ConfigError, match=r"config\.json does not exist"):
         make(tmp_path, tmp_path / "out")
+
+
+def test_a_foreign_folder_is_left_alone(run, tmp_path):
+    mine = tmp_path / "samples.parts" / "mine.txt"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    with pytest.raises(ConfigError, match="holds no samples of ours; allowed: another --output"):
+        make(run, tmp_path)
+    assert mine.read_text() == "mine"
+
+
+def test_parts_of_other_weights_are_not_reused(run, tmp_path, monkeypatch):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    original = sampling.generate
+
+    def interrupted(*args, **kwargs):
+        yield next(original(*args, **kwargs))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sampling, "generate", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            make(copy, tmp_path / "out")
+    # Another run takes its place, at the same step.
+    shutil.rmtree(copy)
+    config = dataclasses.replace(tiny(steps=3, learning_rate=0.05, log_every=3), seed=1)
+    train(dataclasses.replace(config, sample=SampleConfig(steps=3)), copy)
+    expected, _ = make(copy, tmp_path / "fresh")
+    actual, _ = make(copy, tmp_path / "out")
+    np.testing.assert_array_equal(actual, expected)
+
+
+def test_a_config_that_does_not_fit_the_checkpoint(run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    path = copy / "config.json"
+    path.write_text(path.read_text().replace('"width": 16', '"width": 32'))
+    with pytest.raises(ConfigError, match=r"does not fit config\.json: .* differ in shape"):
+        make(copy, tmp_path / "out")
+
+
+def test_a_run_of_other_devices(tmp_path):
+    """Trained on four devices, sampled on this process's eight."""
+    code = (
+        "from pathlib import Path\n"
+        "from dit_moe.training.loop import train\n"
+        "from tests.tiny import tiny\n"
+        f"train(tiny(None, steps=1), Path({str(tmp_path / 'run')!r}))\n"
+    )
+    flags = "--xla_force_host_platform_device_count=4"
+    subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        cwd=ROOT,
+        env={**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)},
+    )
+    x, _ = make(tmp_path / "run", tmp_path / "out", steps=2)
+    assert x.shape == (10, 8, 8, 1)
 
 
 @pytest.mark.parametrize("solver", ["ancestral", "ddim"])

@@ -40,6 +40,8 @@ def build_source(config: Config) -> Source:
             f"config.model image_size and channels give examples of shape {expected}; "
             f"allowed with data source {config.data.source!r}: {source.x.shape[1:]}"
         )
+    if not len(source):
+        raise ConfigError(f"config.data.path is {config.data.path!r}, which holds no examples")
     low, high = int(np.min(source.label)), int(np.max(source.label))
     if low < 0 or high >= model.num_classes:
         raise ConfigError(
@@ -65,7 +67,7 @@ def _arrays(config: DataConfig) -> Source:
             )
         try:
             arrays.append(np.load(path, mmap_mode="r", allow_pickle=False))
-        except ValueError as error:
+        except (ValueError, EOFError) as error:
             raise ConfigError(f"{path} is not a plain .npy array: {error}") from None
     x, label = arrays
     if x.ndim != 4 or label.shape != x.shape[:1] or not np.issubdtype(label.dtype, np.integer):

@@ -94,9 +94,10 @@ def _ragged(
 
     h_AxG = project(x_TxD[token_A], experts.w_in, experts.b_in).astype(dtype)
     y_AxD = project(expert_activation(h_AxG, experts.activation), experts.w_out, experts.b_out)
-    # Rows of no expert hold whatever the kernel left there; `where` also keeps their gradient out.
+    # Rows of no expert hold whatever the kernel left there. Masked before the product, they reach
+    # neither the result nor the gradient of the weights.
     routed_Ax1 = (expert_A < experts.w_in.shape[0])[:, None]
-    y_AxD = jnp.where(routed_Ax1, y_AxD * weight_A[:, None], 0)
+    y_AxD = jnp.where(routed_Ax1, y_AxD, 0) * weight_A[:, None]
     return jnp.zeros(x_TxD.shape, wide).at[token_A].add(y_AxD).astype(dtype)
 
 

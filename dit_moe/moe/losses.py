@@ -44,7 +44,8 @@ def routing_contrastive_loss(
     member_TxE = jax.nn.one_hot(expert_TxK, num_experts).sum(axis=1)
     count_E = member_TxE.sum(axis=0)
     valid_E = count_E > 0
-    mean_ExD = member_TxE.T @ x_TxD / jnp.maximum(count_E, 1)[:, None]
+    sum_ExD = jnp.matmul(member_TxE.T, x_TxD, precision=jax.lax.Precision.HIGHEST)
+    mean_ExD = sum_ExD / jnp.maximum(count_E, 1)[:, None]
     logits_ExE = cosine_similarity(prototypes_ExD, mean_ExD) / temperature
     # Finite, so that a batch without any routed token still has a gradient (of zero).
     logits_ExE = jnp.where(valid_E[None, :], logits_ExE, -1e30)

@@ -1,11 +1,13 @@
 """Checkpoints of a run: atomic, written in the background, readable item by item."""
 
 from pathlib import Path
+from typing import Any
 
 import absl.logging
 import jax
 import orbax.checkpoint as ocp
 
+from dit_moe.config import ConfigError
 from dit_moe.nn.parameters import Parameters
 from dit_moe.training.state import TrainState
 
@@ -29,9 +31,8 @@ class Checkpoints:
             options = ocp.CheckpointManagerOptions(read_only=True, create=False)
         else:
             options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
-        self._manager = ocp.CheckpointManager(
-            (workdir / "checkpoints").absolute(), item_names=_ITEMS, options=options
-        )
+        self.folder = (workdir / "checkpoints").absolute()
+        self._manager = ocp.CheckpointManager(self.folder, item_names=_ITEMS, options=options)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -67,10 +68,29 @@ class Checkpoints:
     def restore_parameters(
         self, step: int, like: dict[str, jax.ShapeDtypeStruct], ema: bool
     ) -> Parameters:
-        """Reads only the parameters, or only their moving average."""
+        """Reads only the parameters, or only their moving average, onto the first local device.
+
+        Raises:
+          ConfigError: the checkpoint does not hold parameters of these shapes.
+        """
         name = "ema" if ema else "parameters"
-        arguments = {name: ocp.args.StandardRestore({"value": like})}
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        target = {
+            path: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=here) for path, p in like.items()
+        }
+        stored = self._manager.item_metadata(step)[name]["value"]
+        wrong = [p for p in {**like, **stored} if not _same_shape(like.get(p), stored.get(p))]
+        if wrong:
+            raise ConfigError(
+                f"checkpoint {step} in {self.folder} does not fit config.json: {wrong[0]} and "
+                f"{len(wrong) - 1} more parameters differ in shape"
+            )
+        arguments = {name: ocp.args.StandardRestore({"value": target})}
         return self._manager.restore(step, args=ocp.args.Composite(**arguments))[name]["value"]
+
+
+def _same_shape(a: Any, b: Any) -> bool:
+    return a is not None and b is not None and tuple(a.shape) == tuple(b.shape)
 
 
 def _abstract(tree):

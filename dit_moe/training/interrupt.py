@@ -23,6 +23,7 @@ class Interrupt:
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame
         self.signal = number
+        print("\nStopping after this step, with a checkpoint. Once more stops at once.", flush=True)
         self._restore()
 
     def _restore(self) -> None:

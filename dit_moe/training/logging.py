@@ -67,7 +67,9 @@ class MetricsWriter:
         if not self._path.exists():
             return
         with self._path.open(newline="") as file:
-            header, *rows = csv.reader(file)
+            header, *rows = [*csv.reader(file), []]
+        if not header:
+            return  # stopped before the first row
         with atomic(self._path) as temporary, temporary.open("w", newline="") as file:
             kept = [row for row in rows if len(row) == len(header) and int(row[0]) <= step]
             csv.writer(file).writerows([header, *kept])

@@ -1,6 +1,7 @@
 """The training loop: batches in, checkpoints, metrics and sample grids out."""
 
 import contextlib
+import fcntl
 import math
 import sys
 import time
@@ -28,12 +29,18 @@ from dit_moe.training.step import Metrics, build_step
 
 GRID_CLASSES, GRID_COLUMNS = 10, 8
 
-_FREE_ON_RESUME = {
+# Fields (and what begins so) that do not change what is learned.
+_FREE_ON_RESUME = (
+    "name",
+    "mesh.",
+    "sample.",
+    "data.path",
+    "model.remat",
     "train.log_every",
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.sample_every",
-}
+)
 
 
 class TrainingError(RuntimeError):
@@ -59,17 +66,19 @@ def train(config: Config, workdir: Path) -> int | None:
             f"{settings.accumulation * mesh.size}"
         )
     source = build_source(config)
-    _claim_workdir(config, workdir)
     optimizer = build_optimizer(settings)
 
     with (
+        _claim(workdir),
         jax.set_mesh(mesh),
         Checkpoints(workdir, settings.keep_checkpoints) as checkpoints,
         Interrupt() as interrupt,
     ):
+        latest = checkpoints.latest_step()
+        _write_config(config, workdir, resuming=latest is not None)
         state = init_state(config.model, optimizer, config.seed, mesh)
         _describe(config, state, workdir, mesh)
-        if (latest := checkpoints.latest_step()) is not None:
+        if latest is not None:
             state = checkpoints.restore(latest, state)
             print(f"Resuming {workdir} from step {latest:,}.")
         first_step = int(state.step)
@@ -97,19 +106,21 @@ def train(config: Config, workdir: Path) -> int | None:
                 bar.update()
                 last = number == settings.steps or interrupt.signal is not None
 
-                if number % settings.log_every == 0 or last:
+                save = number % settings.checkpoint_every == 0 or last
+                # A row before every save too, so that only states with finite losses are saved.
+                if number % settings.log_every == 0 or save:
                     scalars = window.close()
-                    _check_loss(scalars["loss"], number, checkpoints.latest_step())
+                    _check_finite(scalars, number, checkpoints.latest_step())
                     writer.write(number, scalars)
                     bar.set_postfix_str(_postfix(scalars))
-                if number % settings.checkpoint_every == 0 or last:
+                if save:
                     with window.paused():
                         checkpoints.save(state)
                 every = settings.sample_every
                 if every and (number % every == 0 or number == settings.steps):
                     with window.paused():
                         grids.draw(state, workdir / "samples" / f"step_{number:08d}.png")
-                if interrupt.signal is not None:
+                if last:
                     break
         checkpoints.wait()
     return interrupt.signal
@@ -155,13 +166,14 @@ class _Window:
         self._start += time.perf_counter() - begin
 
 
-def _check_loss(loss: float, number: int, last_checkpoint: int | None) -> None:
-    if not math.isfinite(loss):
-        good = f"step {last_checkpoint:,}" if last_checkpoint is not None else "none"
-        raise TrainingError(
-            f"the loss is {loss} at step {number:,}; the last good checkpoint is {good}: try a "
-            "smaller learning_rate or a gradient_clip"
-        )
+def _check_finite(scalars: dict[str, float], number: int, last_checkpoint: int | None) -> None:
+    for name in ("loss", "gradient_norm"):
+        if not math.isfinite(scalars[name]):
+            good = f"step {last_checkpoint:,}" if last_checkpoint is not None else "none"
+            raise TrainingError(
+                f"{name} is {scalars[name]} at step {number:,}; the last good checkpoint is "
+                f"{good}: try a smaller learning_rate or a gradient_clip"
+            )
 
 
 class _GridSampler:
@@ -187,15 +199,32 @@ class _GridSampler:
             images.grid(images.to_uint8(x_NxHxWxC), self.request.labels()).save(temporary)
 
 
-def _claim_workdir(config: Config, workdir: Path) -> None:
-    """Writes config.json, or checks that the one in the workdir describes the same run."""
+@contextlib.contextmanager
+def _claim(workdir: Path) -> Iterator[None]:
+    """Keeps other runs off the workdir, by a lock that ends with the process.
+
+    Raises:
+      ConfigError: another run has it.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    with (workdir / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"workdir {str(workdir)!r} is in use by another run; allowed: another --workdir"
+            ) from None
+        yield
+
+
+def _write_config(config: Config, workdir: Path, *, resuming: bool) -> None:
+    """Writes config.json; when resuming, only if it describes the same run as before."""
     path = workdir / "config.json"
-    if path.exists():
-        earlier = load_json(path)
-        free = set(_FREE_ON_RESUME)
+    if resuming and path.exists():
+        free = _FREE_ON_RESUME
         if config.train.schedule == "constant":
-            free.add("train.steps")  # more steps continue the same trajectory
-        changed = [field for field in differences(earlier, config) if field not in free]
+            free = (*free, "train.steps")  # more steps continue the same trajectory
+        changed = [f for f in differences(load_json(path), config) if not f.startswith(free)]
         if changed:
             raise ConfigError(
                 f"workdir {str(workdir)!r} holds a run with another config; it differs in "

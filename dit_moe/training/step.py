@@ -58,7 +58,11 @@ def build_step(config: Config, optimizer: optax.GradientTransformation) -> Step:
 
         total, metrics = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, parameters), batch)
         mean = jax.tree.map(lambda g: g / parts, total)
-        return mean, jax.tree.map(lambda m: jnp.nanmean(m, axis=0), metrics)
+        # A part without an image in a time bin has no loss there.
+        return mean, {
+            name: (jnp.nanmean if name.startswith("loss_t") else jnp.mean)(value, axis=0)
+            for name, value in metrics.items()
+        }
 
     def step(state: TrainState, x_NxHxWxC: jax.Array, y_N: jax.Array) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(base_key, state.step)
