@@ -32,7 +32,10 @@ class Checkpoints:
         else:
             options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
         self.folder = (workdir / "checkpoints").absolute()
-        self._manager = ocp.CheckpointManager(self.folder, item_names=_ITEMS, options=options)
+        handlers = {name: ocp.StandardCheckpointHandler() for name in _ITEMS}
+        self._manager = ocp.CheckpointManager(
+            self.folder, item_names=_ITEMS, item_handlers=handlers, options=options
+        )
 
     def __enter__(self) -> "Checkpoints":
         return self
