@@ -13,6 +13,7 @@ BIN = $(VENV)/bin
 help:
 	@echo "make demo    train on real digits, sample, evaluate (MODEL=promoe|dit-moe|dit)"
 	@echo "make test    the test suite"
+	@echo "make test-slow  train the demo and hold it to its promises"
 	@echo "make lint    ruff and pyright"
 	@echo "make bench   the benchmarks"
 

@@ -1,0 +1,25 @@
+"""The demo held to what the README promises. Takes minutes: run by `make test-slow`."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.slow
+def test_demo(tmp_path):
+    def command(*arguments: object) -> None:
+        subprocess.run([sys.executable, *map(str, arguments)], check=True, cwd=ROOT)
+
+    run, out = tmp_path / "run", tmp_path / "out"
+    command("train.py", "--config", "configs/digits.py", "--workdir", run)
+    command("sample.py", "--workdir", run, "--num_samples", 400, "--output", out)
+    command("-m", "eval.digits", "--samples", out / "samples.npz", "--output", out / "result.json")
+    result = json.loads((out / "result.json").read_text())
+    assert result["samples"]["asked_class_accuracy"] >= 0.95
+    assert result["frechet_ratio_to_heldout"] <= 3
+    assert result["samples"]["close_to_train_share"] <= 0.1
