@@ -11,11 +11,11 @@ BIN = $(VENV)/bin
 .PHONY: demo test test-slow bench lint help
 
 help:
-	@echo "make demo    train on real digits, sample, evaluate (MODEL=promoe|dit-moe|dit)"
-	@echo "make test    the test suite"
+	@echo "make demo       train on real digits, sample, evaluate (MODEL=promoe|dit-moe|dit)"
+	@echo "make test       the test suite"
 	@echo "make test-slow  train the demo and hold it to its promises"
-	@echo "make lint    ruff and pyright"
-	@echo "make bench   the benchmarks"
+	@echo "make lint       ruff and pyright"
+	@echo "make bench      the benchmarks"
 
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(f"Python 3.11 or newer is needed; $(PYTHON) is {v.major}.{v.minor}: set PYTHON=..." if v < (3, 11) else 0)'
