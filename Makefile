@@ -30,7 +30,7 @@ demo: $(VENV)/.installed
 	@echo "The picture: $(OUT)/digits.png"
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow
