@@ -78,6 +78,11 @@ class MoEConfig:
             "allowed: true only with router 'prototype'",
         )
 
+    @property
+    def total_experts(self) -> int:
+        """Routed experts and the unconditional one, which comes last."""
+        return self.num_experts + self.unconditional_expert
+
 
 @dataclass(frozen=True, config=_RULES)
 class ModelConfig:

@@ -113,7 +113,7 @@ def _moe(config: ModelConfig, theirs: str, ours: str, group: int) -> Iterator[En
         theirs, shared = f"{theirs}.mlp", "shared_expert"
         yield Entry(f"{theirs}.cluster_centers", f"{ours}.router.prototypes", (group,))
     expert = _swiglu if config.moe.expert == "swiglu" else _gelu
-    for e in range(config.moe.num_experts + config.moe.unconditional_expert):
+    for e in range(config.moe.total_experts):
         yield from expert(f"{theirs}.experts.{e}", f"{ours}.experts", (group, e))
     if config.moe.shared_hidden_ratio:
         yield from expert(f"{theirs}.{shared}", f"{ours}.shared.experts", (group, 0))

@@ -20,7 +20,7 @@ class MoELayer(nnx.Module):
         self.router = build_router(config, width, rngs)
         self.experts = Experts(
             config.expert,
-            config.num_experts + config.unconditional_expert,
+            config.total_experts,
             width,
             int(config.hidden_ratio * width),
             rngs,

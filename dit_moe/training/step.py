@@ -38,8 +38,7 @@ def build_step(config: Config, optimizer: optax.GradientTransformation) -> Step:
         value, (metrics, prediction) = objective.loss(bind(parameters), key_N, x_NxHxWxC, y_N)
         if prediction.routing is not None:
             assert config.model.moe is not None
-            experts = config.model.moe.num_experts + config.model.moe.unconditional_expert
-            statistics = routing_statistics(prediction.routing, experts)
+            statistics = routing_statistics(prediction.routing, config.model.moe.total_experts)
             metrics |= {f"moe/{name}": value for name, value in statistics.items()}
         return value, metrics
 
