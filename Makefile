@@ -4,15 +4,19 @@ VENV ?= .venv
 EXTRAS ?= dev
 # The demo's model: promoe, dit-moe or dit.
 MODEL ?= promoe
+IMAGE_SIZE ?= 32
+SET = $(notdir $(patsubst %/,%,$(IMAGES)))-$(IMAGE_SIZE)
 RUN = runs/digits-$(MODEL)
 OUT = out/digits-$(MODEL)
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-slow bench lint help
+.PHONY: demo folder test test-slow test-peers bench lint help
 
 help:
 	@echo "make demo       train on real digits, sample, evaluate (MODEL=promoe|dit-moe|dit)"
+	@echo "make folder     the same from your pictures: IMAGES=FOLDER [IMAGE_SIZE=32]"
 	@echo "make test       the test suite"
+	@echo "make test-peers comparisons with PyTorch packages, in an environment of their own"
 	@echo "make test-slow  train the demo and hold it to its promises"
 	@echo "make lint       ruff and pyright"
 	@echo "make bench      the benchmarks"
@@ -29,16 +33,28 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m eval.digits --samples $(OUT)/samples.npz --output $(OUT)/result.json --picture $(OUT)/digits.png
 	@echo "The picture: $(OUT)/digits.png"
 
+# A folder of pictures, one sub-folder a class, from files to samples.
+folder: $(VENV)/.installed
+	@test -n "$(IMAGES)" || { echo "IMAGES is not set; allowed: IMAGES=FOLDER, with one sub-folder per class"; exit 2; }
+	$(BIN)/python -m dit_moe.data.prepare --input "$(IMAGES)" --output "data/$(SET)" --autoencoder none --image_size $(IMAGE_SIZE)
+	$(BIN)/python train.py --config "configs/prepared.py:data/$(SET)" --workdir "runs/$(SET)"
+	$(BIN)/python sample.py --workdir "runs/$(SET)" --output "out/$(SET)"
+
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow and not peers'
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow
+
+test-peers:
+	$(MAKE) VENV=$(VENV)-peers EXTRAS=dev,peers,beam $(VENV)-peers/.installed
+	$(VENV)-peers/bin/python -m pytest -m peers
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/moe_layer.py --experts 8 32
 	$(BIN)/python benchmarks/compile_time.py
 	$(BIN)/python benchmarks/rematerialisation.py
+	$(BIN)/python benchmarks/input.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -12,8 +12,8 @@ examples:
 
 writes out/samples.npz (arr_0: uint8 images [N,H,W,C]; arr_1: labels) and out/grid.png. What is not
 given comes from the run's config. Image i is the same whatever the batch size. A run that was
-interrupted goes on where it stopped when the same command is given again. Models of latents write
-float32 latents in arr_0, to be decoded by their autoencoder.
+interrupted goes on where it stopped when the same command is given again. Samples of a latent model
+are decoded by the autoencoder that encoded its training data, or by that of --autoencoder.
 """
 
 
@@ -48,6 +48,12 @@ def main(argv: list[str] | None = None) -> int:
         default="ema",
         help="the parameters' moving average, or the parameters themselves (default: ema)",
     )
+    add(
+        "--autoencoder",
+        metavar="FOLDER|FILE|NAME",
+        help="decodes the samples of a latent model; none: arr_0 holds float32 latents "
+        "(default: the one that encoded the training data)",
+    )
     arguments = parser.parse_args(argv)
 
     try:
@@ -76,6 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
             solver=arguments.solver,
             steps=arguments.steps,
             seed=arguments.seed,
+            autoencoder=arguments.autoencoder,
         )
     except (ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

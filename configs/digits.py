@@ -1,37 +1,17 @@
 """Handwritten digits, 8x8: a few minutes on two CPU cores. Argument: promoe, dit-moe or dit."""
 
-import dataclasses
-
 from dit_moe.config import (
     Config,
-    ConfigError,
     DataConfig,
     ModelConfig,
-    MoEConfig,
     RectifiedFlowConfig,
     SampleConfig,
-    TopKRouterConfig,
     TrainConfig,
 )
-from dit_moe.presets import PROMOE
-
-# Active feed-forward parameters per token: 8 width^2 in dit and promoe, 9 width^2 in dit-moe.
-MOE = {
-    "promoe": dataclasses.replace(PROMOE, num_experts=8),
-    "dit-moe": MoEConfig(
-        router=TopKRouterConfig(),
-        num_experts=8,
-        top_k=2,
-        hidden_ratio=1,
-        shared_hidden_ratio=1,
-    ),
-    "dit": None,
-}
+from dit_moe.presets import small_moe
 
 
 def get_config(architecture: str = "promoe") -> Config:
-    if architecture not in MOE:
-        raise ConfigError(f"digits has no {architecture!r}; allowed: {', '.join(MOE)}")
     return Config(
         name=f"digits-{architecture}",
         model=ModelConfig(
@@ -42,7 +22,7 @@ def get_config(architecture: str = "promoe") -> Config:
             width=128,
             depth=4,
             heads=4,
-            moe=MOE[architecture],
+            moe=small_moe(architecture),
         ),
         objective=RectifiedFlowConfig(time_scale=1000),
         data=DataConfig(source="digits"),

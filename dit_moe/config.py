@@ -4,18 +4,31 @@
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias, TypeVar
 
 import pydantic
 from pydantic import Field, NonNegativeInt, PositiveInt
 from pydantic.dataclasses import dataclass
 
+T = TypeVar("T")
 _RULES = pydantic.ConfigDict(extra="forbid")
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _split(value: object) -> object:
+    return (
+        [part.strip() for part in value.split(",") if part.strip()]
+        if isinstance(value, str)
+        else value
+    )
+
+
+# On the command line, values with commas between them.
+Listed: TypeAlias = Annotated[tuple[T, ...], pydantic.BeforeValidator(_split)]
 
 
 class ConfigError(ValueError):
@@ -198,20 +211,35 @@ ObjectiveConfig = Annotated[DDPMConfig | RectifiedFlowConfig, Field(discriminato
 class DataConfig:
     """Where images or latents come from."""
 
-    source: Literal["digits", "arrays"] = "digits"
-    """`digits`: scikit-learn's 8x8 handwritten digits. `arrays`: a folder with `x.npy`
-    [N, H, W, C] (uint8 images, or float latents used as they are) and `label.npy` [N]."""
-    path: str = ""
-    """The folder of `arrays`."""
+    source: Literal["digits", "patches", "prepared"] = "digits"
+    """`digits`: scikit-learn's handwritten digits, 8x8. `patches`: colour patches of
+    scikit-image's photographs, 32x32. `prepared`: folders that `dit_moe.data.prepare` made."""
+    path: Listed[str] = ()
+    """Folders of `prepared`. With several (mixed resolutions), each step's batch is from one."""
+    mix_weights: Listed[PositiveFloat] = ()
+    """How often each folder of `path` has its turn; empty: equally often."""
+    classes: Listed[NonNegativeInt] = ()
+    """Only these classes of the data set; the model's class i is classes[i]. Empty: all."""
     flip: bool = False
-    """Mirror each example left to right with probability 1/2. Not for latents, which do not mirror
-    with their images: there, store the latents of mirrored images too."""
+    """Take the mirror image (for latents: the latent of the mirror image) with probability 1/2."""
+    latent_scaling: Literal["autoencoder", "per_channel"] = "autoencoder"
+    """`autoencoder`: times the constant of its authors (0.18215). `per_channel`: to mean 0 and
+    standard deviation 1 in every channel, by the data set's statistics (as EDM2)."""
 
     def __post_init__(self) -> None:
         _require(
-            (self.source == "arrays") == bool(self.path),
-            f"path is {self.path!r} with source {self.source!r}; allowed: "
-            "a folder with source 'arrays', empty otherwise",
+            (self.source == "prepared") == bool(self.path),
+            f"path is {', '.join(self.path)!r} with source {self.source!r}; allowed: "
+            "folders with source 'prepared', empty otherwise",
+        )
+        _require(
+            len(self.mix_weights) in (0, len(self.path)),
+            f"mix_weights has {len(self.mix_weights)} numbers; allowed: none, or one for each of "
+            f"the {len(self.path)} folders of path",
+        )
+        _require(
+            len(set(self.classes)) == len(self.classes),
+            f"classes is {', '.join(map(str, self.classes))}; allowed: every class once",
         )
 
 

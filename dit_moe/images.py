@@ -14,31 +14,33 @@ def to_uint8(x_NxHxWxC: np.ndarray) -> np.ndarray:
 
 
 def grid(
-    images_NxHxWxC: np.ndarray, labels_N: Sequence[int] | np.ndarray, cell: int = 64
+    images_NxHxWxC: np.ndarray, labels_N: Sequence[int] | Sequence[str] | np.ndarray, cell: int = 64
 ) -> Image.Image:
     """Draws one row per label, in order of first appearance, with the label at its left.
 
     Args:
       images_NxHxWxC: [N, H, W, C] uint8. C may be 1, 3, or more, of which the first 3 are shown.
-      labels_N: [N] labels.
+      labels_N: [N] labels, numbers or names.
       cell: smallest side at which an image is drawn; small images are enlarged without smoothing.
     """
     labels = np.asarray(labels_N)
     rows = [np.flatnonzero(labels == label) for label in dict.fromkeys(labels.tolist())]
     side = images_NxHxWxC.shape[1]
     size = side * max(1, -(-cell // side))
-    gap, margin = max(2, size // 12), 48
+    gap = max(2, size // 12)
+    font = ImageFont.load_default(size=18)
+    texts = [str(labels[row[0]]) for row in rows]
+    margin = 16 + max(32, *(int(font.getlength(text)) for text in texts))
     columns = max(len(row) for row in rows)
     canvas = Image.new(
         "RGB", (margin + columns * (size + gap), len(rows) * (size + gap)), (255, 255, 255)
     )
     draw = ImageDraw.Draw(canvas)
-    font = ImageFont.load_default(size=18)
     for r, row in enumerate(rows):
         top = r * (size + gap)
         draw.text(
             (margin - 8, top + size // 2),
-            str(labels[row[0]]),
+            texts[r],
             fill=(0, 0, 0),
             font=font,
             anchor="rm",

@@ -10,13 +10,16 @@ from typing import Literal
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from dit_moe import images, sampling
-from dit_moe.config import ConfigError, MeshConfig
+from dit_moe.config import Config, ConfigError, MeshConfig
+from dit_moe.data.latents import read_latent_space
 from dit_moe.files import atomic
 from dit_moe.loading import load_run
 from dit_moe.nn.parameters import Parameters
+from dit_moe.rendering import Renderer, build_renderer
 from dit_moe.training.mesh import batch_sharding, build_mesh, replicated
 
 GRID_ROWS, GRID_COLUMNS = 16, 12
@@ -35,11 +38,16 @@ def write_sample_set(
     solver: str | None = None,
     steps: int | None = None,
     seed: int = 0,
+    autoencoder: str | None = None,
 ) -> tuple[Path, Path]:
     """Samples a run into `output`/samples.npz and `output`/grid.png, and returns their paths.
 
     Finished batches lie in `output`/samples.parts until the set is complete; the same call with
     the same weights resumes after them, another one starts anew.
+
+    Args:
+      autoencoder: what decodes a latent model's samples; None: the one that its training data
+        were encoded with; "none": nothing, `samples.npz` then holds the network's latents, float32.
 
     Raises:
       ConfigError: the run or an argument cannot be used; the message is one sentence.
@@ -59,6 +67,7 @@ def write_sample_set(
         seed=seed,
     )
     mesh = build_mesh(MeshConfig())
+    render = _renderer(workdir, run.config, autoencoder, mesh)
     batch_size = sampling.round_up(min(batch_size, num_samples), mesh.size)
     identity = {
         **dataclasses.asdict(request),
@@ -67,12 +76,12 @@ def write_sample_set(
         "ema": ema,
         "weights": _digest(run.parameters),
         "batch_size": batch_size,
+        "autoencoder": autoencoder,
     }
     parts = output / "samples.parts"
     done = _open_parts(parts, identity) * batch_size
     if done:
         print(f"Resuming after {min(done, num_samples):,} images in {parts}.")
-    is_image = run.config.model.channels in (1, 3)
 
     with (
         jax.set_mesh(mesh),
@@ -86,7 +95,7 @@ def write_sample_set(
             sampler, parameters, request, batch_size, start=done, sharding=batch_sharding(mesh)
         )
         for number, x_NxHxWxC in enumerate(batches, start=done // batch_size):
-            x_NxHxWxC = images.to_uint8(x_NxHxWxC) if is_image else x_NxHxWxC
+            x_NxHxWxC = x_NxHxWxC if render is None else render(x_NxHxWxC)
             with atomic(parts / f"{number:06d}.npy") as temporary:
                 np.save(temporary, x_NxHxWxC)
             bar.update(len(x_NxHxWxC))
@@ -98,11 +107,26 @@ def write_sample_set(
     with atomic(npz) as temporary:
         np.savez(temporary, arr_0=x_NxHxWxC, arr_1=labels)
     shown = _grid_choice(labels)
-    picture = x_NxHxWxC[shown] if is_image else images.to_uint8(x_NxHxWxC[shown])
+    picture = x_NxHxWxC[shown] if render else images.to_uint8(x_NxHxWxC[shown])
     with atomic(png) as temporary:
         images.grid(picture, labels[shown]).save(temporary)
     shutil.rmtree(parts)
     return npz, png
+
+
+def _renderer(
+    workdir: Path, config: Config, autoencoder: str | None, mesh: Mesh
+) -> Renderer | None:
+    """None: samples stay what the network draws."""
+    space = read_latent_space(workdir)
+    if autoencoder == "none" or (space is None and config.model.channels not in (1, 3)):
+        return None
+    if space is None and autoencoder is not None:
+        raise ConfigError(
+            f"autoencoder is {autoencoder!r} but {str(workdir)!r} is no model of latents; "
+            "allowed: no --autoencoder"
+        )
+    return build_renderer(space, autoencoder, mesh)
 
 
 def _open_parts(parts: Path, identity: dict[str, object]) -> int:

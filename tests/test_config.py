@@ -55,7 +55,14 @@ def test_json_round_trip(tmp_path):
         ("objective.name=foo", "config.objective.name is 'foo'; allowed: 'ddpm', 'rectified_flow'"),
         ("objective.shift=x", "config.objective.shift is 'x'; input should be a valid number"),
         ("sample.solver=ddim", "config.sample.solver is 'ddim' with objective 'rectified_flow'"),
-        ("data.source=arrays", "config.data.path is '' with source 'arrays'; allowed: a folder"),
+        ("data.source=prepared", "config.data.path is '' with source 'prepared'; allowed: folders"),
+        ("data.source=patches --config.data.path=a,b", "config.data.path is 'a, b' with source"),
+        (
+            "data.source=prepared --config.data.path=a,b --config.data.mix_weights=1",
+            "config.data.mix_weights has 1 numbers; allowed: none, or one for each of the 2",
+        ),
+        ("data.classes=1,2,1", "config.data.classes is 1, 2, 1; allowed: every class once"),
+        ("data.classes=1,-2", "config.data.classes.1 is '-2'; input should be greater"),
         ("objective.name=ddpm --config.objective.timesteps=20", "timesteps is 20 with betas"),
         ("objective.name=ddpm --config.sample.steps=1001", "config.sample.steps is 1001; allowed"),
         ("objective.name=ddpm --config.objective.shift=1", "config.objective.shift is not a field"),
@@ -89,11 +96,14 @@ def test_overrides():
             "--config.model.qk_norm=true",
             "--config.model.moe.router.name=prototype",
             "--config.model.moe.router.contrastive_temperature=0.1",
-            "--config.data.source=arrays",
-            "--config.data.path=somewhere",
+            "--config.data.source=prepared",
+            "--config.data.path=somewhere, elsewhere",
+            "--config.data.classes=4,2",
         ],
     )
     assert config.train.steps == 7
+    assert config.data.path == ("somewhere", "elsewhere")
+    assert config.data.classes == (4, 2)
     assert config.train.gradient_clip == 0.5
     assert config.model.qk_norm is True
     assert config.model.moe is not None

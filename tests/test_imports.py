@@ -9,11 +9,11 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"dit_moe.config", "dit_moe.config_io", "dit_moe.files", "dit_moe.images"},
     {"dit_moe.presets", "dit_moe.moe"},
-    {"dit_moe.nn"},
+    {"dit_moe.nn", "dit_moe.autoencoder"},
     {"dit_moe.diffusion", "dit_moe.data", "dit_moe.convert"},
-    {"dit_moe.sampling", "dit_moe.training"},
+    {"dit_moe.sampling", "dit_moe.training", "dit_moe.rendering"},
     {"dit_moe.loading"},
-    {"dit_moe.sample_set", "dit_moe", "eval"},
+    {"dit_moe.sample_set", "dit_moe", "dit_moe.data.preview", "eval"},
     {"train", "sample"},
 ]
 

@@ -70,5 +70,5 @@ def test_errors():
         preset("DiT-S/2", 100)
     with pytest.raises(ConfigError, match="image size is 'x'"):
         load_file("configs/dit.py:S/2@x")
-    with pytest.raises(ConfigError, match="digits has no 'x'; allowed: promoe, dit-moe, dit"):
+    with pytest.raises(ConfigError, match="architecture is 'x'; allowed: promoe, dit-moe, dit"):
         load_file("configs/digits.py:x")

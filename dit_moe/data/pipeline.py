@@ -1,38 +1,85 @@
 """Batches for training: shuffled, endless, a function of (seed, step)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import grain
+import jax
 import numpy as np
+from jax.sharding import NamedSharding
 
 from dit_moe.config import Config
-from dit_moe.data.sources import Source
+from dit_moe.data.sources import Record, Source
+
+# A few batches ahead are enough, and all of grain's default (500) would be gigabytes.
+_READ = grain.ReadOptions(num_threads=8, prefetch_buffer_size=8)
+_ON_DEVICE = 2  # batches ahead
 
 
 class Batch(NamedTuple):
-    """Examples on the host."""
+    """Examples."""
 
-    x: np.ndarray
-    """[N, H, W, C] float32."""
-    label: np.ndarray
-    """[N] int32."""
+    x: np.ndarray | jax.Array
+    """[n, H, W, C] float32; on the host, n is this host's share of the batch."""
+    label: np.ndarray | jax.Array
+    """[n] int32."""
 
 
-def batches(config: Config, source: Source, first_step: int = 0) -> Iterator[Batch]:
-    """Yields the batch of `first_step`, then of the next, without end.
+def batches(
+    config: Config,
+    sources: Sequence[Source],
+    first_step: int = 0,
+    *,
+    host: int = 0,
+    num_hosts: int = 1,
+) -> Iterator[Batch]:
+    """Yields the batch of `first_step`, then of the next, without end, on the host.
 
-    Every epoch is shuffled anew; a batch may span two epochs, so that no example is left out.
+    Every epoch is shuffled anew over the whole data set; a batch may span two epochs, so that no
+    example is left out. Host h of H yields the h-th of H equal parts of each batch: parts joined
+    in order are the batch of one host, so a run may go on with another number of hosts. With
+    several sources, grain's mixture says whose turn a step is.
     """
-    dataset = grain.MapDataset.source(source).seed(config.seed).shuffle().repeat()
-    if config.data.flip:
-        dataset = dataset.random_map(_flip)
-    dataset = dataset.batch(config.train.batch_size)[first_step:]
-    for example in dataset.to_iter_dataset():
-        yield Batch(example["x"], example["label"])
+    return iter(_dataset(config, sources, first_step, host, num_hosts))
 
 
-def _flip(example: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
-    if rng.random() < 0.5:
-        example["x"] = example["x"][:, ::-1]
-    return example
+def device_batches(
+    config: Config, sources: Sequence[Source], first_step: int, sharding: NamedSharding
+) -> Iterator[Batch]:
+    """The same batches, each host's share put on its devices ahead of time."""
+
+    def put(batch: Batch) -> Batch:
+        return Batch(*(jax.make_array_from_process_local_data(sharding, a) for a in batch))
+
+    dataset = _dataset(config, sources, first_step, jax.process_index(), jax.process_count())
+    return iter(
+        grain.experimental.ThreadPrefetchIterDataset(
+            dataset.map(put), prefetch_buffer_size=_ON_DEVICE
+        )
+    )
+
+
+def _dataset(
+    config: Config, sources: Sequence[Source], first_step: int, host: int, num_hosts: int
+) -> grain.IterDataset:
+    share = config.train.batch_size // num_hosts
+    turns = []
+    for source in sources:
+        dataset = grain.MapDataset.source(source).seed(config.seed).shuffle().repeat()
+        dataset = dataset.random_map(_Draw(source, config.data.flip))
+        turns.append(dataset.batch(share)[host::num_hosts])
+    weights = config.data.mix_weights or (1.0,) * len(turns)
+    steps = turns[0] if len(turns) == 1 else grain.MapDataset.mix(turns, weights)
+    steps = steps.map(lambda example: Batch(example["x"], example["label"]))
+    return steps[first_step:].to_iter_dataset(_READ)
+
+
+class _Draw:
+    def __init__(self, source: Source, flip: bool):
+        self.source = source
+        self.flip = flip
+
+    def __call__(self, record: Record, rng: np.random.Generator) -> Record:
+        mirrored = self.flip and bool(rng.random() < 0.5)
+        x = self.source.draw(record, mirrored, rng)
+        return {"x": x, "label": np.asarray(record["label"], np.int32)}

@@ -1,83 +1,180 @@
-"""Where examples come from: random access to images or latents with labels."""
+"""Where examples come from: random access to pictures or latents with labels."""
 
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
 from dit_moe.config import Config, ConfigError, DataConfig
-from dit_moe.data import digits
+from dit_moe.data import digits, patches
+from dit_moe.data.latents import LatentSpace, latent_space
+from dit_moe.data.prepared import Prepared
+
+Record = dict[str, np.ndarray]
 
 
-class Source:
-    """Arrays of examples; `x` may be memory-mapped. A grain random-access data source."""
+class Source(Protocol):
+    """Records by number, and how an example is drawn from one."""
 
-    def __init__(self, x_NxHxWxC: np.ndarray, label_N: np.ndarray):
-        self.x = x_NxHxWxC
+    shape: tuple[int, ...]
+    """[H, W, C] of an example."""
+    label: np.ndarray
+    """[N] int32, of all records."""
+    latent_space: LatentSpace | None
+    """None: examples are pictures in [-1, 1]."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Record: ...
+
+    def draw(self, record: Record, mirrored: bool, rng: np.random.Generator) -> np.ndarray:
+        """An example, float32 [H, W, C]."""
+        ...
+
+
+class Pictures:
+    """Pictures in memory or on disk.
+
+    Args:
+      image: [N, H, W, C] uint8, or records with the field `image`.
+      label_N: [N] labels.
+    """
+
+    latent_space: LatentSpace | None = None
+
+    def __init__(self, image: np.ndarray | Prepared, label_N: np.ndarray):
+        self._image = image
         self.label = label_N
+        self.shape: tuple[int, ...] = (
+            image.card.shape if isinstance(image, Prepared) else image.shape[1:]
+        )
 
     def __len__(self) -> int:
         return len(self.label)
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        """One example: x [H, W, C] float32, uint8 mapped to [-1, 1], and its int32 label."""
-        x = np.asarray(self.x[index])
-        x = x / np.float32(127.5) - 1 if x.dtype == np.uint8 else x.astype(np.float32)
-        return {"x": x.astype(np.float32), "label": np.asarray(self.label[index], np.int32)}
+    def __getitem__(self, index: int) -> Record:
+        image = self._image[index]
+        image = image["image"] if isinstance(image, dict) else image
+        return {"image": image, "label": self.label[index]}
+
+    def draw(self, record: Record, mirrored: bool, rng: np.random.Generator) -> np.ndarray:
+        """0..255 mapped to [-1, 1]."""
+        del rng
+        image = record["image"][:, ::-1] if mirrored else record["image"]
+        return image / np.float32(127.5) - 1
 
 
-def build_source(config: Config) -> Source:
-    """The training examples that the config names.
+class Latents:
+    """Posteriors of an autoencoder on disk."""
+
+    def __init__(self, prepared: Prepared, space: LatentSpace):
+        self._prepared = prepared
+        self._space = space
+        self.latent_space: LatentSpace | None = space
+        self.label = prepared.label
+        self.shape: tuple[int, ...] = prepared.card.shape
+
+    def __len__(self) -> int:
+        return len(self._prepared)
+
+    def __getitem__(self, index: int) -> Record:
+        return self._prepared[index]
+
+    def draw(self, record: Record, mirrored: bool, rng: np.random.Generator) -> np.ndarray:
+        """A sample of the posterior of the picture or of its mirror image, normalised."""
+        x = rng.standard_normal(self.shape, np.float32)
+        # In place: this is most of an example's cost.
+        std = record["log_variance"][int(mirrored)].astype(np.float32)
+        std *= 0.5
+        x *= np.exp(std, out=std)
+        x += record["mean"][int(mirrored)]
+        return self._space.normalize(x)
+
+
+class ClassSubset:
+    """The records of some classes; label i means classes[i] of the whole source."""
+
+    def __init__(self, source: Source, classes: Sequence[int]):
+        new = np.full(max(int(source.label.max()), *classes) + 1, -1, np.int32)
+        new[list(classes)] = np.arange(len(classes))
+        self._source = source
+        self._rows = np.flatnonzero(new[source.label] >= 0)
+        self.label = new[source.label[self._rows]]
+        self.shape: tuple[int, ...] = source.shape
+        self.latent_space = source.latent_space
+        self.draw = source.draw
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Record:
+        return {**self._source[self._rows[index]], "label": self.label[index]}
+
+
+def build_sources(config: Config) -> Sequence[Source]:
+    """The training examples that the config names; several where resolutions are mixed.
 
     Raises:
-      ConfigError: if the files are missing or disagree with the config.
+      ConfigError: if data are missing or disagree with the config.
     """
-    source = _SOURCES[config.data.source](config.data)
+    data = config.data
+    names = data.path or (data.source,)
+    sources: Sequence[Source] = [_build(data, folder) for folder in names]
+    if data.classes:
+        for name, source in zip(names, sources, strict=True):
+            absent = sorted(set(data.classes) - set(source.label.tolist()))
+            if absent:
+                raise ConfigError(
+                    f"config.data.classes has {absent[0]}, of which {name!r} has no example; "
+                    f"its labels span {source.label.min()} to {source.label.max()}"
+                )
+        sources = [ClassSubset(source, data.classes) for source in sources]
+    for name, source in zip(names, sources, strict=True):
+        _check(config, name, source, mixed=len(sources) > 1)
+    spaces = [source.latent_space for source in sources]
+    for name, space in zip(names, spaces, strict=True):
+        if space != spaces[0]:
+            raise ConfigError(
+                f"config.data.path mixes {names[0]!r} with {name!r}, whose latents are of another "
+                "autoencoder or scaled otherwise; allowed: sets prepared alike, and "
+                "latent_scaling 'autoencoder' (statistics differ between sets)"
+            )
+    return sources
+
+
+def _build(data: DataConfig, folder: str) -> Source:
+    match data.source:
+        case "digits":
+            return Pictures(*digits.load("train"))
+        case "patches":
+            return Pictures(*patches.load("train"))
+        case "prepared":
+            prepared = Prepared(folder)
+            space = latent_space(prepared.card, data.latent_scaling)
+            if space is None:
+                return Pictures(prepared, prepared.label)
+            return Latents(prepared, space)
+
+
+def _check(config: Config, name: str, source: Source, *, mixed: bool) -> None:
     model = config.model
-    expected = (model.image_size, model.image_size, model.channels)
-    if source.x.shape[1:] != expected:
-        raise ConfigError(
-            f"config.model image_size and channels give examples of shape {expected}; "
-            f"allowed with data source {config.data.source!r}: {source.x.shape[1:]}"
-        )
     if not len(source):
-        raise ConfigError(f"config.data.path is {config.data.path!r}, which holds no examples")
-    low, high = int(np.min(source.label)), int(np.max(source.label))
+        raise ConfigError(f"data set {name!r} holds no examples; allowed: one or more")
+    height, width, channels = source.shape
+    if channels != model.channels:
+        raise ConfigError(
+            f"config.model.channels is {model.channels} but data set {name!r} has {channels}; "
+            f"allowed: {channels}"
+        )
+    sizes = "multiples of patch_size" if mixed else f"{height}"
+    if height != width or (height % model.patch_size if mixed else height != model.image_size):
+        raise ConfigError(
+            f"config.model.image_size is {model.image_size} with patch_size {model.patch_size} "
+            f"but data set {name!r} has examples of {height}x{width}; allowed: {sizes}"
+        )
+    low, high = int(source.label.min()), int(source.label.max())
     if low < 0 or high >= model.num_classes:
         raise ConfigError(
-            f"config.model.num_classes is {model.num_classes} but the labels of data source "
-            f"{config.data.source!r} span {low} to {high}; allowed: at least {high + 1}"
+            f"config.model.num_classes is {model.num_classes} but the labels of data set {name!r} "
+            f"span {low} to {high}; allowed: at least {high + 1}"
         )
-    return source
-
-
-def _digits(config: DataConfig) -> Source:
-    del config
-    return Source(*digits.load("train"))
-
-
-def _arrays(config: DataConfig) -> Source:
-    arrays = []
-    for name in ("x.npy", "label.npy"):
-        path = Path(config.path) / name
-        if not path.is_file():
-            raise ConfigError(
-                f"config.data.path is {config.path!r}, which has no {name}; allowed: a folder "
-                "with x.npy [N, H, W, C] and label.npy [N]"
-            )
-        try:
-            arrays.append(np.load(path, mmap_mode="r", allow_pickle=False))
-        except (ValueError, EOFError) as error:
-            raise ConfigError(f"{path} is not a plain .npy array: {error}") from None
-    x, label = arrays
-    if x.ndim != 4 or label.shape != x.shape[:1] or not np.issubdtype(label.dtype, np.integer):
-        raise ConfigError(
-            f"config.data.path is {config.path!r} with x {x.shape} and label {label.shape} "
-            f"{label.dtype}; allowed: x [N, H, W, C] and integer label [N]"
-        )
-    if x.dtype != np.uint8 and not np.issubdtype(x.dtype, np.floating):
-        raise ConfigError(f"{config.path}/x.npy is {x.dtype}; allowed: uint8 or a float type")
-    return Source(x, label)
-
-
-_SOURCES: dict[str, Callable[[DataConfig], Source]] = {"digits": _digits, "arrays": _arrays}

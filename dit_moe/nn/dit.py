@@ -61,7 +61,8 @@ class DiT(nnx.Module):
         """Runs the network.
 
         Args:
-          x_NxHxWxC: [N, H, W, C] noisy images or latents, any float type.
+          x_NxHxWxC: [N, H, W, C] noisy images or latents, any float type. Square; of another side
+            than config.image_size too, for training on mixed resolutions.
           t_N: [N] times in the unit that the objective feeds (0 to 1, or 0 to 1000).
           y_N: [N] int32 labels; num_classes is the null label.
 
@@ -69,7 +70,9 @@ class DiT(nnx.Module):
           The prediction with value float32 [N, H, W, C'].
         """
         config, dtype = self.config, jnp.dtype(self.config.dtype)
-        position_SxD = position_embedding(config.image_size // config.patch_size, config.width)
+        native_side = config.image_size // config.patch_size
+        side = x_NxHxWxC.shape[1] // config.patch_size
+        position_SxD = position_embedding(side, config.width, native_side)
         x_NxSxD = self.patch_in(patchify(x_NxHxWxC, config.patch_size))
         x_NxSxD += position_SxD.astype(dtype)
         c_NxD = (self.timestep(t_N) + self.label(y_N)).astype(dtype)

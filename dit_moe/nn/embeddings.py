@@ -26,14 +26,17 @@ def unpatchify(x_NxSxP: jax.Array, patch_size: int, channels: int) -> jax.Array:
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(n, side * p, side * p, channels)
 
 
-def position_embedding(side: int, width: int) -> np.ndarray:
+def position_embedding(side: int, width: int, native_side: int | None = None) -> np.ndarray:
     """Fixed 2-D sine-cosine positions of a side x side grid, float32 [side^2, width].
 
     The first half of the width encodes the column, the second the row; in each, sines of all
-    frequencies 10000^(-4i / width) come before the cosines (DiT).
+    frequencies 10000^(-4i / width) come before the cosines (DiT). A grid of another size than the
+    native one is stretched over it, so that a position means the same place of the picture
+    (Chen et al. 2023, PixArt-alpha).
     """
     omega = 10000.0 ** -(np.arange(width // 4) / (width / 4))
-    angle = np.arange(side)[:, None] * omega
+    place = np.arange(side) * ((native_side or side) / side)
+    angle = place[:, None] * omega
     axis = np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
     column = np.tile(axis, (side, 1))
     row = np.repeat(axis, side, axis=0)

@@ -1,7 +1,6 @@
 """The training loop: batches in, checkpoints, metrics and sample grids out."""
 
 import contextlib
-import fcntl
 import math
 import sys
 import time
@@ -15,11 +14,14 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from dit_moe import images, sampling
+from dit_moe.autoencoder.sources import is_local
 from dit_moe.config import Config, ConfigError
 from dit_moe.config_io import differences, load_json, to_json
-from dit_moe.data.pipeline import batches
-from dit_moe.data.sources import build_source
-from dit_moe.files import atomic
+from dit_moe.data.latents import LatentSpace, write_latent_space
+from dit_moe.data.pipeline import device_batches
+from dit_moe.data.sources import build_sources
+from dit_moe.files import atomic, lock
+from dit_moe.rendering import build_renderer
 from dit_moe.training.checkpoint import Checkpoints
 from dit_moe.training.interrupt import Interrupt
 from dit_moe.training.logging import MetricsWriter, summarize
@@ -65,17 +67,21 @@ def train(config: Config, workdir: Path) -> int | None:
             f"{settings.accumulation} on {mesh.size} devices; allowed: a multiple of "
             f"{settings.accumulation * mesh.size}"
         )
-    source = build_source(config)
+    sources = build_sources(config)
     optimizer = build_optimizer(settings)
 
+    busy = ConfigError(
+        f"workdir {str(workdir)!r} is in use by another run; allowed: another --workdir"
+    )
     with (
-        _claim(workdir),
+        lock(workdir / ".lock", busy),
         jax.set_mesh(mesh),
         Checkpoints(workdir, settings.keep_checkpoints) as checkpoints,
         Interrupt() as interrupt,
     ):
         latest = checkpoints.latest_step()
         _write_config(config, workdir, resuming=latest is not None)
+        write_latent_space(workdir, sources[0].latent_space, resuming=latest is not None)
         state = init_state(config.model, optimizer, config.seed, mesh)
         _describe(config, state, workdir, mesh)
         if latest is not None:
@@ -83,7 +89,7 @@ def train(config: Config, workdir: Path) -> int | None:
             print(f"Resuming {workdir} from step {latest:,}.")
         first_step = int(state.step)
         step = jax.jit(build_step(config, optimizer), donate_argnums=0)
-        grids = _GridSampler(config, mesh)
+        grids = _GridSampler(config, sources[0].latent_space, mesh)
         window = _Window(settings.batch_size)
         with (
             MetricsWriter(workdir, first_step) as writer,
@@ -98,10 +104,9 @@ def train(config: Config, workdir: Path) -> int | None:
                 postfix="compiling",
             ) as bar,
         ):
-            stream = batches(config, source, first_step)
+            stream = device_batches(config, sources, first_step, batch_sharding(mesh))
             for number in range(first_step + 1, settings.steps + 1):
-                batch = jax.device_put(tuple(next(stream)), batch_sharding(mesh))
-                state, metrics = step(state, *batch)
+                state, metrics = step(state, *next(stream))
                 window.add(metrics)
                 bar.update()
                 last = number == settings.steps or interrupt.signal is not None
@@ -177,9 +182,19 @@ def _check_finite(scalars: dict[str, float], number: int, last_checkpoint: int |
 
 
 class _GridSampler:
-    """Draws the same few images from the moving average each time."""
+    """Draws the same few images from the moving average each time.
 
-    def __init__(self, config: Config, mesh: Mesh):
+    Latents are decoded if their autoencoder is at hand; otherwise three channels are drawn.
+    """
+
+    def __init__(self, config: Config, space: LatentSpace | None, mesh: Mesh):
+        self.render = images.to_uint8
+        if space is not None and is_local(space.autoencoder.source):
+            self.render = build_renderer(space, None, mesh)
+        elif space is not None:
+            print(
+                f"Sample grids show latents: autoencoder {space.autoencoder.source!r} is not here."
+            )
         self.sharding = batch_sharding(mesh)
         classes = min(config.model.num_classes, GRID_CLASSES)
         self.request = sampling.build_request(
@@ -196,25 +211,7 @@ class _GridSampler:
             self.sampler, state.ema, self.request, batch_size, sharding=self.sharding
         )
         with atomic(path) as temporary:
-            images.grid(images.to_uint8(x_NxHxWxC), self.request.labels()).save(temporary)
-
-
-@contextlib.contextmanager
-def _claim(workdir: Path) -> Iterator[None]:
-    """Keeps other runs off the workdir, by a lock that ends with the process.
-
-    Raises:
-      ConfigError: another run has it.
-    """
-    workdir.mkdir(parents=True, exist_ok=True)
-    with (workdir / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f"workdir {str(workdir)!r} is in use by another run; allowed: another --workdir"
-            ) from None
-        yield
+            images.grid(self.render(x_NxHxWxC), self.request.labels()).save(temporary)
 
 
 def _write_config(config: Config, workdir: Path, *, resuming: bool) -> None:

@@ -159,15 +159,16 @@ def interrupt_at(monkeypatch, step: int) -> None:
     """Sends SIGINT to this process as the batch of the given step is drawn."""
     from dit_moe.training import loop
 
-    original = loop.batches
+    original = loop.device_batches
 
-    def batches(config, source, first_step):
-        for number, item in enumerate(original(config, source, first_step), start=first_step + 1):
+    def batches(config, sources, first_step, sharding):
+        stream = original(config, sources, first_step, sharding)
+        for number, item in enumerate(stream, start=first_step + 1):
             if number == step:
                 os.kill(os.getpid(), signal.SIGINT)
             yield item
 
-    monkeypatch.setattr(loop, "batches", batches)
+    monkeypatch.setattr(loop, "device_batches", batches)
 
 
 @pytest.fixture(scope="module")
@@ -204,13 +205,13 @@ def test_an_interrupt_while_a_grid_is_drawn_is_saved(tmp_path, monkeypatch):
 def test_bad_numbers_are_not_saved(tmp_path, monkeypatch):
     from dit_moe.training import loop
 
-    original = loop.batches
+    original = loop.device_batches
 
-    def batches(config, source, first_step):
-        for number, item in enumerate(original(config, source, first_step), start=1):
+    def batches(*arguments):
+        for number, item in enumerate(original(*arguments), start=1):
             yield item._replace(x=item.x * np.nan) if number == 4 else item
 
-    monkeypatch.setattr(loop, "batches", batches)
+    monkeypatch.setattr(loop, "device_batches", batches)
     with pytest.raises(TrainingError, match=r"loss is nan at step 4; the last good .* is step 3"):
         train(tiny(log_every=100, checkpoint_every=1), tmp_path)
     with Checkpoints(tmp_path) as checkpoints:

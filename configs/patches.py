@@ -1,0 +1,42 @@
+"""Colour patches of eight photographs, 32x32 pixels. Argument: promoe, dit-moe or dit."""
+
+from dit_moe.config import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    RectifiedFlowConfig,
+    SampleConfig,
+    TrainConfig,
+)
+from dit_moe.presets import small_moe
+
+
+def get_config(architecture: str = "promoe") -> Config:
+    return Config(
+        name=f"patches-{architecture}",
+        model=ModelConfig(
+            image_size=32,
+            channels=3,
+            patch_size=4,
+            num_classes=8,
+            width=192,
+            depth=6,
+            heads=6,
+            moe=small_moe(architecture),
+        ),
+        objective=RectifiedFlowConfig(time_scale=1000),
+        data=DataConfig(source="patches", flip=True),
+        train=TrainConfig(
+            steps=4000,
+            batch_size=64,
+            learning_rate=5e-4,
+            warmup_steps=200,
+            schedule="cosine",
+            gradient_clip=1.0,
+            ema_decay=0.998,
+            log_every=50,
+            checkpoint_every=500,
+            sample_every=500,
+        ),
+        sample=SampleConfig(solver="heun", steps=25, guidance_scale=1.5),
+    )

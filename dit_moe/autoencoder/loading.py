@@ -1,0 +1,99 @@
+"""Autoencoders with published weights."""
+
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+from flax import nnx
+
+from dit_moe.autoencoder.config import AutoencoderConfig, read_config
+from dit_moe.autoencoder.names import published_names, strip
+from dit_moe.autoencoder.network import Autoencoder
+from dit_moe.autoencoder.sources import Files, is_local, locate
+from dit_moe.config import ConfigError
+from dit_moe.files import sha256
+
+__all__ = ["Loaded", "is_local", "load"]
+
+
+class Loaded(NamedTuple):
+    """An autoencoder and where it came from."""
+
+    model: Autoencoder
+    config: AutoencoderConfig
+    sha256: str
+    """Of the file of weights, hexadecimal."""
+    source: str
+    """As asked for."""
+
+
+def load(source: str, dtype: Literal["float32", "bfloat16"] = "float32") -> Loaded:
+    """The autoencoder of a source.
+
+    Args:
+      source: a folder, a `.safetensors` file, or a Hugging Face name; see `sources.locate`. The
+        tensors may be named as in diffusers or as in CompVis/latent-diffusion, alone or within a
+        Stable Diffusion checkpoint.
+      dtype: of the computation, float32 or bfloat16; parameters are float32 in either.
+
+    Raises:
+      ConfigError: if the source is not there, or its tensors or config do not fit.
+    """
+    files = locate(source)
+    config = AutoencoderConfig() if files.config is None else read_config(files.config)
+    abstract = nnx.eval_shape(lambda: Autoencoder(config, jnp.dtype(dtype), nnx.Rngs(0)))
+    graphdef, state = nnx.split(abstract)
+    shapes = {
+        ".".join(map(str, path)): variable.shape for path, variable in nnx.to_flat_state(state)
+    }
+    parameters = _read(files, shapes, len(config.block_out_channels))
+    flat = [
+        (path, variable.replace(jnp.asarray(parameters[".".join(map(str, path))])))
+        for path, variable in nnx.to_flat_state(state)
+    ]
+    model = nnx.merge(graphdef, nnx.from_flat_state(flat))
+    return Loaded(model, config, sha256(files.weights), source)
+
+
+def _read(
+    files: Files, shapes: Mapping[str, tuple[int, ...]], num_levels: int
+) -> dict[str, np.ndarray]:
+    """Parameters float32 by dotted path, or a ConfigError that tells how the tensors differ."""
+    parameters, shaped = {}, []
+    try:
+        with safetensors.safe_open(files.weights, framework="numpy") as file:
+            names = strip(file.keys())
+            published = published_names(shapes, names, num_levels)
+            for path, name in published.items():
+                if name not in names:
+                    continue
+                tensor = _to_layout(file.get_tensor(names[name]), len(shapes[path]))
+                if tensor.shape != shapes[path]:
+                    shaped.append(name)
+                parameters[path] = tensor
+    except safetensors.SafetensorError as error:
+        raise ConfigError(f"{files.weights} is not a whole safetensors file: {error}") from None
+    wrong = {
+        "missing": [name for name in published.values() if name not in names],
+        "unexpected": sorted(set(names) - set(published.values())),
+        "of another shape": shaped,
+    }
+    if any(wrong.values()):
+        listing = "; ".join(
+            f"{len(found)} {kind} ({', '.join(found[:3])}{', ...' if len(found) > 3 else ''})"
+            for kind, found in wrong.items()
+            if found
+        )
+        shape = "the default shape, KL-f8" if files.config is None else str(files.config)
+        raise ConfigError(f"the tensors of {files.weights} do not fit {shape}: {listing}")
+    return parameters
+
+
+def _to_layout(tensor: Any, ndim: int) -> np.ndarray:
+    """PyTorch's [out, in, height, width] or [out, in] to Flax's reverse, in float32."""
+    tensor = np.asarray(tensor, np.float32)
+    if tensor.ndim == 4 and ndim == 2 and tensor.shape[2:] == (1, 1):
+        tensor = tensor[:, :, 0, 0]  # a linear layer kept as a 1x1 convolution
+    return tensor.transpose(2, 3, 1, 0) if tensor.ndim == 4 else tensor.T

@@ -1,0 +1,84 @@
+"""The affine map between an autoencoder's latents and what the network sees."""
+
+from pathlib import Path
+
+import numpy as np
+import pydantic
+from pydantic.dataclasses import dataclass
+
+from dit_moe.config import ConfigError
+from dit_moe.data.prepared import AutoencoderCard, Card
+from dit_moe.files import atomic
+
+_FILE = "latents.json"
+
+
+@dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid"))
+class LatentSpace:
+    """The network sees (latent - mean) / std, per channel. Kept in a run folder as latents.json."""
+
+    autoencoder: AutoencoderCard
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def normalize(self, latent: np.ndarray) -> np.ndarray:
+        """Latents [..., c] as the autoencoder makes them to the network's, float32."""
+        return (latent - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
+
+    def denormalize(self, x: np.ndarray) -> np.ndarray:
+        """The inverse of `normalize`."""
+        return x * np.asarray(self.std, np.float32) + np.asarray(self.mean, np.float32)
+
+
+def latent_space(card: Card, scaling: str) -> LatentSpace | None:
+    """How latents of a prepared set are scaled (`DataConfig.latent_scaling`); None for pictures."""
+    if card.autoencoder is None:
+        return None
+    channels = card.shape[-1]
+    if scaling == "per_channel":
+        assert card.latent_mean is not None
+        assert card.latent_std is not None
+        return LatentSpace(card.autoencoder, card.latent_mean, card.latent_std)
+    shift, std = card.autoencoder.shift_factor, 1 / card.autoencoder.scaling_factor
+    return LatentSpace(card.autoencoder, (shift,) * channels, (std,) * channels)
+
+
+def write_latent_space(workdir: Path, space: LatentSpace | None, *, resuming: bool) -> None:
+    """Keeps it with the run; when resuming, only if it is what the run began with.
+
+    Raises:
+      ConfigError: the run was trained on other latents.
+    """
+    path = workdir / _FILE
+    if resuming and not _same(read_latent_space(workdir), space):
+        raise ConfigError(
+            f"workdir {str(workdir)!r} was trained on other latents (see {path}); allowed: data "
+            "prepared with the same autoencoder and scaled alike, or another --workdir"
+        )
+    if space is None:
+        path.unlink(missing_ok=True)
+        return
+    with atomic(path) as temporary:
+        temporary.write_bytes(pydantic.TypeAdapter(LatentSpace).dump_json(space, indent=2) + b"\n")
+
+
+def _same(a: LatentSpace | None, b: LatentSpace | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    # The autoencoder may lie elsewhere now.
+    return (a.autoencoder.sha256, a.mean, a.std) == (b.autoencoder.sha256, b.mean, b.std)
+
+
+def read_latent_space(workdir: Path) -> LatentSpace | None:
+    """The latent space of a run, or None for a model of pictures.
+
+    Raises:
+      ConfigError: the file cannot be read.
+    """
+    path = workdir / _FILE
+    if not path.exists():
+        return None
+    try:
+        return pydantic.TypeAdapter(LatentSpace).validate_json(path.read_bytes())
+    except pydantic.ValidationError as error:
+        raise ConfigError(f"{path} cannot be read: {error.errors()[0]['msg']}") from None

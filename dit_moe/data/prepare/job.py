@@ -1,0 +1,318 @@
+"""The work of preparing a data set as a list of shards, and what of it is done."""
+
+import contextlib
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from csv import writer as csv_writer
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import pydantic
+from pydantic.dataclasses import dataclass as validated
+
+from dit_moe.config import ConfigError
+from dit_moe.data import prepared
+from dit_moe.data.prepare import inputs
+from dit_moe.data.prepared import AutoencoderCard, Card, Shard
+from dit_moe.files import atomic, lock, sha256
+
+if TYPE_CHECKING:
+    from dit_moe.autoencoder.loading import Loaded
+
+JOB = "job.json"
+REJECTED = "rejected.csv"
+_PROGRESS = ".progress"
+
+
+class PrepareError(RuntimeError):
+    """The set cannot be finished; the message is one sentence for the user."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is asked for."""
+
+    source: Literal["auto", "image_folder", "zip", "tfds"]
+    input: str
+    split: str
+    output: Path
+    name: str
+    autoencoder: str | None
+    """None: pictures are kept as they are."""
+    dtype: Literal["float32", "bfloat16"]
+    """What the autoencoder computes in."""
+    image_size: int
+    batch_size: int
+    """Pictures per device in one pass of the autoencoder."""
+    images_per_shard: int
+
+    def __post_init__(self) -> None:
+        for field in ("image_size", "batch_size", "images_per_shard"):
+            value = getattr(self, field)
+            if value < 1:
+                raise ConfigError(f"{field} is {value}; allowed: 1 or more")
+
+
+@validated(frozen=True)
+class Record:
+    """Progress: a shard that is done."""
+
+    shard: Shard
+    rejected: tuple[tuple[str, str], ...]
+    """Key and reason of the pictures that were left out."""
+
+
+class Job:
+    """The shards of one data set: each holds the pictures of `images_per_shard` entries.
+
+    Raises:
+      ConfigError: the input or the autoencoder cannot be used.
+    """
+
+    def __init__(self, settings: Settings):
+        self.settings = settings
+        self.input = inputs.open_input(settings.source, settings.input, settings.split)
+        self.loaded: Loaded | None = None
+        self.autoencoder: AutoencoderCard | None = None
+        size = settings.image_size
+        self.shape = (size, size, 3)
+        if settings.autoencoder is not None:
+            self._load_autoencoder(settings.autoencoder)
+        self.fields = prepared.features(
+            self.shape, self.input.classes, latents=self.autoencoder is not None
+        )
+        self.num_shards = -(-len(self.input.entries) // settings.images_per_shard)
+
+    def _load_autoencoder(self, source: str) -> None:
+        from dit_moe.autoencoder.loading import load  # JAX takes seconds to import
+
+        self.loaded = loaded = load(source, self.settings.dtype)
+        config, size = loaded.config, self.settings.image_size
+        if config.in_channels != 3:
+            raise ConfigError(
+                f"autoencoder {source!r} takes {config.in_channels} channels; allowed: 3"
+            )
+        if size % config.downsampling:
+            raise ConfigError(
+                f"image_size is {size}; allowed with this autoencoder: multiples of "
+                f"{config.downsampling}"
+            )
+        side = size // config.downsampling
+        self.shape = (side, side, config.latent_channels)
+        self.autoencoder = AutoencoderCard(
+            loaded.source, loaded.sha256, config.scaling_factor, config.shift_factor or 0.0
+        )
+
+    def identity(self) -> dict[str, object]:
+        """All that decides what the files hold."""
+        settings = self.settings
+        identity: dict[str, object] = {
+            "name": settings.name,
+            "source": self.input.kind,
+            "listing": self.input.digest,
+            "entries": len(self.input.entries),
+            "image_size": settings.image_size,
+            "images_per_shard": settings.images_per_shard,
+            "autoencoder": self.autoencoder and self.autoencoder.sha256,
+        }
+        if self.input.kind == "tfds":
+            identity["split"] = settings.split
+        if self.autoencoder is not None:
+            identity |= {"dtype": settings.dtype, "batch_size": settings.batch_size}
+        return identity
+
+    def entries(self, index: int) -> Sequence[inputs.Entry]:
+        """Of one shard."""
+        number = self.settings.images_per_shard
+        return self.input.entries[index * number : (index + 1) * number]
+
+    def shard_path(self, index: int) -> Path:
+        """Where a shard belongs."""
+        name = prepared.shard_name(self.settings.name, index, self.num_shards)
+        return self.settings.output / name
+
+    def record_path(self, index: int) -> Path:
+        """Where the record lies that says a shard is done."""
+        return self.settings.output / _PROGRESS / f"{index:05d}.json"
+
+    def record(self, index: int) -> Record | None:
+        """The record of a shard, or None if the shard is still to be made."""
+        try:
+            record = pydantic.TypeAdapter(Record).validate_json(
+                self.record_path(index).read_bytes()
+            )
+            size = self.shard_path(index).stat().st_size
+        except (FileNotFoundError, pydantic.ValidationError):
+            return None
+        return record if size == record.shard.num_bytes else None
+
+    def write_record(self, index: int, record: Record) -> None:
+        """Says that a shard is done."""
+        with atomic(self.record_path(index)) as temporary:
+            temporary.write_bytes(pydantic.TypeAdapter(Record).dump_json(record) + b"\n")
+
+
+def prepare(
+    job: Job, make: Callable[[Job, Sequence[int]], None], max_rejected: float
+) -> tuple[Card, bool]:
+    """Makes what is missing of a data set, and finishes it.
+
+    Args:
+      job: what is to be made.
+      make: makes the shards of the given numbers and writes their records.
+      max_rejected: the share of pictures that may be left out.
+
+    Returns:
+      The card, and whether the set was there already; then it has been verified.
+
+    Raises:
+      ConfigError: the output belongs to another job, or is in use.
+      PrepareError: too many pictures were rejected, or files have changed.
+    """
+    output = job.settings.output
+    _check_identity(job)
+    if (output / prepared.CARD).is_file():
+        return _check_finished(output), True
+    busy = ConfigError(
+        f"output {str(output)!r} is in use by another run; allowed: another --output"
+    )
+    with lock(output / ".lock", busy):
+        _check_identity(job)  # another run may have begun and ended in between
+        with atomic(output / JOB) as temporary:
+            temporary.write_text(json.dumps(job.identity(), indent=2) + "\n")
+        _sweep(job)
+        missing = [index for index in range(job.num_shards) if job.record(index) is None]
+        if len(missing) < job.num_shards:
+            done = job.num_shards - len(missing)
+            print(f"Resuming: {done} of {job.num_shards} shards are done.")
+        if missing:
+            make(job, missing)
+        return _finish(job, max_rejected), False
+
+
+def _check_identity(job: Job) -> None:
+    """Refuses an output that holds something else.
+
+    Raises:
+      ConfigError: it does.
+    """
+    output = job.settings.output
+    if output.exists() and not output.is_dir():
+        raise ConfigError(f"output {str(output)!r} is a file; allowed: a new or empty folder")
+    if output.resolve().is_relative_to(Path(job.settings.input).resolve()):
+        raise ConfigError(
+            f"output {str(output)!r} lies inside of the input; allowed: another place"
+        )
+    path = output / JOB
+    if not path.is_file():
+        if output.is_dir() and any(not item.name.startswith(".") for item in output.iterdir()):
+            raise ConfigError(
+                f"output {str(output)!r} holds files that this command did not write; allowed: a "
+                "new or empty folder"
+            )
+        return
+    try:
+        known = json.loads(path.read_text())
+        names = {*known, *job.identity()}
+    except (ValueError, TypeError):
+        raise ConfigError(f"{path} cannot be read; allowed: a new --output") from None
+    missing = object()
+    changed = sorted(
+        name for name in names if known.get(name, missing) != job.identity().get(name, missing)
+    )
+    if changed:
+        raise ConfigError(
+            f"output {str(output)!r} belongs to another job; it differs in {', '.join(changed)}: "
+            "use the same input and flags, or another --output"
+        )
+
+
+def _check_finished(output: Path) -> Card:
+    wrong = prepared.verify(output)
+    if wrong:
+        raise PrepareError(
+            f"data set {str(output)!r} is damaged: {'; '.join(wrong)}. Remove the folder and "
+            "prepare it again"
+        )
+    shutil.rmtree(output / _PROGRESS, ignore_errors=True)  # of a run that ended just before
+    return prepared.Prepared(output).card
+
+
+def _sweep(job: Job) -> None:
+    """Removes what runs that were killed had half written."""
+    stems = (f"{job.settings.name}-{prepared.SPLIT}", "job", "rejected", "labels", "prepared")
+    for pattern in (*(f".{stem}.*" for stem in stems), f"{_PROGRESS}/.*"):
+        for path in job.settings.output.glob(pattern):
+            path.unlink()
+
+
+def _finish(job: Job, max_rejected: float) -> Card:
+    settings, total = job.settings, len(job.input.entries)
+    records = list(_checked_records(job))
+    rejected = sorted(item for record in records for item in record.rejected)
+    _print_rejected(rejected, total)
+    share = len(rejected) / total
+    if len(rejected) == total:
+        raise PrepareError("none of the pictures can be used")
+    if share > max_rejected:
+        raise PrepareError(
+            f"{share:.2%} of the pictures were rejected; allowed by max_rejected: "
+            f"{max_rejected:.2%}. With a higher --max_rejected the same command finishes at once"
+        )
+    with (
+        atomic(settings.output / REJECTED) as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as file,
+    ):
+        csv_writer(file, lineterminator="\n").writerows([("key", "reason"), *rejected])
+    card = prepared.finish(
+        settings.output,
+        name=settings.name,
+        image_size=settings.image_size,
+        shape=job.shape,
+        classes=job.input.classes,
+        autoencoder=job.autoencoder,
+        shards=[record.shard for record in records],
+        description=f"Made by dit_moe.data.prepare from {job.input.kind}.",
+    )
+    shutil.rmtree(settings.output / _PROGRESS)
+    return card
+
+
+def _checked_records(job: Job) -> Iterator[Record]:
+    """The records of all shards, each held against its file.
+
+    Raises:
+      PrepareError: a file is not what its record says.
+    """
+    wrong = []
+    for index in range(job.num_shards):
+        record = job.record(index)
+        if record is not None and _is_whole(job, index, record):
+            yield record
+            continue
+        with contextlib.suppress(FileNotFoundError):
+            job.record_path(index).unlink()
+        wrong.append(job.shard_path(index).name)
+    if wrong:
+        raise PrepareError(
+            f"{wrong[0]} is not as it was written ({len(wrong)} of {job.num_shards} files); the "
+            "same command makes them again"
+        )
+
+
+def _is_whole(job: Job, index: int, record: Record) -> bool:
+    entries = len(job.entries(index))
+    counted = len(record.shard.labels) + len(record.rejected)
+    return counted == entries and sha256(job.shard_path(index)) == record.shard.sha256
+
+
+def _print_rejected(rejected: Sequence[tuple[str, str]], total: int) -> None:
+    if not rejected:
+        return
+    print(f"Rejected {len(rejected):,} of {total:,} pictures:")
+    for reason, number in Counter(reason for _, reason in rejected).most_common():
+        example = next(key for key, why in rejected if why == reason)
+        print(f"  {number:>7,}  {reason} (such as {example})")

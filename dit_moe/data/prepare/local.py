@@ -1,0 +1,86 @@
+"""The shards of a data set made on this machine: worker processes decode ahead of the encoder."""
+
+import multiprocessing
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+
+from tqdm import tqdm
+
+from dit_moe.config import ConfigError
+from dit_moe.data.prepare.job import Job, PrepareError
+from dit_moe.data.prepare.shard import build_encoder, make_shard
+from dit_moe.data.prepare.worker import Decoded, decode_entries, start
+
+_CHUNK = 16  # entries of one task
+
+
+def make_shards(job: Job, missing: Sequence[int], workers: int) -> None:
+    """Makes the shards of the given numbers, in their order.
+
+    Args:
+      job: what is made.
+      missing: numbers of shards.
+      workers: processes that decode.
+
+    Raises:
+      ConfigError: `workers` is below 1.
+      PrepareError: a worker process died.
+    """
+    if workers < 1:
+        raise ConfigError(f"workers is {workers}; allowed: 1 or more")
+    encoder = build_encoder(job)
+    total = len(job.input.entries)
+    # Not forked: JAX has threads.
+    context = multiprocessing.get_context("spawn")
+    with (
+        ProcessPoolExecutor(workers, context, initializer=start) as pool,
+        tqdm(
+            total=total,
+            initial=total - sum(len(job.entries(index)) for index in missing),
+            unit="image",
+            dynamic_ncols=True,
+            mininterval=0.5 if sys.stderr.isatty() else 30,  # in a log file, a line now and then
+        ) as bar,
+    ):
+        try:
+            for index, decoded in _decode_ahead(pool, job, missing):
+                make_shard(job, index, _counted(decoded, bar), encoder)
+        except BrokenProcessPool:
+            raise PrepareError(
+                "a worker process died, perhaps for lack of memory; the same command goes on, with "
+                "fewer --workers if need be"
+            ) from None
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _decode_ahead(
+    pool: ProcessPoolExecutor, job: Job, missing: Sequence[int]
+) -> Iterator[tuple[int, Iterator[Decoded]]]:
+    """The entries of shard after shard, decoded; the next shard's are under way meanwhile."""
+
+    def submit(index: int) -> list[Future[list[Decoded]]]:
+        entries, size = job.entries(index), job.settings.image_size
+        return [
+            pool.submit(decode_entries, job.input.reader, entries[i : i + _CHUNK], size)
+            for i in range(0, len(entries), _CHUNK)
+        ]
+
+    queue = [submit(missing[0])]
+    for place, index in enumerate(missing):
+        if place + 1 < len(missing):
+            queue.append(submit(missing[place + 1]))
+        yield index, _results(queue.pop(0))
+
+
+def _results(futures: list[Future[list[Decoded]]]) -> Iterator[Decoded]:
+    while futures:
+        yield from futures.pop(0).result()  # popped, so that its pictures can be freed
+
+
+def _counted(decoded: Iterable[Decoded], bar: tqdm) -> Iterator[Decoded]:
+    for item in decoded:
+        yield item
+        bar.update()

@@ -1,0 +1,269 @@
+"""Prepared data sets: TFDS folders of array_record files with images or latents, and their card.
+
+`tfds.builder_from_directory(folder).as_data_source("train")` reads one without this package.
+Nothing here needs TensorFlow.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydantic
+import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordWriter
+from etils import epath
+from pydantic.dataclasses import dataclass
+from tensorflow_datasets.core.example_serializer import ExampleSerializer
+
+from dit_moe.config import ConfigError
+from dit_moe.files import atomic, sha256
+
+CARD = "prepared.json"
+SPLIT = "train"
+_LABELS = "labels.npy"
+_RULES = pydantic.ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, config=_RULES)
+class AutoencoderCard:
+    """Which autoencoder made the latents."""
+
+    source: str
+    """The folder, file or hub name it was loaded from."""
+    sha256: str
+    """Of its weights file."""
+    scaling_factor: float
+    """What its authors multiply latents by, for a standard deviation of about 1 (0.18215)."""
+    shift_factor: float = 0.0
+    """What they subtract before."""
+
+
+@dataclass(frozen=True, config=_RULES)
+class Card:
+    """What a prepared set is: `prepared.json`, written last, so that a set with a card is whole."""
+
+    name: str
+    image_size: int
+    """Side of the square pictures, in pixels."""
+    shape: tuple[int, int, int]
+    """Of one example: [H, W, C] of the picture, or [h, w, c] of its latent."""
+    classes: tuple[str, ...]
+    """Names; a label is a place in this list."""
+    num_examples: int
+    autoencoder: AutoencoderCard | None
+    """None: the set holds pictures."""
+    latent_mean: tuple[float, ...] | None
+    """[c] mean of the sampled, unscaled latents, per channel; None for pictures."""
+    latent_std: tuple[float, ...] | None
+    """[c] their standard deviation."""
+    sha256: dict[str, str]
+    """Of every array_record file, by name."""
+
+
+@dataclass(frozen=True, config=_RULES)
+class Shard:
+    """What one array_record file holds, for the card. Plain numbers, to be stored as JSON."""
+
+    file: str
+    sha256: str
+    num_bytes: int
+    labels: tuple[int, ...]
+    """One a record."""
+    moments: tuple[tuple[float, ...], ...]
+    """Latents: [3][c] sums over records, flips and positions of the posterior's mean, of its
+    square, and of its variance. Pictures: empty."""
+
+
+def features(
+    shape: tuple[int, int, int], classes: Sequence[str], *, latents: bool
+) -> tfds.features.FeaturesDict:
+    """The fields of a record.
+
+    Pictures: `image` uint8 [H, W, C]. Latents: `mean` and `log_variance` of the autoencoder's
+    posterior, float16 [2, h, w, c], of the picture (0) and of its mirror image (1). Both: `label`,
+    and `key`, which names the picture in its source.
+    """
+
+    def array(dtype: type[np.generic], *shape: int) -> tfds.features.Tensor:
+        # Raw bytes: a list of floats would be parsed one by one.
+        return tfds.features.Tensor(shape=shape, dtype=dtype, encoding="bytes")
+
+    fields: dict[str, tfds.features.FeatureConnector] = {
+        "label": tfds.features.ClassLabel(names=list(classes)),
+        "key": tfds.features.Text(),
+    }
+    if latents:
+        fields["mean"] = array(np.float16, 2, *shape)
+        fields["log_variance"] = array(np.float16, 2, *shape)
+    else:
+        fields["image"] = array(np.uint8, *shape)
+    return tfds.features.FeaturesDict(fields)
+
+
+def shard_name(name: str, index: int, total: int) -> str:
+    """The file name that TFDS gives to a shard."""
+    return f"{name}-{SPLIT}.array_record-{index:05d}-of-{total:05d}"
+
+
+def write_shard(
+    path: Path, fields: tfds.features.FeaturesDict, examples: Iterable[Mapping[str, object]]
+) -> Shard:
+    """Writes one array_record file; it is whole or absent. The same examples give the same bytes.
+
+    Args:
+      path: its place, named by `shard_name`.
+      fields: from `features`.
+      examples: values for every field. `label` is a number.
+    """
+    serializer = ExampleSerializer(fields.get_serialized_info())  # pyright: ignore[reportArgumentType]
+    labels: list[int] = []
+    moments = None
+    with atomic(path) as temporary:
+        # One record a group: batches are read in random order.
+        writer = ArrayRecordWriter(str(temporary), "group_size:1")
+        for example in examples:
+            message = serializer.get_tf_example(fields.encode_example(example))
+            # Else the order of fields would differ from process to process.
+            writer.write(message.SerializeToString(deterministic=True))
+            labels.append(int(example["label"]))  # pyright: ignore[reportArgumentType]
+            if "mean" in example:
+                moments = _sums(example) + (0 if moments is None else moments)
+        writer.close()
+        digest, num_bytes = sha256(temporary), temporary.stat().st_size
+    sums = () if moments is None else tuple(tuple(map(float, row)) for row in moments)
+    return Shard(path.name, digest, num_bytes, tuple(labels), sums)
+
+
+def _sums(example: Mapping[str, object]) -> np.ndarray:
+    # Of what is stored, and in float64: float16 squares overflow.
+    mean = np.asarray(example["mean"], np.float16).astype(np.float64)
+    variance = np.exp(np.asarray(example["log_variance"], np.float16).astype(np.float64))
+    return np.stack([part.sum(axis=(0, 1, 2)) for part in (mean, mean**2, variance)])
+
+
+def finish(
+    folder: Path,
+    *,
+    name: str,
+    image_size: int,
+    shape: tuple[int, int, int],
+    classes: Sequence[str],
+    autoencoder: AutoencoderCard | None,
+    shards: Sequence[Shard],
+    description: str,
+) -> Card:
+    """Makes the folder of finished shards a data set: TFDS's metadata, the labels, the card."""
+    fields = features(shape, classes, latents=autoencoder is not None)
+    template = tfds.core.ShardedFileTemplate(
+        data_dir=epath.Path(folder), dataset_name=name, split=SPLIT, filetype_suffix="array_record"
+    )
+    split = tfds.core.SplitInfo(
+        name=SPLIT,
+        shard_lengths=[len(shard.labels) for shard in shards],
+        num_bytes=sum(shard.num_bytes for shard in shards),
+        filename_template=template,
+    )
+    tfds.folder_dataset.write_metadata(
+        data_dir=str(folder),
+        features=fields,
+        split_infos=[split],
+        description=description,
+        check_data=False,  # the check needs TensorFlow; `verify` is ours
+    )
+    label_N = np.asarray([label for shard in shards for label in shard.labels], np.int32)
+    with atomic(folder / _LABELS) as temporary:
+        np.save(temporary, label_N)
+    mean, std = _latent_statistics(shards, 2 * shape[0] * shape[1])
+    card = Card(
+        name=name,
+        image_size=image_size,
+        shape=shape,
+        classes=tuple(classes),
+        num_examples=len(label_N),
+        autoencoder=autoencoder,
+        latent_mean=mean,
+        latent_std=std,
+        sha256={shard.file: shard.sha256 for shard in shards},
+    )
+    with atomic(folder / CARD) as temporary:
+        temporary.write_bytes(pydantic.TypeAdapter(Card).dump_json(card, indent=2) + b"\n")
+    return card
+
+
+def _latent_statistics(
+    shards: Sequence[Shard], positions: int
+) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+    """Mean and standard deviation per channel, by the law of total variance."""
+    sums = [np.asarray(shard.moments) for shard in shards if shard.moments]
+    if not sums:
+        return None, None
+    number = positions * sum(len(shard.labels) for shard in shards)
+    mean, square, variance = np.sum(sums, axis=0) / number
+    return tuple(mean.tolist()), tuple(np.sqrt(square - mean**2 + variance).tolist())
+
+
+class Prepared:
+    """Random access to the records of a prepared set.
+
+    Raises:
+      ConfigError: the folder is not a whole prepared set.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self.card = read_card(self.folder)
+        self.label: np.ndarray = np.load(self.folder / _LABELS, allow_pickle=False)
+        """[N] int32, of every record."""
+        missing = [file for file in self.card.sha256 if not (self.folder / file).is_file()]
+        if missing:
+            raise ConfigError(
+                f"data set {str(self.folder)!r} lacks {missing[0]} "
+                f"({len(missing)} of {len(self.card.sha256)} files are missing); prepare it again"
+            )
+        builder: Any = tfds.builder_from_directory(str(self.folder))  # pyright: ignore
+        self._records = builder.as_data_source(SPLIT)
+        if not len(self._records) == len(self.label) == self.card.num_examples:
+            raise ConfigError(
+                f"data set {str(self.folder)!r} has {len(self._records)} records and "
+                f"{len(self.label)} labels for {self.card.num_examples} examples; prepare it again"
+            )
+
+    def __len__(self) -> int:
+        return self.card.num_examples
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        """The fields of one record, as `features` describes them."""
+        return self._records[index]
+
+
+def read_card(folder: Path) -> Card:
+    """The card of a prepared set.
+
+    Raises:
+      ConfigError: there is none, or it cannot be read.
+    """
+    path = folder / CARD
+    if not path.is_file():
+        raise ConfigError(
+            f"data set {str(folder)!r} has no {CARD}; allowed: a folder that "
+            "python -m dit_moe.data.prepare has finished"
+        )
+    try:
+        return pydantic.TypeAdapter(Card).validate_json(path.read_bytes())
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise ConfigError(f"{path} cannot be read: {place}: {first['msg']}") from None
+
+
+def verify(folder: Path) -> list[str]:
+    """What is wrong with a finished set: files that are missing or whose SHA-256 differs."""
+    wrong = []
+    for file, digest in read_card(folder).sha256.items():
+        path = folder / file
+        if not path.is_file():
+            wrong.append(f"{file} is missing")
+        elif sha256(path) != digest:
+            wrong.append(f"{file} has changed since it was written")
+    return wrong

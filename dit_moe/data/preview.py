@@ -1,0 +1,93 @@
+"""Draws a grid of a prepared data set, decoded and labelled, to see that the data are right."""
+
+import argparse
+import sys
+from pathlib import Path
+
+EPILOG = """\
+examples:
+  python -m dit_moe.data.preview --input data/pets --output pets.png
+  python -m dit_moe.data.preview --input data/imagenet256 --autoencoder stabilityai/sd-vae-ft-mse \\
+      --classes 207,360,387 --output preview.png
+
+Latents are decoded from their posterior's mean, by the autoencoder that made them unless another is
+given. Every second picture of a row is the mirror image of the one before it.
+"""
+ROWS, COLUMNS = 8, 8
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m dit_moe.data.preview",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--input", required=True, type=Path, help="folder of dit_moe.data.prepare")
+    add("--output", type=Path, default=Path("preview.png"), help="picture (default: preview.png)")
+    add("--classes", default="", metavar="0,1,2", help="class numbers (default: the first 8)")
+    add("--autoencoder", metavar="FOLDER|FILE|NAME", help="decodes latents")
+    arguments = parser.parse_args(argv)
+
+    # After the arguments are parsed: JAX takes seconds to import.
+    from dit_moe.config import ConfigError
+
+    try:
+        draw(arguments.input, arguments.output, arguments.classes, arguments.autoencoder)
+    except (ConfigError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"Wrote {arguments.output}.")
+    return 0
+
+
+def draw(folder: Path, output: Path, classes: str, autoencoder: str | None) -> None:
+    """Writes the grid: one row a class, four examples and their mirror images.
+
+    Raises:
+      ConfigError: the set, a class or the autoencoder cannot be used.
+    """
+    import numpy as np
+
+    from dit_moe import images
+    from dit_moe.config import MeshConfig
+    from dit_moe.data.latents import latent_space
+    from dit_moe.data.prepared import Prepared
+    from dit_moe.files import atomic
+    from dit_moe.rendering import build_renderer
+    from dit_moe.training.mesh import build_mesh
+
+    prepared = Prepared(folder)
+    chosen = _classes(classes, prepared.card.classes)
+    rows = [np.flatnonzero(prepared.label == c)[: COLUMNS // 2] for c in chosen]
+    records = [prepared[int(i)] for row in rows for i in row]
+    names = [prepared.card.classes[int(record["label"])][:24] for record in records]
+    space = latent_space(prepared.card, "autoencoder")
+    if space is None:
+        pairs = [(record["image"], record["image"][:, ::-1]) for record in records]
+        pictures = np.stack([picture for pair in pairs for picture in pair])
+    else:
+        render = build_renderer(space, autoencoder, build_mesh(MeshConfig()))
+        pictures = render(space.normalize(np.concatenate([record["mean"] for record in records])))
+    with atomic(output) as temporary:
+        images.grid(pictures, np.repeat(names, 2)).save(temporary)
+
+
+def _classes(text: str, names: tuple[str, ...]) -> list[int]:
+    from dit_moe.config import ConfigError
+
+    allowed = f"allowed: numbers from 0 to {len(names) - 1} with commas, such as 0,1,2"
+    try:
+        chosen = [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise ConfigError(f"classes is {text!r}; {allowed}") from None
+    if any(not 0 <= c < len(names) for c in chosen):
+        raise ConfigError(f"classes is {text!r}; {allowed}")
+    return chosen or list(range(min(ROWS, len(names))))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,277 @@
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+from skimage import data
+
+from dit_moe.data.prepare import decode as decode_module
+from dit_moe.data.prepare.decode import ImageError, center_crop, decode
+
+RNG = np.random.default_rng(0)
+PHOTOGRAPH = Image.fromarray(data.chelsea())  # 451 x 300
+NOISE = RNG.integers(0, 256, (32, 32, 3)).astype(np.uint8)
+
+
+def encoded(image: Image.Image, file_format: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, file_format, **options)
+    return file.getvalue()
+
+
+# The crop.
+
+
+def published_crop(image: Image.Image, size: int) -> np.ndarray:
+    """The rule, in the order in which the authors state it."""
+    while min(*image.size) >= 2 * size:
+        image = image.resize(tuple(x // 2 for x in image.size), resample=Image.Resampling.BOX)
+    scale = size / min(*image.size)
+    image = image.resize(
+        tuple(round(x * scale) for x in image.size), resample=Image.Resampling.BICUBIC
+    )
+    pixels = np.array(image)
+    y, x = (pixels.shape[0] - size) // 2, (pixels.shape[1] - size) // 2
+    return pixels[y : y + size, x : x + size]
+
+
+@pytest.mark.parametrize("size", [16, 37, 64, 149, 150, 151, 256, 400])
+@pytest.mark.parametrize("turned", [False, True])
+def test_crop_is_the_published_one(size, turned):
+    image = PHOTOGRAPH.transpose(Image.Transpose.ROTATE_90) if turned else PHOTOGRAPH
+    crop = np.asarray(center_crop(image, size))
+    assert crop.shape == (size, size, 3)
+    np.testing.assert_array_equal(crop, published_crop(image, size))
+
+
+def test_crop_averages_where_sizes_halve():
+    """128 = 4 * 32: two halvings, and a bicubic step that does nothing."""
+    image_HxWxC = RNG.integers(0, 256, (128, 160, 3))
+    crop = np.asarray(center_crop(Image.fromarray(image_HxWxC.astype(np.uint8)), 32))
+    means = image_HxWxC.reshape(32, 4, 40, 4, 3).mean(axis=(1, 3))[:, 4:36]
+    assert np.abs(crop - means).max() <= 2  # each halving rounds rows, then columns, by up to 1/2
+
+
+def test_crop_keeps_pixels_of_its_own_size():
+    np.testing.assert_array_equal(np.asarray(center_crop(Image.fromarray(NOISE), 32)), NOISE)
+    wide = Image.fromarray(np.concatenate([0 * NOISE, NOISE, 0 * NOISE], axis=1))
+    np.testing.assert_array_equal(np.asarray(center_crop(wide, 32)), NOISE)
+
+
+# What is converted. 32 x 32 pictures come back pixel for pixel.
+
+
+@pytest.mark.parametrize(
+    ("file_format", "options"),
+    [
+        ("PNG", {}),
+        ("BMP", {}),
+        ("TIFF", {}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+        ("PPM", {}),
+        ("WEBP", {"lossless": True}),
+        ("JPEG2000", {"irreversible": False}),
+    ],
+)
+def test_lossless_formats(file_format, options):
+    np.testing.assert_array_equal(
+        decode(encoded(Image.fromarray(NOISE), file_format, **options), 32), NOISE
+    )
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"quality": 30}])
+def test_jpeg_is_what_pillow_reads(options):
+    file = encoded(PHOTOGRAPH, "JPEG", **options)
+    expected = published_crop(Image.open(io.BytesIO(file)).convert("RGB"), 64)
+    np.testing.assert_array_equal(decode(file, 64), expected)
+
+
+def test_greyscale():
+    grey = NOISE[..., 0]
+    expected = np.repeat(grey[..., None], 3, axis=2)
+    np.testing.assert_array_equal(decode(encoded(Image.fromarray(grey), "PNG"), 32), expected)
+    np.testing.assert_array_equal(decode(encoded(Image.fromarray(grey), "PPM"), 32), expected)
+
+
+def test_one_bit():
+    bits = NOISE[..., 0] > 127
+    file = encoded(Image.fromarray(bits), "PNG")
+    assert Image.open(io.BytesIO(file)).mode == "1"
+    np.testing.assert_array_equal(decode(file, 32)[..., 1], np.where(bits, 255, 0))
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "TIFF", "PPM"])
+def test_sixteen_bits_are_scaled_not_clipped(file_format):
+    value = np.linspace(0, 65535, 1024).round().astype(np.uint16).reshape(32, 32)
+    crop = decode(encoded(Image.fromarray(value), file_format), 32)
+    np.testing.assert_array_equal(crop[..., 2], np.rint(value / 257))
+    assert len(np.unique(crop)) == 256
+
+
+def test_palette():
+    image = Image.fromarray(NOISE).quantize(16)
+    expected = np.asarray(image.getpalette()).reshape(-1, 3)[np.asarray(image)]
+    np.testing.assert_array_equal(decode(encoded(image, "PNG"), 32), expected)
+    np.testing.assert_array_equal(decode(encoded(image, "GIF"), 32), expected)
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "GIF"])
+def test_transparent_palette_entry_is_white(file_format):
+    image = Image.fromarray(NOISE).quantize(16)
+    index = np.asarray(image)
+    expected = np.asarray(image.getpalette()).reshape(-1, 3)[index]
+    expected[index == 3] = 255
+    file = encoded(image, file_format, transparency=3)
+    np.testing.assert_array_equal(decode(file, 32), expected)
+
+
+def test_transparent_colour_is_white():
+    pixels = NOISE.copy()
+    pixels[:7] = (1, 2, 3)
+    file = encoded(Image.fromarray(pixels), "PNG", transparency=(1, 2, 3))
+    pixels[:7] = 255
+    np.testing.assert_array_equal(decode(file, 32), pixels)
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+@pytest.mark.parametrize("file_format", ["PNG", "TIFF"])
+def test_alpha_is_laid_on_white(channels, file_format):
+    pixels = RNG.integers(0, 256, (32, 32, channels)).astype(np.uint8)
+    mode = {2: "LA", 4: "RGBA"}[channels]
+    image = Image.frombytes(mode, (32, 32), pixels.tobytes())
+    alpha = pixels[..., -1:] / 255
+    expected = pixels[..., :-1] * alpha + 255 * (1 - alpha)
+    assert np.abs(decode(encoded(image, file_format), 32) - expected).max() <= 1
+
+
+def test_cmyk():
+    cmyk = RNG.integers(0, 256, (32, 32, 4)).astype(np.uint8)
+    file = encoded(Image.frombytes("CMYK", (32, 32), cmyk.tobytes()), "TIFF")
+    ink = cmyk / 255
+    expected = 255 * (1 - ink[..., :3]) * (1 - ink[..., 3:])
+    assert np.abs(decode(file, 32) - expected).max() <= 1.5
+    white = Image.new("CMYK", (40, 40))
+    assert decode(encoded(white, "JPEG"), 32).min() >= 254
+
+
+@pytest.mark.parametrize("orientation", range(9))
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "TIFF", "WEBP"])
+def test_exif_rotation_is_applied(orientation, file_format):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = encoded(PHOTOGRAPH, file_format, exif=exif)
+    upright = Image.open(io.BytesIO(file))
+    ImageOps.exif_transpose(upright, in_place=True)
+    np.testing.assert_array_equal(decode(file, 48), published_crop(upright.convert("RGB"), 48))
+    if orientation in (5, 6, 7, 8):
+        assert upright.size == PHOTOGRAPH.size[::-1]
+
+
+def test_damaged_exif_is_ignored():
+    file = encoded(Image.fromarray(NOISE), "PNG", exif=b"Exif\0\0MM\0*\0\0\xff\xff\x01\x12\x00")
+    np.testing.assert_array_equal(decode(file, 32), NOISE)
+
+
+@pytest.mark.parametrize("file_format", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_first_frame_of_several(file_format):
+    frames = [Image.new("RGB", (40, 40), colour) for colour in ("#ff0000", "#0000ff")]
+    file = encoded(frames[0], file_format, save_all=True, append_images=frames[1:])
+    assert Image.open(io.BytesIO(file)).n_frames == 2  # pyright: ignore
+    assert np.abs(decode(file, 32) - np.array([255.0, 0, 0])).max() <= 3
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (32, 32, 1), (32, 32, 3), (32, 32, 4)])
+def test_arrays(shape):
+    pixels = np.full(shape, 255, np.uint8)
+    pixels[..., :3] = RNG.integers(0, 256, pixels[..., :3].shape)
+    expected = np.broadcast_to(pixels.reshape(32, 32, -1)[..., :3], (32, 32, 3))
+    if shape == (32, 32, 4):
+        pixels[..., 3] = 255
+        expected = pixels[..., :3]
+    if shape == (32, 32):
+        expected = np.repeat(pixels[..., None], 3, axis=2)
+    np.testing.assert_array_equal(decode(pixels, 32), expected)
+
+
+# What is rejected.
+
+
+def png_of_declared_size(width: int, height: int) -> bytes:
+    def chunk(name: bytes, content: bytes) -> bytes:
+        body = name + content
+        return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
+def reason(file: bytes, size: int = 32) -> str:
+    with pytest.raises(ImageError) as info:
+        decode(file, size)
+    return str(info.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [
+        (b"", "empty file"),
+        (b"\0" * 1000, "not an image"),
+        (b"a text about a picture", "not an image"),
+        (b"\x89PNG\r\n\x1a\n", "not an image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
+        (png_of_declared_size(9000, 9000), "too many pixels"),
+        (png_of_declared_size(100_000, 100_000), "too many pixels"),
+        (png_of_declared_size(30, 30), "truncated or damaged"),
+        (encoded(Image.fromarray(np.ones((8, 8), np.float32)), "TIFF"), "floating-point pixels"),
+        (encoded(Image.fromarray(np.full((8, 8), 70_000, np.int32)), "TIFF"), "32-bit pixels"),
+        (encoded(Image.fromarray(np.full((8, 8), -1, np.int32)), "TIFF"), "32-bit pixels"),
+        (encoded(Image.new("RGB", (1, 65_000)), "PNG"), "too long and thin"),
+        (encoded(Image.new("RGB", (65_000, 1)), "PNG"), "too long and thin"),
+    ],
+)
+def test_unusable_files(file, expected):
+    assert reason(file, 256 if "thin" in expected else 32) == expected
+
+
+@pytest.mark.parametrize(
+    "file_format", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "PPM", "WEBP", "JPEG2000"]
+)
+def test_cut_files_are_rejected_wherever_they_end(file_format):
+    file = encoded(PHOTOGRAPH.resize((90, 60)), file_format)
+    reasons = {reason(file[: int(len(file) * share)]) for share in np.linspace(0.01, 0.95, 20)}
+    assert reasons <= {"truncated or damaged", "not an image"}
+    assert "truncated or damaged" in reasons or file_format == "WEBP"  # a cut header, to Pillow
+
+
+@pytest.mark.parametrize(
+    "file_format", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "PPM", "WEBP", "JPEG2000"]
+)
+def test_damaged_files_raise_nothing_else(file_format):
+    """The picture may be odd then, but it is one."""
+    file = encoded(PHOTOGRAPH.resize((24, 18)), file_format)
+    rng = np.random.default_rng(0)
+    for _ in range(150):
+        damaged = bytearray(file)
+        for _ in range(int(rng.integers(1, 4))):
+            damaged[rng.integers(min(len(file), 400))] ^= rng.integers(1, 256)
+        try:
+            crop = decode(bytes(damaged), 16)
+        except ImageError:
+            continue
+        assert crop.shape == (16, 16, 3)
+        assert crop.dtype == np.uint8
+
+
+def test_colours_that_pillow_cannot_convert():
+    with pytest.raises(ImageError, match="unknown colours"):
+        decode_module._to_rgb(Image.new("La", (8, 8)))
+
+
+def test_limit_is_checked_before_pixels_are_read(monkeypatch):
+    monkeypatch.setattr(decode_module, "MAX_PIXELS", 32 * 32)
+    assert decode(encoded(Image.new("RGB", (32, 32)), "PNG"), 16).shape == (16, 16, 3)
+    cut = encoded(Image.new("RGB", (33, 32)), "PNG")[:60]
+    assert reason(cut) == "too many pixels"

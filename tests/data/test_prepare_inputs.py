@@ -1,0 +1,356 @@
+import io
+import os
+import stat
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordWriter
+from etils import epath
+from PIL import Image
+from tensorflow_datasets.core.example_serializer import ExampleSerializer
+
+from dit_moe.config import ConfigError
+from dit_moe.data import prepared
+from dit_moe.data.prepare import inputs
+from dit_moe.data.prepare.decode import ImageError
+from dit_moe.data.prepare.inputs import Entry, open_input, printable
+
+
+def png(value: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (4, 5), (value, 0, 0)).save(file, "PNG")
+    return file.getvalue()
+
+
+def fill(root: Path, names: list[str]) -> None:
+    for number, name in enumerate(names):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(number))
+
+
+NAMES = ["dog/b.png", "dog/a.png", "cat/deep/er/x.webp", "cat/z", "cat/notes.txt", "Zoo/1.png"]
+ENTRIES = [
+    Entry("Zoo/1.png", 0),
+    Entry("cat/deep/er/x.webp", 1),
+    Entry("cat/notes.txt", 1),
+    Entry("cat/z", 1),
+    Entry("dog/a.png", 2),
+    Entry("dog/b.png", 2),
+]
+
+
+def zipped(path: Path, names: list[str], prefix: str = "") -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for number, name in enumerate(names):
+            archive.writestr(prefix + name, png(number))
+    return path
+
+
+def reason(found: inputs.Input, key: str) -> str:
+    (entry,) = (entry for entry in found.entries if entry.key == key)
+    with pytest.raises(ImageError) as info:
+        found.reader.read(entry)
+    return str(info.value)
+
+
+def refusal(source, path: Path | str, split: str = "train") -> str:
+    with pytest.raises(ConfigError) as info:
+        open_input(source, str(path), split)
+    assert "\n" not in str(info.value)
+    return str(info.value)
+
+
+# Folders.
+
+
+def test_folder(tmp_path):
+    fill(tmp_path, NAMES)
+    found = open_input("auto", str(tmp_path), "train")
+    assert found.kind == "image_folder"
+    assert found.entries == ENTRIES
+    assert found.classes == ("Zoo", "cat", "dog")
+    for entry in found.entries:
+        assert found.reader.read(entry) == (png(NAMES.index(entry.key)), entry.label)
+
+
+def test_hidden_and_loose_files_are_left_out(tmp_path):
+    fill(tmp_path, [*NAMES, "README.md", ".x/a.png", "cat/.DS_Store", "cat/.cache/a.png"])
+    found = open_input("image_folder", str(tmp_path), "train")
+    assert found.entries == ENTRIES
+    assert found.ignored == 1
+
+
+def test_digest_follows_the_listing(tmp_path):
+    def digest(names: list[str]) -> str:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        fill(folder, names)
+        return open_input("auto", str(folder), "train").digest
+
+    assert digest(NAMES) == digest(NAMES[::-1])
+    assert digest(NAMES) != digest(NAMES[1:])
+    assert digest(NAMES) != digest([*NAMES[1:], "dog/c.png"])
+    assert digest(["a/1", "b/2"]) != digest(["a/1", "a/2"])
+
+
+def test_links_do_not_lead_out(tmp_path):
+    root = tmp_path / "in"
+    fill(tmp_path, ["in/cat/a.png", "secret/b.png"])
+    targets = {
+        "inside": root / "cat/a.png",
+        "outside": tmp_path / "secret/b.png",
+        "outside_folder": tmp_path / "secret",
+        "inside_folder": root / "cat",
+        "broken": root / "nothing",
+        "circle": root / "cat/circle",
+    }
+    for name, target in targets.items():
+        (root / "cat" / name).symlink_to(target)
+    found = open_input("auto", str(root), "train")
+    assert [entry.key for entry in found.entries] == [
+        f"cat/{n}" for n in sorted([*targets, "a.png"])
+    ]
+    assert reason(found, "cat/outside") == "link out of the input"
+    assert reason(found, "cat/outside_folder") == "link out of the input"
+    assert reason(found, "cat/inside_folder") == "not a file"
+    assert reason(found, "cat/broken") == reason(found, "cat/circle") == "unreadable"
+    assert found.reader.read(Entry("cat/inside", 0)) == (png(0), 0)
+
+    # The input itself may be a link.
+    (tmp_path / "link").symlink_to(root)
+    linked = open_input("auto", str(tmp_path / "link"), "train")
+    assert linked.digest == found.digest
+    assert linked.reader.read(Entry("cat/a.png", 0)) == (png(0), 0)
+
+    (root / "dog").symlink_to(tmp_path / "secret")
+    assert "class folder 'dog', which is a link" in refusal("auto", root)
+
+
+def test_what_is_no_file_is_not_opened(tmp_path):
+    fill(tmp_path, ["cat/a.png", "cat/gone.png"])
+    os.mkfifo(tmp_path / "cat/pipe")
+    found = open_input("auto", str(tmp_path), "train")
+    assert reason(found, "cat/pipe") == "not a file"
+    (tmp_path / "cat/gone.png").unlink()
+    assert reason(found, "cat/gone.png") == "unreadable"
+
+
+def test_unreadable_and_large_files(tmp_path, monkeypatch):
+    fill(tmp_path, ["cat/a.png"])
+    found = open_input("auto", str(tmp_path), "train")
+
+    def fail(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:  # root may read all files
+        patch.setattr(Path, "read_bytes", fail)
+        assert reason(found, "cat/a.png") == "unreadable"
+    monkeypatch.setattr(inputs, "MAX_BYTES", 10)
+    assert reason(found, "cat/a.png") == "file too large"
+
+
+def test_names_that_are_not_utf8(tmp_path):
+    fill(tmp_path, ["cat/a.png"])
+    name = os.fsdecode(b"cat/caf\xe9.png")
+    (tmp_path / name).write_bytes(png(7))
+    found = open_input("auto", str(tmp_path), "train")
+    assert found.reader.read(found.entries[1]) == (png(7), 0)
+    assert printable(found.entries[1].key) == r"cat/caf\udce9.png"
+
+
+def test_folders_without_classes_or_images(tmp_path):
+    assert "does not exist" in refusal("auto", tmp_path / "absent")
+    assert "does not exist" in refusal("image_folder", tmp_path / "absent")
+    assert "holds no images" in refusal("auto", tmp_path)
+    fill(tmp_path, ["a.png", "b.png"])
+    assert "has no class folders" in refusal("auto", tmp_path)
+    assert "is a file" in refusal("image_folder", tmp_path / "a.png")
+    fill(tmp_path, ["cat/a.png"])
+    (tmp_path / "dog").mkdir()
+    assert "class folder 'dog' without files" in refusal("auto", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["two\nlines", " cat", "cat\t"])
+def test_class_names_that_cannot_be_listed(tmp_path, name):
+    fill(tmp_path, [f"{name}/a.png"])
+    assert f"class named {name!r}" in refusal("auto", tmp_path)
+
+
+# Archives.
+
+
+@pytest.mark.parametrize("prefix", ["", "photos/"])
+def test_zip_is_as_its_folder(tmp_path, prefix):
+    extra = ["README", ".hidden/a.png", "cat/._a.png"]
+    path = zipped(tmp_path / "photos.zip", [*NAMES, *extra], prefix)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.mkdir(f"{prefix}empty")
+        archive.writestr("__MACOSX/photos/cat/a.png", b"")
+    found = open_input("auto", str(path), "train")
+    assert found.kind == "zip"
+    assert found.entries == ENTRIES
+    assert found.classes == ("Zoo", "cat", "dog")
+    assert found.ignored == 1
+    for entry in found.entries:
+        assert found.reader.read(entry) == (png(NAMES.index(entry.key)), entry.label)
+
+
+def test_zip_of_one_class_is_not_unwrapped(tmp_path):
+    found = open_input("zip", str(zipped(tmp_path / "a.zip", ["cat/a.png", "cat/b.png"])), "train")
+    assert found.entries == [Entry("cat/a.png", 0), Entry("cat/b.png", 0)]
+
+
+def test_zip_paths_do_not_lead_out(tmp_path):
+    unsafe = ["../up.png", "/etc/root.png", "cat/../../up.png"]
+    path = zipped(tmp_path / "a.zip", ["cat/a.png", "dog/a.png", *unsafe])
+    link = zipfile.ZipInfo("cat/link.png")
+    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(link, "../../etc/passwd")
+    found = open_input("zip", str(path), "train")
+    assert found.classes == ("cat", "dog")
+    assert sorted(entry.key for entry in found.entries) == sorted(
+        ["cat/a.png", "cat/link.png", "dog/a.png", *unsafe]
+    )
+    for name in unsafe:
+        assert reason(found, name) == "path out of the archive"
+    assert reason(found, "cat/link.png") == "link in an archive"
+
+
+def test_zip_bombs_and_damage(tmp_path, monkeypatch):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("cat/bomb.png", bytes(10**6))
+        archive.writestr("cat/good.png", png(1))
+        archive.writestr("cat/hurt.png", png(2), zipfile.ZIP_STORED)
+    content = bytearray(path.read_bytes())
+    content[content.index(png(2)) + 20] ^= 1
+    encrypted = content.rindex(b"cat/good.png") - 46 + 8  # flags in the central directory
+    path.write_bytes(content)
+    monkeypatch.setattr(inputs, "MAX_BYTES", 10**5)
+    found = open_input("zip", str(path), "train")
+    assert reason(found, "cat/bomb.png") == "file too large"
+    assert reason(found, "cat/hurt.png") == "unreadable"
+    assert found.reader.read(Entry("cat/good.png", 0)) == (png(1), 0)
+
+    content[encrypted] |= 1
+    locked = tmp_path / "locked.zip"
+    locked.write_bytes(content)
+    assert reason(open_input("zip", str(locked), "train"), "cat/good.png") == "unreadable"
+
+
+def test_what_is_no_archive(tmp_path):
+    path = zipped(tmp_path / "a.zip", ["cat/a.png"])
+    cut = tmp_path / "cut.zip"
+    cut.write_bytes(path.read_bytes()[:-30])
+    (tmp_path / "text.zip").write_text("text")
+    for name in ("cut.zip", "text.zip"):
+        assert "not a readable zip archive" in refusal("auto", tmp_path / name)
+    assert "does not exist" in refusal("zip", tmp_path / "absent.zip")
+    assert "is a folder" in refusal("zip", tmp_path)
+    assert "holds no images" in refusal("zip", zipped(tmp_path / "empty.zip", []))
+    assert "no class folders" in refusal("zip", zipped(tmp_path / "flat.zip", ["a.png"]))
+
+
+# TFDS.
+
+
+def tfds_folder(folder: Path, fields: dict, examples: list[dict], name: str = "photos") -> Path:
+    """A data set as TFDS writes it, without TensorFlow; with only a split named train."""
+    features = tfds.features.FeaturesDict(fields)
+    template = tfds.core.ShardedFileTemplate(
+        data_dir=epath.Path(folder),
+        dataset_name=name,
+        split="train",
+        filetype_suffix="array_record",
+    )
+    folder.mkdir(parents=True)
+    serializer = ExampleSerializer(features.get_serialized_info())  # pyright: ignore
+    writer = ArrayRecordWriter(str(folder / prepared.shard_name(name, 0, 1)), "group_size:1")
+    for example in examples:
+        writer.write(serializer.serialize_example(features.encode_example(example)))
+    writer.close()
+    split = tfds.core.SplitInfo(
+        name="train", shard_lengths=[len(examples)], num_bytes=1, filename_template=template
+    )
+    tfds.folder_dataset.write_metadata(
+        data_dir=str(folder), features=features, split_infos=[split], check_data=False
+    )
+    return folder
+
+
+IMAGE = tfds.features.Image(shape=(None, None, 3))
+LABEL = tfds.features.ClassLabel(names=["cat", "dog"])
+ENCODED = [{"image": io.BytesIO(png(i)), "label": label} for i, label in enumerate([1, 0, -1, 1])]
+
+
+def test_tfds_files(tmp_path):
+    folder = tfds_folder(tmp_path / "1.0.0", {"image": IMAGE, "label": LABEL}, ENCODED)
+    found = open_input("auto", str(folder), "train")
+    assert found.kind == "tfds"
+    assert found.classes == ("cat", "dog")
+    assert [entry.key for entry in found.entries] == [f"{i:08d}" for i in range(4)]
+    read = found.reader.read
+    assert [read(found.entries[i]) for i in (3, 0, 1)] == [(png(3), 1), (png(0), 1), (png(1), 0)]
+    assert reason(found, "00000002") == "no label"
+
+    half = open_input("tfds", str(folder), "train[:50%]")
+    assert len(half.entries) == 2
+    assert half.digest != found.digest
+    assert "split is 'test'" in refusal("tfds", folder, "test")
+    assert "allowed: train" in refusal("tfds", folder, "test")
+
+
+def test_tfds_arrays(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 4, 6, 3)).astype(np.uint8)
+    fields = {"photo": tfds.features.Tensor(shape=(4, 6, 3), dtype=np.uint8), "kind": LABEL}
+    examples = [{"photo": array, "kind": 1} for array in pixels]
+    found = open_input("tfds", str(tfds_folder(tmp_path / "a", fields, examples)), "train")
+    for entry, array in zip(found.entries, pixels, strict=True):
+        data, label = found.reader.read(entry)
+        np.testing.assert_array_equal(data, array)
+        assert label == 1
+
+
+def test_tfds_fields_are_found_or_named(tmp_path):
+    two = {"image": IMAGE, "mask": IMAGE, "label": LABEL, "fine": LABEL}
+    examples = [{"image": io.BytesIO(png(1)), "mask": io.BytesIO(png(2)), "label": 1, "fine": 0}]
+    found = open_input("tfds", str(tfds_folder(tmp_path / "two", two, examples)), "train")
+    assert found.reader.read(found.entries[0]) == (png(1), 1)
+
+    none = {"text": tfds.features.Text(), "label": LABEL}
+    folder = tfds_folder(tmp_path / "none", none, [{"text": "a", "label": 1}])
+    assert "0 fields that may be the image" in refusal("tfds", folder)
+    assert "its fields: label, text" in refusal("tfds", folder)
+    many = {"left": IMAGE, "right": IMAGE, "label": LABEL}
+    examples = [{"left": io.BytesIO(png(1)), "right": io.BytesIO(png(2)), "label": 1}]
+    folder = tfds_folder(tmp_path / "many", many, examples)
+    assert "2 fields that may be the image" in refusal("tfds", folder)
+
+
+def test_tfds_sets_that_cannot_be_read(tmp_path):
+    folder = tfds_folder(tmp_path / "a", {"image": IMAGE, "label": LABEL}, ENCODED)
+    info = folder / "dataset_info.json"
+    text = info.read_text()
+    info.write_text(text.replace("array_record", "tfrecord"))
+    message = refusal("tfds", folder)
+    assert "is stored as tfrecord" in message
+    assert "--file_format=array_record" in message
+    info.write_text("{")
+    assert "cannot be read as a TFDS data set" in refusal("tfds", folder)
+    info.write_text(text)
+    (folder / prepared.shard_name("photos", 0, 1)).unlink()
+    assert "lacks the file" in refusal("tfds", folder)
+    assert "not a TFDS data set" in refusal("tfds", tmp_path)
+
+
+def test_tfds_names(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    assert "does not exist" in refusal("tfds", "no/../such set")
+    assert "neither a folder nor a TFDS data set" in refusal("tfds", "no_such_set")
+    message = refusal("tfds", "mnist")
+    assert "has not been prepared" in message
+    assert "tfds build mnist --file_format=array_record" in message
