@@ -67,12 +67,11 @@ def run(arguments: argparse.Namespace) -> int:
     """Samples; returns the exit code."""
     # After the arguments are parsed: JAX takes seconds to import.
     from dit_moe.config import ConfigError
-    from dit_moe.sample_set import write_sample_set
+    from dit_moe.sample_set import RunSampler, write_sample_set
 
     try:
-        npz, png = write_sample_set(
-            workdir=arguments.workdir,
-            output=arguments.output,
+        sampler = RunSampler(
+            arguments.workdir,
             ema=arguments.weights == "ema",
             batch_size=arguments.batch_size,
             num_samples=arguments.num_samples,
@@ -84,6 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
             seed=arguments.seed,
             autoencoder=arguments.autoencoder,
         )
+        npz, png = write_sample_set(sampler, arguments.output)
     except (ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,6 +1,7 @@
 """From what the network draws to pictures: directly, or through the autoencoder of its latents."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import jax
 import numpy as np
@@ -13,14 +14,22 @@ from dit_moe.config import ConfigError
 from dit_moe.data.latents import LatentSpace
 from dit_moe.training.mesh import batch_sharding, replicated
 
-Renderer = Callable[[np.ndarray], np.ndarray]
-"""From x [N, H, W, C] float32 as the network sees it to uint8 pictures [N, H', W', C']."""
+
+@dataclass(frozen=True)
+class Renderer:
+    """How samples become pictures."""
+
+    render: Callable[[np.ndarray], np.ndarray]
+    """From x [N, H, W, C] float32 as the network sees it to uint8 pictures [N, s H, s W, C']."""
+    scale: int = 1
+    """s."""
+
 
 _PER_DEVICE = 8  # latents that a device is given at a time; it decodes them one by one
 
 
 def build_renderer(space: LatentSpace | None, autoencoder: str | None, mesh: Mesh) -> Renderer:
-    """How samples of a model become pictures.
+    """The renderer of a model's samples.
 
     Args:
       space: the model's latent space; None for a model of pictures.
@@ -32,7 +41,7 @@ def build_renderer(space: LatentSpace | None, autoencoder: str | None, mesh: Mes
       ConfigError: the autoencoder cannot be loaded or does not fit the latents.
     """
     if space is None:
-        return images.to_uint8
+        return Renderer(images.to_uint8)
     loaded = load(autoencoder or space.autoencoder.source)
     latent_channels = len(space.mean)
     if loaded.config.latent_channels != latent_channels:
@@ -56,4 +65,4 @@ def build_renderer(space: LatentSpace | None, autoencoder: str | None, mesh: Mes
             pictures.append(images.to_uint8(np.asarray(picture)[: len(latent)]))
         return np.concatenate(pictures)
 
-    return render
+    return Renderer(render, loaded.config.downsampling)

@@ -4,9 +4,9 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Unpack
 
 import jax
 import numpy as np
@@ -20,94 +20,116 @@ from dit_moe.files import atomic
 from dit_moe.loading import load_run
 from dit_moe.nn.parameters import Parameters
 from dit_moe.rendering import Renderer, build_renderer
+from dit_moe.sampling import RequestArguments
 from dit_moe.training.mesh import batch_sharding, build_mesh, replicated
 
 GRID_ROWS, GRID_COLUMNS = 16, 12
 
 
-def write_sample_set(
-    *,
-    workdir: Path,
-    output: Path,
-    ema: bool,
-    batch_size: int,
-    num_samples: int,
-    classes: Sequence[int] = (),
-    guidance_scale: float | None = None,
-    guidance_channels: Literal["all", "first_three"] = "all",
-    solver: str | None = None,
-    steps: int | None = None,
-    seed: int = 0,
-    autoencoder: str | None = None,
-) -> tuple[Path, Path]:
-    """Samples a run into `output`/samples.npz and `output`/grid.png, and returns their paths.
+class RunSampler:
+    """A run made ready to draw one set of images.
+
+    Args:
+      workdir: the run folder.
+      ema: its parameters' moving average rather than its parameters.
+      batch_size: images per pass over all devices, rounded up to divide evenly over them.
+      autoencoder: what decodes a latent model's samples; None: the one that its training data
+        were encoded with; "none": nothing, samples then stay the network's latents.
+      request: what to draw, as for `sampling.build_request`.
+
+    Raises:
+      ConfigError: the run or an argument cannot be used; the message is one sentence.
+    """
+
+    def __init__(
+        self,
+        workdir: Path,
+        *,
+        ema: bool,
+        batch_size: int,
+        autoencoder: str | None = None,
+        **request: Unpack[RequestArguments],
+    ):
+        if batch_size < 1:
+            raise ConfigError(f"batch_size is {batch_size}; allowed: 1 or more")
+        run = load_run(workdir, ema)
+        self.request = sampling.build_request(run.config, **request)
+        self._mesh = build_mesh(MeshConfig())
+        self._renderer = _renderer(workdir, run.config, autoencoder, self._mesh)
+        self.batch_size = sampling.round_up(
+            min(batch_size, self.request.num_samples), self._mesh.size
+        )
+        side, channels = run.config.model.image_size, run.config.model.channels
+        self.image_shape: tuple[int, int, int] | None = None
+        """[H, W, C] of the pictures; None if samples stay latents."""
+        if self._renderer is not None:
+            side *= self._renderer.scale
+            self.image_shape = (side, side, min(channels, 3))
+        self.identity: dict[str, object] = {
+            **dataclasses.asdict(self.request),
+            "workdir": str(workdir.resolve()),
+            "step": run.step,
+            "ema": ema,
+            "weights": _digest(run.parameters),
+            "batch_size": self.batch_size,
+            "autoencoder": autoencoder,
+        }
+        """What the images depend on, ready for JSON."""
+        self._parameters = jax.device_put(run.parameters, replicated(self._mesh))
+        self._sampler = sampling.build_sampler(run.config, self.request)
+
+    def batches(self, start: int = 0) -> Iterator[np.ndarray]:
+        """Yields images from number `start`, a multiple of `batch_size`, on.
+
+        uint8 [n, H, W, C], or float32 latents; n is `batch_size` but for the last batch.
+        """
+        drawn = sampling.generate(
+            self._sampler,
+            self._parameters,
+            self.request,
+            self.batch_size,
+            start=start,
+            sharding=batch_sharding(self._mesh),
+        )
+        while True:
+            # Not around the loop: the mesh belongs to a thread, and the caller may be in another.
+            with jax.set_mesh(self._mesh):
+                x_NxHxWxC = next(drawn, None)
+            if x_NxHxWxC is None:
+                return
+            yield x_NxHxWxC if self._renderer is None else self._renderer.render(x_NxHxWxC)
+
+
+def write_sample_set(sampler: RunSampler, output: Path) -> tuple[Path, Path]:
+    """Draws a set into `output`/samples.npz and `output`/grid.png, and returns their paths.
 
     Finished batches lie in `output`/samples.parts until the set is complete; the same call with
     the same weights resumes after them, another one starts anew.
 
-    Args:
-      autoencoder: what decodes a latent model's samples; None: the one that its training data
-        were encoded with; "none": nothing, `samples.npz` then holds the network's latents, float32.
-
     Raises:
-      ConfigError: the run or an argument cannot be used; the message is one sentence.
+      ConfigError: `output` holds something else.
       OSError: the output cannot be written.
     """
-    if batch_size < 1:
-        raise ConfigError(f"batch_size is {batch_size}; allowed: 1 or more")
-    run = load_run(workdir, ema)
-    request = sampling.build_request(
-        run.config,
-        num_samples=num_samples,
-        classes=classes,
-        guidance_scale=guidance_scale,
-        guidance_channels=guidance_channels,
-        solver=solver,
-        steps=steps,
-        seed=seed,
-    )
-    mesh = build_mesh(MeshConfig())
-    render = _renderer(workdir, run.config, autoencoder, mesh)
-    batch_size = sampling.round_up(min(batch_size, num_samples), mesh.size)
-    identity = {
-        **dataclasses.asdict(request),
-        "workdir": str(workdir.resolve()),
-        "step": run.step,
-        "ema": ema,
-        "weights": _digest(run.parameters),
-        "batch_size": batch_size,
-        "autoencoder": autoencoder,
-    }
+    num_samples, labels = sampler.request.num_samples, sampler.request.labels()
     parts = output / "samples.parts"
-    done = _open_parts(parts, identity) * batch_size
+    done = _open_parts(parts, sampler.identity) * sampler.batch_size
     if done:
         print(f"Resuming after {min(done, num_samples):,} images in {parts}.")
-
-    with (
-        jax.set_mesh(mesh),
-        tqdm(
-            total=num_samples, initial=min(done, num_samples), unit="image", dynamic_ncols=True
-        ) as bar,
-    ):
-        parameters = jax.device_put(run.parameters, replicated(mesh))
-        sampler = sampling.build_sampler(run.config, request)
-        batches = sampling.generate(
-            sampler, parameters, request, batch_size, start=done, sharding=batch_sharding(mesh)
-        )
-        for number, x_NxHxWxC in enumerate(batches, start=done // batch_size):
-            x_NxHxWxC = x_NxHxWxC if render is None else render(x_NxHxWxC)
+    with tqdm(
+        total=num_samples, initial=min(done, num_samples), unit="image", dynamic_ncols=True
+    ) as bar:
+        for number, x_NxHxWxC in enumerate(sampler.batches(done), start=done // sampler.batch_size):
             with atomic(parts / f"{number:06d}.npy") as temporary:
                 np.save(temporary, x_NxHxWxC)
             bar.update(len(x_NxHxWxC))
 
     files = sorted(parts.glob("[0-9]*.npy"))
     x_NxHxWxC = np.concatenate([np.load(file, allow_pickle=False) for file in files])
-    labels = request.labels()
     npz, png = output / "samples.npz", output / "grid.png"
     with atomic(npz) as temporary:
         np.savez(temporary, arr_0=x_NxHxWxC, arr_1=labels)
     shown = _grid_choice(labels)
-    picture = x_NxHxWxC[shown] if render else images.to_uint8(x_NxHxWxC[shown])
+    picture = x_NxHxWxC[shown] if sampler.image_shape else images.to_uint8(x_NxHxWxC[shown])
     with atomic(png) as temporary:
         images.grid(picture, labels[shown]).save(temporary)
     shutil.rmtree(parts)

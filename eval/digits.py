@@ -23,8 +23,9 @@ import sklearn
 
 from dit_moe import files
 from dit_moe.data import digits
-from eval import digit_judges, digits_picture, image_sets, metrics
+from eval import digit_judges, digits_picture, metrics, npz_images
 from eval.image_sets import ImageSetError
+from eval.statistics import Gaussian, SmallSetWarning, fit_gaussian
 
 _BLOCK_SEED = 0
 _CLOSE_PERCENTILE = 5
@@ -63,7 +64,7 @@ class _Yardstick:
     judges: digit_judges.Judges
     train_pixels: np.ndarray
     """float64 [M, 64]."""
-    train_features: metrics.Gaussian
+    train_features: Gaussian
     copy_distance: float
     """The smallest distance of a held-out digit to a training digit."""
     close_distance: float
@@ -78,7 +79,7 @@ def _yardstick() -> _Yardstick:
     return _Yardstick(
         judges,
         train_x_MxP,
-        metrics.fit_gaussian(judges.features(train_x_MxP)),
+        fit_gaussian(judges.features(train_x_MxP)),
         copy_distance=float(distance_N.min()),
         close_distance=float(np.percentile(distance_N, _CLOSE_PERCENTILE)),
     )
@@ -117,9 +118,9 @@ def _judge(
     blocks = stratified_blocks(label_N, block_size)
     with warnings.catch_warnings():
         # `evaluate` tells of small sets in a note of its own.
-        warnings.simplefilter("ignore", metrics.SmallSetWarning)
+        warnings.simplefilter("ignore", SmallSetWarning)
         frechet_distances = [
-            metrics.frechet_distance(metrics.fit_gaussian(f_NxD[rows]), yardstick.train_features)
+            metrics.frechet_distance(fit_gaussian(f_NxD[rows]), yardstick.train_features)
             for rows in blocks
         ]
 
@@ -317,13 +318,17 @@ def _run(samples: Path, output: Path, picture: Path | None) -> str:
     if picture is not None and picture.suffix.lower() != ".png":
         raise OSError(f"--picture is {picture}, but must end in .png.")
 
-    image_set = image_sets.read(samples)
-    result = evaluate(image_set.image, image_set.label)
+    image_set = npz_images.open_npz(samples)
+    label_N = image_set.label
+    if label_N is None:
+        raise ImageSetError(f"{samples} has no labels (arr_1).")
+    image_NxHxWxC = image_set.read()
+    result = evaluate(image_NxHxWxC, label_N)
     result["samples_file"] = {"path": str(samples), "sha256": files.sha256(samples)}
     # All is made before the first file is written.
     contents = [json.dumps(result, indent=2, ensure_ascii=False).encode() + b"\n"]
     if picture is not None:
-        contents.append(digits_picture.draw(image_set.image, image_set.label))
+        contents.append(digits_picture.draw(image_NxHxWxC, label_N))
     for path, content in zip(targets, contents, strict=True):
         try:
             with files.atomic(path) as temporary:

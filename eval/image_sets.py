@@ -1,10 +1,13 @@
-"""Reads sets of labelled images in the `.npz` format of ADM (Dhariwal and Nichol, 2021).
+"""Sets of images to be judged, read a batch at a time from whatever they are stored in.
 
-`arr_0` holds the images and `arr_1` their labels:
-https://github.com/openai/guided-diffusion/tree/main/evaluations
+`open_set` knows four forms by what the path holds: an `.npz` file (`npz_images`), a folder or a zip
+of image files (`image_files`), and a TFDS data set (`tfds_images`).
 """
 
+import functools
+import hashlib
 import zipfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,78 +20,105 @@ class ImageSetError(ValueError):
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images with the class that each was asked to show."""
+    """Images of one size, in a fixed order."""
 
-    image: np.ndarray
-    """uint8 [N, H, W, C], N >= 1, C 1 or 3."""
-    label: np.ndarray
-    """int64 [N]."""
+    path: str
+    """Where they come from, for messages and records."""
+    num: int
+    """N >= 1."""
+    shape: tuple[int, int, int]
+    """(H, W, C), C of 1 or 3."""
+    make_batches: Callable[[int, int], Iterator[np.ndarray]]
+    """(batch size, first image) -> uint8 [n, H, W, C]; raises ImageSetError."""
+    make_label: Callable[[], np.ndarray | None]
+    """-> int64 [N], or None where classes are unknown."""
+    make_sha256: Callable[[], str]
+    """-> the hexadecimal SHA-256 of all that the images depend on."""
+
+    @functools.cached_property
+    def label(self) -> np.ndarray | None:
+        """int64 [N], or None where classes are unknown; read once, when first asked for."""
+        return self.make_label()
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Hexadecimal SHA-256 of all that the images depend on; made once, when asked for."""
+        return self.make_sha256()
+
+    def batches(self, size: int, start: int = 0) -> Iterator[np.ndarray]:
+        """The images from number `start`, uint8 [n, H, W, C] with n = `size` but for the last.
+
+        Raises:
+            ImageSetError: a file is damaged or of another size; the message names it.
+        """
+        return self.make_batches(size, start)
+
+    def read(self) -> np.ndarray:
+        """All images at once, uint8 [N, H, W, C]; raises as `batches`."""
+        return np.concatenate(list(self.batches(1024)))
 
 
-def read(path: str | Path) -> ImageSet:
-    """Reads images and labels from an `.npz` file. Pickled content is refused, never executed.
+def open_set(path: str | Path, split: str = "train") -> ImageSet:
+    """Opens a set of images without reading the pixels.
+
+    Args:
+        path: an `.npz` file, a folder or a zip of images, or a folder of a TFDS data set; "digits"
+            or "patches", where no file is called so, for the held-out split of that embedded set.
+        split: of a TFDS data set; the others have none.
 
     Raises:
-        ImageSetError: the file is missing, not an `.npz`, damaged or pickled; `arr_0` is not uint8
-            [N, H, W, C] with N >= 1 and C of 1 or 3; or `arr_1` is missing, not integers or of
-            another length.
+        ImageSetError: missing, of no known form, empty, or of a wrong type.
     """
+    # Each form imports what it reads, and this module.
+    from eval import image_files, npz_images, tfds_images
+    from eval.features.embedded import EMBEDDED
+
+    if str(path) in EMBEDDED and not Path(path).exists():
+        return _embedded(str(path))
     path = Path(path)
     if not path.exists():
         raise ImageSetError(f"{path} does not exist.")
-    if not path.is_file():
-        raise ImageSetError(f"{path} is not a file.")
-    try:
-        if not zipfile.is_zipfile(path):
-            raise ImageSetError(f"{path} is not an .npz file, or it was cut short.")
-        with np.load(path, allow_pickle=False) as archive:
-            image_NxHxWxC = _member(path, archive, "arr_0", "images")
-            label_N = _member(path, archive, "arr_1", "labels")
-    except ImageSetError:
-        raise
-    except Exception as error:
-        # Damaged archives and headers raise almost anything: BadZipFile, zlib.error, TokenError,
-        # OverflowError, TypeError, ...
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ImageSetError(f"{path} cannot be read ({reason}).") from error
-
-    if image_NxHxWxC.dtype != np.uint8:
+    if path.is_dir():
+        if tfds_images.is_data_set(path):
+            return tfds_images.open_tfds(path, split)
+        return image_files.open_folder(path)
+    if not zipfile.is_zipfile(path):
         raise ImageSetError(
-            f"{path}: the images (arr_0) are {image_NxHxWxC.dtype}, but must be uint8, 0 to 255."
+            f"{path} is no set of images, or it was cut short; allowed: an .npz file, a folder or "
+            "a zip of images, a folder of a TFDS data set."
         )
-    shape = image_NxHxWxC.shape
+    if npz_images.is_npz(path):
+        return npz_images.open_npz(path)
+    return image_files.open_zip(path)
+
+
+def _embedded(name: str) -> ImageSet:
+    from eval.features.embedded import EMBEDDED
+
+    image_NxHxWxC, label_N = EMBEDDED[name].load("heldout")
+    num, height, width, channels = image_NxHxWxC.shape
+    return ImageSet(
+        path=f"{name} (held-out)",
+        num=num,
+        shape=(height, width, channels),
+        make_batches=lambda size, start: (
+            image_NxHxWxC[first : first + size] for first in range(start, num, size)
+        ),
+        make_label=lambda: label_N.astype(np.int64),
+        make_sha256=lambda: hashlib.sha256(image_NxHxWxC.tobytes()).hexdigest(),
+    )
+
+
+def check_shape(path: str, shape: tuple[int, ...]) -> None:
+    """Raises ImageSetError unless `shape` is [N, H, W, C] with N >= 1 and C of 1 or 3."""
+    if len(shape) == 4 and shape[3] not in (1, 3) and shape[1] in (1, 3):
+        raise ImageSetError(
+            f"{path}: the images have shape {shape}, which looks like [N, C, H, W], but must be "
+            "[N, H, W, C]; transpose them by (0, 2, 3, 1)."
+        )
     if len(shape) != 4 or shape[3] not in (1, 3):
         raise ImageSetError(
-            f"{path}: the images (arr_0) have shape {shape}, but must be [N, H, W, C] "
-            "with C of 1 or 3."
+            f"{path}: the images have shape {shape}, but must be [N, H, W, C] with C of 1 or 3."
         )
-    if image_NxHxWxC.size == 0:
-        raise ImageSetError(f"{path} holds no images (arr_0 has shape {shape}).")
-    if not np.issubdtype(label_N.dtype, np.integer):
-        raise ImageSetError(
-            f"{path}: the labels (arr_1) are {label_N.dtype}, but must be integers."
-        )
-    if label_N.shape != shape[:1]:
-        raise ImageSetError(
-            f"{path}: the labels (arr_1) have shape {label_N.shape}, but {shape[0]} images "
-            f"need ({shape[0]},)."
-        )
-    return ImageSet(image_NxHxWxC, label_N.astype(np.int64))
-
-
-def _member(path: Path, archive: np.lib.npyio.NpzFile, name: str, content: str) -> np.ndarray:
-    if name not in archive.files:
-        raise ImageSetError(f"{path} has no {content} ({name}).")
-    try:
-        array = archive[name]
-    except ValueError as error:
-        if "allow_pickle" in str(error):
-            raise ImageSetError(
-                f"{path}: {name} holds pickled Python objects, which are refused because "
-                "reading them can execute code."
-            ) from error
-        raise
-    # NumPy hands over the bytes of a member that is not in its own format.
-    if not isinstance(array, np.ndarray):
-        raise ImageSetError(f"{path}: {name} is not a NumPy array.")
-    return array
+    if 0 in shape:
+        raise ImageSetError(f"{path} holds no images (their shape is {shape}).")

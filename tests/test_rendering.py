@@ -13,7 +13,7 @@ from dit_moe.config import Config, ConfigError, DataConfig, SampleConfig
 from dit_moe.data import preview
 from dit_moe.data.latents import read_latent_space
 from dit_moe.data.prepare import command as prepare
-from dit_moe.sample_set import write_sample_set
+from dit_moe.sample_set import RunSampler, write_sample_set
 from dit_moe.training.loop import train
 from tests.data import tiny_autoencoder
 from tests.prepared_sets import write_pictures
@@ -66,9 +66,8 @@ def run(prepared, tmp_path_factory):
 
 
 def sample(run, output, **settings):
-    npz, _ = write_sample_set(
-        workdir=run, output=output, ema=True, batch_size=8, num_samples=5, **settings
-    )
+    sampler = RunSampler(run, ema=True, batch_size=8, num_samples=5, **settings)
+    npz, _ = write_sample_set(sampler, output)
     with np.load(npz, allow_pickle=False) as arrays:
         return arrays["arr_0"]
 

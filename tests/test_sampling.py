@@ -14,8 +14,9 @@ from PIL import Image
 
 from dit_moe import images, sampling
 from dit_moe.config import Config, ConfigError, DDPMConfig, MeshConfig, ModelConfig, SampleConfig
+from dit_moe.config_io import to_json
 from dit_moe.nn.parameters import init_parameters
-from dit_moe.sample_set import write_sample_set
+from dit_moe.sample_set import RunSampler, write_sample_set
 from dit_moe.training.loop import train
 from tests.tiny import tiny
 
@@ -32,8 +33,9 @@ def run(tmp_path_factory) -> Path:
 
 
 def make(run: Path, output: Path, **settings: object) -> tuple[np.ndarray, np.ndarray]:
-    defaults = {"workdir": run, "output": output, "ema": False, "batch_size": 8, "num_samples": 10}
-    npz, png = write_sample_set(**{**defaults, **settings})
+    defaults = {"ema": False, "batch_size": 8, "num_samples": 10}
+    workdir = settings.pop("workdir", run)
+    npz, png = write_sample_set(RunSampler(workdir, **{**defaults, **settings}), output)
     with Image.open(png) as picture:
         assert min(picture.size) > 64
     with np.load(npz, allow_pickle=False) as arrays:
@@ -169,11 +171,13 @@ def test_a_config_that_does_not_fit_the_checkpoint(run, tmp_path):
 
 def test_a_run_of_other_devices(tmp_path):
     """Trained on four devices, sampled on this process's eight."""
+    config, run = tmp_path / "tiny.json", tmp_path / "run"
+    config.write_text(to_json(tiny(None, steps=1)))
     code = (
         "from pathlib import Path\n"
+        "from dit_moe.config_io import load_json\n"
         "from dit_moe.training.loop import train\n"
-        "from tests.tiny import tiny\n"
-        f"train(tiny(None, steps=1), Path({str(tmp_path / 'run')!r}))\n"
+        f"train(load_json(Path({str(config)!r})), Path({str(run)!r}))\n"
     )
     flags = "--xla_force_host_platform_device_count=4"
     subprocess.run(
@@ -182,7 +186,7 @@ def test_a_run_of_other_devices(tmp_path):
         cwd=ROOT,
         env={**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)},
     )
-    x, _ = make(tmp_path / "run", tmp_path / "out", steps=2)
+    x, _ = make(run, tmp_path / "out", steps=2)
     assert x.shape == (10, 8, 8, 1)
 
 

@@ -17,6 +17,8 @@ from dit_moe.files import sha256
 
 __all__ = ["Loaded", "is_local", "load"]
 
+_FLOATS = ("F64", "F32", "F16", "BF16")
+
 
 class Loaded(NamedTuple):
     """An autoencoder and where it came from."""
@@ -61,13 +63,16 @@ def _read(
     files: Files, shapes: Mapping[str, tuple[int, ...]], num_levels: int
 ) -> dict[str, np.ndarray]:
     """Parameters float32 by dotted path, or a ConfigError that tells how the tensors differ."""
-    parameters, shaped = {}, []
+    parameters, typed, shaped = {}, [], []
     try:
         with safetensors.safe_open(files.weights, framework="numpy") as file:
             names = strip(file.keys())
             published = published_names(shapes, names, num_levels)
             for path, name in published.items():
                 if name not in names:
+                    continue
+                if file.get_slice(names[name]).get_dtype() not in _FLOATS:
+                    typed.append(name)
                     continue
                 tensor = _to_layout(file.get_tensor(names[name]), len(shapes[path]))
                 if tensor.shape != shapes[path]:
@@ -78,6 +83,7 @@ def _read(
     wrong = {
         "missing": [name for name in published.values() if name not in names],
         "unexpected": sorted(set(names) - set(published.values())),
+        "not of a plain float type": typed,
         "of another shape": shaped,
     }
     if any(wrong.values()):

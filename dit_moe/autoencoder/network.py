@@ -11,10 +11,10 @@ from dit_moe.autoencoder.config import AutoencoderConfig
 from dit_moe.autoencoder.layers import (
     Attention,
     Downsample,
-    GroupNorm,
     ResidualBlock,
     Upsample,
     convolution,
+    group_norm,
 )
 
 
@@ -95,7 +95,7 @@ class Encoder(nnx.Module):
             for i in range(len(channels))
         )
         self.middle = Middle(config, dtype, rngs)
-        self.norm_out = GroupNorm(channels[-1], groups)
+        self.norm_out = group_norm(channels[-1], groups, rngs)
         self.conv_out = convolution(channels[-1], 2 * config.latent_channels, 3, dtype, rngs)
 
     def __call__(self, x_NxHxWxC: jax.Array) -> jax.Array:
@@ -126,7 +126,7 @@ class Decoder(nnx.Module):
             )
             for i in range(len(channels))
         )
-        self.norm_out = GroupNorm(channels[-1], groups)
+        self.norm_out = group_norm(channels[-1], groups, rngs)
         self.conv_out = convolution(channels[-1], config.out_channels, 3, dtype, rngs)
 
     def __call__(self, x_NxHxWxC: jax.Array) -> jax.Array:

@@ -70,8 +70,9 @@ def draw(folder: Path, output: Path, classes: str, autoencoder: str | None) -> N
         pairs = [(record["image"], record["image"][:, ::-1]) for record in records]
         pictures = np.stack([picture for pair in pairs for picture in pair])
     else:
-        render = build_renderer(space, autoencoder, build_mesh(MeshConfig()))
-        pictures = render(space.normalize(np.concatenate([record["mean"] for record in records])))
+        renderer = build_renderer(space, autoencoder, build_mesh(MeshConfig()))
+        x_NxHxWxC = space.normalize(np.concatenate([record["mean"] for record in records]))
+        pictures = renderer.render(x_NxHxWxC)
     with atomic(output) as temporary:
         images.grid(pictures, np.repeat(names, 2)).save(temporary)
 

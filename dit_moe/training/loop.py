@@ -190,7 +190,7 @@ class _GridSampler:
     def __init__(self, config: Config, space: LatentSpace | None, mesh: Mesh):
         self.render = images.to_uint8
         if space is not None and is_local(space.autoencoder.source):
-            self.render = build_renderer(space, None, mesh)
+            self.render = build_renderer(space, None, mesh).render
         elif space is not None:
             print(
                 f"Sample grids show latents: autoencoder {space.autoencoder.source!r} is not here."

@@ -1,16 +1,27 @@
+import hashlib
 import io
+import json
 import os
 import pickle
 import struct
+import tracemalloc
 import zipfile
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from eval.image_sets import ImageSetError, read
+from eval.image_sets import ImageSetError, open_set
+from eval.npz_images import open_npz
 
 IMAGES = np.arange(5 * 8 * 8 * 3).reshape(5, 8, 8, 3).astype(np.uint8)
 LABELS = np.array([0, 1, 2, 3, 9])
+
+
+def read(path):
+    """All images and labels."""
+    image_set = open_npz(path)
+    return image_set.read(), image_set.label
 
 
 @pytest.fixture
@@ -23,19 +34,28 @@ def path(tmp_path):
 @pytest.mark.parametrize("dtype", [np.int32, np.int64, np.uint8])
 def test_reads_what_adm_writes(path, channels, save, dtype):
     save(path, IMAGES[..., :channels], LABELS.astype(dtype))
-    image_set = read(path)
-    np.testing.assert_array_equal(image_set.image, IMAGES[..., :channels])
-    np.testing.assert_array_equal(image_set.label, LABELS)
-    assert image_set.image.dtype == np.uint8
+    image_set = open_npz(path)
+    assert (image_set.num, image_set.shape) == (5, (8, 8, channels))
     assert image_set.label.dtype == np.int64
+    np.testing.assert_array_equal(image_set.label, LABELS)
+    batches = list(image_set.batches(2))
+    assert [len(batch) for batch in batches] == [2, 2, 1]
+    np.testing.assert_array_equal(np.concatenate(batches), IMAGES[..., :channels])
+    assert batches[0].dtype == np.uint8
+    np.testing.assert_array_equal(next(image_set.batches(4, start=3)), IMAGES[3:, ..., :channels])
+    assert image_set.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize(
     ("images", "labels", "message"),
     [
-        (IMAGES.astype(np.float32), LABELS, "are float32, but must be uint8"),
+        (IMAGES.astype(np.float32), LABELS, r"are float32, but must be uint8, .* round them"),
+        (IMAGES / 255, LABELS, r"span 0 to 1: clip and round x \* 255"),
+        (IMAGES / 127.5 - 1, LABELS, r"span -1 to 1: clip and round \(x \+ 1\) \* 127.5"),
+        (IMAGES.astype(np.int32), LABELS, "are int32, but must be uint8, 0 to 255.$"),
+        (np.asfortranarray(IMAGES), LABELS, "is in Fortran order"),
         (IMAGES[0], LABELS, "must be .N, H, W, C."),
-        (IMAGES.transpose(0, 3, 1, 2), LABELS, "must be .N, H, W, C."),
+        (IMAGES.transpose(0, 3, 1, 2), LABELS, r"looks like \[N, C, H, W\]"),
         (IMAGES[..., :2], LABELS, "must be .N, H, W, C."),
         (IMAGES[:0], LABELS[:0], "holds no images"),
         (IMAGES, LABELS[:4], "5 images need"),
@@ -51,10 +71,7 @@ def test_wrong_arrays_are_refused(path, images, labels, message):
     assert "\n" not in str(info.value)
 
 
-def test_missing_arrays_are_refused(path):
-    np.savez(path, IMAGES)
-    with pytest.raises(ImageSetError, match=r"has no labels \(arr_1\)"):
-        read(path)
+def test_missing_images_are_refused(path):
     np.savez(path, images=IMAGES, arr_1=LABELS)
     with pytest.raises(ImageSetError, match=r"has no images \(arr_0\)"):
         read(path)
@@ -153,9 +170,119 @@ def test_damaged_files_raise_nothing_else(path, save):
         damaged[position] ^= int(rng.integers(1, 256))
         path.write_bytes(damaged)
         try:
-            image_set = read(path)
+            images, labels = read(path)
         except ImageSetError:
             continue
-        # Some bytes (dates) mean nothing; the pixels are guarded by a checksum.
-        np.testing.assert_array_equal(image_set.image, IMAGES)
-        np.testing.assert_array_equal(image_set.label, LABELS)
+        # Some bytes (dates) mean nothing; the pixels are guarded by a checksum. The labels are
+        # absent if their name is damaged.
+        np.testing.assert_array_equal(images, IMAGES)
+        if labels is not None:
+            np.testing.assert_array_equal(labels, LABELS)
+
+
+def test_memory_is_flat(path):
+    np.savez_compressed(path, np.zeros((2000, 64, 64, 3), np.uint8))
+    tracemalloc.start()
+    assert sum(len(batch) for batch in open_npz(path).batches(16)) == 2000
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2e6  # all of them are 25 MB
+
+
+def test_labels_may_be_absent(path):
+    np.savez(path, IMAGES)
+    assert open_set(path).label is None
+
+
+def write_image(file, pixels, **options):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(file, **options)
+
+
+def zip_of(folder, path):
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in folder.rglob("*"):
+            archive.write(file, file.relative_to(folder))
+    return path
+
+
+class TestImageFiles:
+    @pytest.fixture
+    def folder(self, tmp_path):
+        folder = tmp_path / "images"
+        for i, name in enumerate(("cat/b.png", "cat/a.png", "ant/x/c.PNG", "dog/d.bmp")):
+            write_image(folder / name, IMAGES[i])
+        (folder / "notes.txt").write_text("not an image")
+        (folder / ".hidden.png").write_bytes(b"no image either")
+        return folder
+
+    def test_sorted_paths_and_class_folders(self, folder, tmp_path):
+        for image_set in (open_set(folder), open_set(zip_of(folder, tmp_path / "set.zip"))):
+            assert (image_set.num, image_set.shape) == (4, (8, 8, 3))
+            np.testing.assert_array_equal(image_set.read(), IMAGES[[2, 1, 0, 3]])
+            np.testing.assert_array_equal(image_set.label, [0, 1, 1, 2])
+            np.testing.assert_array_equal(next(image_set.batches(2, start=3)), IMAGES[[3]])
+
+    def test_flat_folders_have_no_labels(self, folder):
+        write_image(folder / "z.png", IMAGES[4])
+        assert open_set(folder).label is None
+
+    def test_edm_labels(self, folder):
+        names = ["ant/x/c.PNG", "cat/a.png", "cat/b.png", "dog/d.bmp"]
+        labels = [[name, 10 + i] for i, name in enumerate(names)]
+        (folder / "dataset.json").write_text(json.dumps({"labels": labels[::-1]}))
+        np.testing.assert_array_equal(open_set(folder).label, [10, 11, 12, 13])
+        (folder / "dataset.json").write_text(json.dumps({"labels": None}))
+        assert open_set(folder).label is None
+        for wrong in ("", "[]", json.dumps({"labels": labels[1:]})):
+            (folder / "dataset.json").write_text(wrong)
+            with pytest.raises(ImageSetError, match=r"dataset\.json must hold"):
+                open_set(folder)
+
+    def test_hash_is_of_names_and_contents(self, folder):
+        first = open_set(folder).sha256
+        assert open_set(folder).sha256 == first
+        (folder / "cat/a.png").rename(folder / "cat/c.png")
+        second = open_set(folder).sha256
+        write_image(folder / "cat/c.png", IMAGES[4])
+        assert len({first, second, open_set(folder).sha256}) == 3
+
+    def test_grey_and_palette_become_rgb(self, tmp_path):
+        grey = IMAGES[0, :, :, 0]
+        write_image(tmp_path / "a.png", grey)
+        Image.fromarray(IMAGES[1]).convert("P").save(tmp_path / "b.png")
+        first, second = open_set(tmp_path).read()
+        np.testing.assert_array_equal(first, np.stack([grey] * 3, -1))
+        assert second.shape == (8, 8, 3)
+
+    def test_wrong_images_are_named(self, folder):
+        cases = {
+            "other size": (lambda f: write_image(f, np.zeros((8, 9, 3), np.uint8)), "is 8x9, but"),
+            "damaged": (lambda f: f.write_bytes(b"\x89PNG\r\n"), "cannot be read"),
+            "empty": (lambda f: f.write_bytes(b""), "cannot be read"),
+            "cut": (lambda f: f.write_bytes((folder / "cat/a.png").read_bytes()[:60]), "be read"),
+            "transparent": (lambda f: write_image(f, np.zeros((8, 8, 4), np.uint8)), "mode RGBA"),
+            "16 bits": (lambda f: write_image(f, np.zeros((8, 8), np.uint16)), "mode I;16"),
+        }
+        for make, message in cases.values():
+            make(folder / "cat/e.png")
+            with pytest.raises(ImageSetError, match=message) as info:
+                open_set(folder).read()
+            assert "cat/e.png" in str(info.value)
+            assert "\n" not in str(info.value)
+
+    def test_no_images_are_refused(self, tmp_path):
+        (tmp_path / "empty").mkdir()
+        with pytest.raises(ImageSetError, match="holds no images"):
+            open_set(tmp_path / "empty")
+        zipfile.ZipFile(tmp_path / "empty.zip", "w").close()
+        with pytest.raises(ImageSetError, match="holds no images"):
+            open_set(tmp_path / "empty.zip")
+
+
+def test_other_files_are_no_sets(tmp_path):
+    with pytest.raises(ImageSetError, match="does not exist"):
+        open_set(tmp_path / "absent")
+    (tmp_path / "file").write_text("text")
+    with pytest.raises(ImageSetError, match="is no set of images"):
+        open_set(tmp_path / "file")

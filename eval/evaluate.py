@@ -1,0 +1,428 @@
+"""Judges a set of images by the usual metrics on the features of a network."""
+
+import importlib.metadata
+import shutil
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eval import metrics as m
+from eval.collect import Collected, Extractor, collect, key
+from eval.image_sets import ImageSet, ImageSetError
+from eval.references import Reference
+from eval.statistics import Gaussian, SmallSetWarning
+
+PAIRWISE_REFERENCE = 10_000  # as in ADM's reference batches
+_FEW = 2048
+
+
+@dataclass
+class _Sets:
+    """All that a metric may look at. Labels and features are there if it asked for them."""
+
+    samples: Collected
+    reference: Collected
+    stored: dict[str, Gaussian]
+    sample_label: np.ndarray | None
+    reference_label: np.ndarray | None
+    notes: list[str] = field(default_factory=list)
+    _made: dict[str, Gaussian] = field(default_factory=dict)
+
+    def gaussian(self, of: str, output: str) -> Gaussian:
+        """Of the "samples" or the "reference"; made once, as its root is costly."""
+        if of == "reference" and output in self.stored:
+            return self.stored[output]
+        name = f"{of}/{output}"
+        if name not in self._made:
+            collected = self.samples if of == "samples" else self.reference
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", SmallSetWarning)  # `_frechet` notes it
+                self._made[name] = collected.accumulator[output].gaussian()
+        return self._made[name]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One entry of `METRICS`."""
+
+    compute: Callable[[_Sets], dict[str, Any]]
+    help: str
+    rows: dict[str, str]
+    """Lines of the table: entry of the result -> its title, where {FD} is the distance's name."""
+    statistics: tuple[str, ...] = ()
+    """Outputs whose Gaussians are compared."""
+    keep: tuple[str, ...] = ()
+    """Outputs whose features are kept, of all samples."""
+    reference_kept: str = ""
+    """Whose pooled features are kept of the reference: "", "some" or "all"."""
+    labels: bool = False
+
+
+def _frechet(sets: _Sets, output: str) -> dict[str, Any]:
+    a, b = sets.gaussian("samples", output), sets.gaussian("reference", output)
+    num, width = sets.samples.num, len(a.mean)
+    if num <= width or num < _FEW:
+        sets.notes.append(
+            f"{num:,} samples are too few for {width:,} features ({output}): the Fréchet distance "
+            "is biased up; published ones use 50,000."
+        )
+    return {"value": m.frechet_distance(a, b), "features": output}
+
+
+def _inception_score(sets: _Sets) -> dict[str, Any]:
+    split_size = 5000
+    logit_NxK = sets.samples.features["logits"]
+    score = m.inception_score(logit_NxK, split_size)
+    if len(logit_NxK) % split_size:
+        sets.notes.append(
+            f"The last split of the Inception Score has {len(logit_NxK) % split_size:,} images, "
+            f"not {split_size:,}; small splits lower it."
+        )
+    return {"value": score.mean, "std": score.std, "split_size": split_size}
+
+
+def _precision_recall(sets: _Sets) -> dict[str, Any]:
+    k = 3
+    return m.precision_recall(*_pool(sets), k)._asdict() | {"k": k}
+
+
+def _density_coverage(sets: _Sets) -> dict[str, Any]:
+    k = 5
+    return m.density_coverage(*_pool(sets), k)._asdict() | {"k": k}
+
+
+def _kernel_distance(sets: _Sets) -> dict[str, Any]:
+    seed = 2020
+    result = m.kernel_distance(*_pool(sets), seed=seed)
+    return {
+        "value": result.mean,
+        "std": result.std,
+        "num_subsets": result.num_subsets,
+        "subset_size": result.subset_size,
+        "kernel": "(x . y / D + 1)^3",
+        "seed": seed,
+    }
+
+
+def _frechet_infinity(sets: _Sets) -> dict[str, Any]:
+    seed = 0
+    f_NxD = sets.samples.features["pool"]
+    result = m.frechet_infinity(f_NxD, sets.gaussian("reference", "pool"), seed=seed)
+    if result.size[0] <= f_NxD.shape[1]:
+        sets.notes.append(
+            f"The extrapolation to infinitely many samples starts at {result.size[0]:,} images in "
+            f"{f_NxD.shape[1]:,} dimensions, where the bias is not linear in 1 / N."
+        )
+    return {
+        "value": result.value,
+        "slope": result.slope,
+        "sizes": result.size,
+        "distances": result.distance,
+        "seed": seed,
+    }
+
+
+def _per_class(sets: _Sets) -> dict[str, Any]:
+    f_NxD, real_MxD = _pool(sets)
+    label_N, label_M = sets.sample_label, sets.reference_label
+    assert label_N is not None
+    assert label_M is not None
+    distances: dict[str, float] = {}
+    for label in np.intersect1d(label_N, label_M):
+        f_KxD, real_KxD = f_NxD[label_N == label], real_MxD[label_M == label]
+        if min(len(f_KxD), len(real_KxD)) >= 2:
+            distances[str(label)] = m.frechet_distance_of_sets(f_KxD, real_KxD)
+    if not distances:
+        raise ImageSetError(
+            "per_class needs a class with 2 images among the samples and in the reference."
+        )
+    sets.notes.append(
+        "Fréchet distances of single classes are biased up by their few images: compare them only "
+        "with those of as many images."
+    )
+    return {
+        "mean": float(np.mean(list(distances.values()))),
+        "num_classes": len(distances),
+        "by_class": distances,
+    }
+
+
+def _nearest(sets: _Sets) -> dict[str, Any]:
+    distance_N, index_N = m.nearest_distances(*_pool(sets))
+    order_N = np.argsort(distance_N, kind="stable")[:20]
+    return {
+        "smallest": float(distance_N[order_N[0]]),
+        "median": float(np.median(distance_N)),
+        "num_exact": int((distance_N == 0).sum()),
+        "closest": [
+            {"sample": int(i), "reference": int(index_N[i]), "distance": float(distance_N[i])}
+            for i in order_N
+        ],
+    }
+
+
+def _pool(sets: _Sets) -> tuple[np.ndarray, np.ndarray]:
+    return sets.samples.features["pool"], sets.reference.features["pool"]
+
+
+METRICS = {
+    "fid": Metric(
+        lambda sets: _frechet(sets, "pool"),
+        "Fréchet distance of pooled features",
+        {"value": "{FD}"},
+        statistics=("pool",),
+    ),
+    "sfid": Metric(
+        lambda sets: _frechet(sets, "spatial"),
+        "Fréchet distance of spatial Inception features",
+        {"value": "sFID"},
+        statistics=("spatial",),
+    ),
+    "is": Metric(
+        _inception_score,
+        "Inception Score, mean over splits of 5,000",
+        {"value": "Inception Score"},
+        keep=("logits",),
+    ),
+    "pr": Metric(
+        _precision_recall,
+        "precision and recall, k = 3",
+        {"precision": "precision", "recall": "recall"},
+        keep=("pool",),
+        reference_kept="some",
+    ),
+    "dc": Metric(
+        _density_coverage,
+        "density and coverage, k = 5",
+        {"density": "density", "coverage": "coverage"},
+        keep=("pool",),
+        reference_kept="some",
+    ),
+    "kid": Metric(
+        _kernel_distance,
+        "kernel distance, mean over 100 subsets of 1,000",
+        {"value": "kernel distance (KID)", "std": "  its spread over subsets"},
+        keep=("pool",),
+        reference_kept="some",
+    ),
+    "fid_infinity": Metric(
+        _frechet_infinity,
+        "fid extrapolated to infinitely many samples",
+        {"value": "{FD} at infinity"},
+        statistics=("pool",),
+        keep=("pool",),
+    ),
+    "per_class": Metric(
+        _per_class,
+        "fid of every class, where both sets have labels",
+        {"mean": "{FD} of a class, mean"},
+        keep=("pool",),
+        reference_kept="all",
+        labels=True,
+    ),
+    "nearest": Metric(
+        _nearest,
+        "distance of samples to the nearest reference image, to find copies",
+        {
+            "smallest": "nearest reference, smallest",
+            "median": "nearest reference, median",
+            "num_exact": "exact copies of the reference",
+        },
+        keep=("pool",),
+        reference_kept="all",
+    ),
+}
+_USUAL = ("fid", "sfid", "is", "pr")  # ADM's
+_OUTPUTS_OF = {
+    "inception": {"pool", "spatial", "logits"},
+    "dinov2": {"pool"},
+    "digits": {"pool", "logits"},
+    "patches": {"pool", "logits"},
+}
+
+
+def _reason_against(name: str, outputs: set[str], reference: Reference) -> str | None:
+    """Why a metric cannot be taken, as the end of a sentence."""
+    metric = METRICS[name]
+    lacking = {*metric.statistics, *metric.keep} - outputs
+    if lacking:
+        return f"needs the features' output {min(lacking)!r}, which they lack"
+    if reference.images is None:
+        if metric.reference_kept:
+            return "needs images, but the reference holds statistics only"
+        lacking = set(metric.statistics) - reference.gaussian.keys()
+        if lacking:
+            return f"needs the reference's statistics of {min(lacking)!r}, which it lacks"
+    return None
+
+
+def choose(names: Sequence[str] | None, features: str, reference: Reference) -> list[str]:
+    """The metrics that will be taken; None means ADM's as far as features and reference allow.
+
+    Raises:
+        ImageSetError: one is unknown or impossible; the message says why.
+    """
+    outputs = _OUTPUTS_OF[features]
+    if names is None:
+        return [n for n in _USUAL if not _reason_against(n, outputs, reference)]
+    if not names:
+        raise ImageSetError(f"--metrics is empty; allowed: {', '.join(METRICS)}.")
+    for name in names:
+        if name not in METRICS:
+            raise ImageSetError(f"--metrics holds {name!r}; allowed: {', '.join(METRICS)}.")
+        reason = _reason_against(name, outputs, reference)
+        if reason:
+            raise ImageSetError(f"--metrics holds {name!r}, which {reason}.")
+    return list(dict.fromkeys(names))
+
+
+def evaluate(
+    samples: ImageSet,
+    reference: Reference,
+    extractor: Extractor,
+    names: Sequence[str] | None = None,
+    *,
+    cache: Path,
+    batch_size: int = 256,
+    pairwise_reference: int = PAIRWISE_REFERENCE,
+) -> dict[str, Any]:
+    """Judges samples against a reference.
+
+    Nothing is drawn at random but from fixed seeds. An evaluation that is stopped goes on when it
+    is asked for again; the reference's features and statistics stay in the cache, those of the
+    samples go once they are judged.
+
+    Args:
+        samples: any set of images; a generator can make them as they are read (`ImageSet`).
+        reference: see `references.open_reference`.
+        extractor: the network whose features are compared.
+        names: keys of `METRICS`; see `choose`.
+        cache: folder for the reference and for progress.
+        batch_size: images read and handed to the network at once; see `collect`.
+        pairwise_reference: how many reference images, evenly spaced, pr, dc and kid compare with.
+
+    Returns:
+        Plain numbers and strings, ready for JSON: "metrics" by name with their settings,
+        "samples", "reference", "features" (network, weights, resizing), "notes" that a reader must
+        know, and "versions".
+
+    Raises:
+        ImageSetError: a set cannot be used, or a metric is impossible with these sets.
+        OSError: the cache cannot be written.
+    """
+    names = choose(names, extractor.name, reference)
+    chosen = [METRICS[name] for name in names]
+    images = reference.images
+    _check(samples, reference, chosen)
+
+    statistics = sorted({output for metric in chosen for output in metric.statistics})
+    keep = sorted({output for metric in chosen for output in metric.keep})
+    folder = cache / f"samples-{key(samples, extractor, statistics, keep)}"
+    of_reference, max_kept = Collected(), None
+    wanted = {metric.reference_kept for metric in chosen}
+    if images is not None:
+        max_kept = None if "all" in wanted else pairwise_reference
+        reference_keep = ["pool"] if wanted & {"some", "all"} else []
+        missing = [output for output in statistics if output not in reference.gaussian]
+        if missing or reference_keep:
+            arguments = images, extractor, missing, reference_keep
+            of_reference = collect(
+                *arguments,
+                cache / f"reference-{key(*arguments, max_kept)}",
+                max_kept,
+                batch_size,
+                "reference",
+            )
+    of_samples = collect(samples, extractor, statistics, keep, folder, None, batch_size, "samples")
+    _check_widths(reference, of_samples, extractor)
+
+    sets = _Sets(of_samples, of_reference, reference.gaussian, None, None)
+    if any(metric.labels for metric in chosen):
+        sets.sample_label = samples.label
+        sets.reference_label = images.label if images is not None else None
+    if reference.gaussian:
+        sets.notes.append(
+            "The reference's statistics were read from a file, which does not say by which network "
+            "and resizing they were made: they must be those of the samples."
+        )
+    try:
+        values = {name: METRICS[name].compute(sets) for name in names}
+    except ValueError as error:
+        raise ImageSetError(str(error)) from error  # too few images
+    shutil.rmtree(folder, ignore_errors=True)
+    return {
+        "metrics": values,
+        "samples": {
+            "path": samples.path,
+            "sha256": samples.sha256,
+            "num": samples.num,
+            "image_shape": list(samples.shape),
+        },
+        "reference": {
+            "path": reference.path,
+            "sha256": reference.sha256,
+            "num": images.num if images is not None else None,
+            "stored_statistics": sorted(reference.gaussian),
+            "num_pairwise": len(of_reference.features.get("pool", ())),
+        },
+        "features": {"name": extractor.name, **extractor.description},
+        "notes": list(dict.fromkeys(sets.notes)),
+        "versions": {p: importlib.metadata.version(p) for p in ("numpy", "scipy", "jax")},
+    }
+
+
+def _check(samples: ImageSet, reference: Reference, chosen: Sequence[Metric]) -> None:
+    """What can be known before any feature is made; raises ImageSetError."""
+    images = reference.images
+    if samples.num < 2:
+        raise ImageSetError(f"{samples.path} holds {samples.num} image, but 2 are needed.")
+    if images is None:
+        return
+    if images.num < 2 and not reference.gaussian:
+        raise ImageSetError(f"{images.path} holds {images.num} image, but 2 are needed.")
+    if samples.shape[:2] != images.shape[:2]:
+        raise ImageSetError(
+            f"{samples.path} holds images of {samples.shape[0]}x{samples.shape[1]}, but "
+            f"{images.path} of {images.shape[0]}x{images.shape[1]}; resize one set as the other."
+        )
+    if any(metric.labels for metric in chosen):
+        for image_set in (samples, images):
+            if image_set.label is None:
+                raise ImageSetError(f"{image_set.path} has no labels, which per_class needs.")
+
+
+def _check_widths(reference: Reference, samples: Collected, extractor: Extractor) -> None:
+    for output, gaussian in reference.gaussian.items():
+        accumulator = samples.accumulator.get(output)
+        if accumulator is not None and accumulator.width != len(gaussian.mean):
+            raise ImageSetError(
+                f"{reference.path} holds statistics of {len(gaussian.mean)} features, but "
+                f"{extractor.name!r} has {accumulator.width} ({output}): they are of another "
+                "network."
+            )
+
+
+def title_of(title: str, result: dict[str, Any]) -> str:
+    """An entry of `Metric.rows` with the name of the result's distance: only Inception's is FID."""
+    features = result["features"]["name"]
+    return title.format(FD="FID" if features == "inception" else f"Fréchet distance ({features})")
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result of `evaluate` for people: aligned lines, then the notes."""
+    reference = result["reference"]
+    what = f"{reference['num']:,} images" if reference["num"] else "stored statistics"
+    lines = [("samples", f"{result['samples']['num']:,} images"), ("reference", what)]
+    for name, values in result["metrics"].items():
+        for entry, title in METRICS[name].rows.items():
+            value = values[entry]
+            text = f"{value:,}" if isinstance(value, int) else f"{value:.5g}"
+            lines.append((title_of(title, result), text))
+    left, right = (max(len(line[i]) for line in lines) for i in range(2))
+    text = [f"{title:<{left}}  {value:>{right}}" for title, value in lines]
+    text.insert(2, "-" * (left + 2 + right))
+    return "\n".join([*text, *([""] if result["notes"] else []), *result["notes"]])

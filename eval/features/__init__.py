@@ -1,0 +1,39 @@
+"""Features of images, for distances between sets of images."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from eval.collect import Extractor
+
+
+def load_extractor(name: str, weights: str | Path | None, batch_size: int = 64) -> "Extractor":
+    """Makes a feature network ready. See `extractor.Extractor` for its use.
+
+    Args:
+        name: "inception" (FID, sFID, Inception Score) or "dinov2" (FD-DINOv2), with published
+            weights; "digits" or "patches", small classifiers that are trained here.
+        weights: the `.pth` or `.safetensors` file; `python -m eval.features.weights` tells where it
+            is published. None for "digits" and "patches".
+        batch_size: images per pass over all local devices; rounded up to a multiple of their
+            number.
+
+    Raises:
+        WeightsError: the file is missing, damaged, or not of this network; or it is needed and not
+            given, or given and not needed.
+        ValueError: the name or the batch size is not allowed.
+    """
+    # JAX and scikit-learn start here: a command's --help need not wait.
+    from eval.features import embedded, extractor
+    from eval.features.weights import WeightsError
+
+    if name in embedded.EMBEDDED:
+        if weights is not None:
+            raise WeightsError(f"--weights is {weights}, but features {name!r} need none.")
+        return embedded.EmbeddedExtractor(name)
+    if weights is None:
+        raise WeightsError(
+            f"--weights is missing; features {name!r} need the published weights, and python -m "
+            "eval.features.weights tells where they are."
+        )
+    return extractor.load(name, Path(weights), batch_size)

@@ -1,0 +1,262 @@
+"""Judges samples against a reference: FID and its relatives."""
+
+import argparse
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from eval.image_sets import ImageSet
+
+_HELP = """\
+Judges a set of images against a reference by the features of a published network.
+
+workdir     A run: samples are drawn and judged as they come, for one or more guidance scales,
+            without files of images unless --save asks for them. An image depends on its number and
+            the seed alone.
+samples     .npz with arr_0 uint8 [N, H, W, C] and maybe labels arr_1, as sample.py and ADM write
+            it; a folder of images, nested or not; a zip of images; a prepared TFDS data set.
+reference   The same, or stored statistics: an .npz with mu and sigma (pytorch-fid, EDM), or one of
+            ADM's reference batches. What is made of images is cached by content, so a reference is
+            run through the network once. "digits" and "patches" are the held-out images of
+            these data sets.
+features    inception and dinov2 need their published weights. digits and patches are small
+            classifiers of these data sets, trained here in seconds; their distances are no FID.
+
+metrics, with --features inception unless said otherwise:
+  fid           Fréchet distance of pooled features. Lower is better. It is biased up for few
+                samples: published numbers use 50,000. With dinov2 this is FD-DINOv2.
+  sfid          The same of spatial features.
+  is            Inception Score, mean over splits of 5,000. Higher is better.
+  pr            Precision (do samples look real?) and recall (are all real images covered?), k = 3.
+  dc            Density and coverage, k = 5: the same two questions, robust to outliers.
+  kid           Kernel distance, unbiased for few samples, mean over 100 subsets of 1,000.
+  fid_infinity  fid without the bias of a finite number of samples.
+  per_class     fid of every class that both sets have.
+  nearest       Distance of samples to the nearest reference image: finds copies.
+The default is what ADM reports, fid,sfid,is,pr, as far as features and reference allow. All but
+sfid and is also work with --features dinov2, all but sfid with digits and patches.
+"""
+
+_EXAMPLES = """\
+examples:
+  python -m eval.fid --workdir runs/xl --num_samples 50000 --guidance_scale 1.0,1.25,1.5 \\
+      --reference VIRTUAL_imagenet256_labeled.npz \\
+      --weights pt_inception-2015-12-05-6726825d.pth --output out/fid.json
+  python -m eval.fid --workdir runs/patches --num_samples 2000 --reference patches \\
+      --features patches --output out/patches.json
+  python -m eval.fid --samples out/samples.npz --reference VIRTUAL_imagenet256_labeled.npz \\
+      --features inception --weights pt_inception-2015-12-05-6726825d.pth --output out/fid.json
+  python -m eval.fid --samples out/samples.npz --reference data/train/ --metrics fid,pr,kid \\
+      --features dinov2 --weights dinov2-large/model.safetensors --output out/dinov2.json
+
+python -m eval.features.weights tells where the weights are published. Stopped by Ctrl-C or a crash,
+the same command goes on where it was.
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.fid",
+        description=_HELP,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    judged = parser.add_mutually_exclusive_group(required=True)
+    judged.add_argument("--samples", type=Path, metavar="SET", help="the images to judge")
+    judged.add_argument(
+        "--workdir", type=Path, metavar="RUN", help="the run whose samples to judge"
+    )
+    add("--reference", required=True, type=Path, metavar="SET", help="what they are compared with")
+    add(
+        "--features",
+        choices=("inception", "dinov2", "digits", "patches"),
+        default="inception",
+        help="the network (default: inception)",
+    )
+    add("--weights", type=Path, metavar="FILE", help="weights of inception or dinov2")
+    add("--output", required=True, type=Path, metavar="JSON", help="where all numbers are written")
+    add("--metrics", metavar="A,B", help="from the list above (default: see there)")
+    add("--batch_size", type=int, default=64, help="images per pass (default: 64)")
+    add("--split", default="train", help="split of a TFDS data set (default: train)")
+    add(
+        "--pairwise_reference",
+        type=int,
+        default=10_000,
+        metavar="N",
+        help="reference images, evenly spaced, that pr, dc and kid compare with (default: 10000, "
+        "as in ADM's reference batches)",
+    )
+    add(
+        "--cache",
+        type=Path,
+        help="folder for features of references and for progress (default: dit_moe/eval in the "
+        "user's cache folder)",
+    )
+    drawn = parser.add_argument_group("with --workdir, as of sample.py")
+    add = drawn.add_argument
+    add("--num_samples", type=int, default=50_000, help="images to draw (default: 50000)")
+    add(
+        "--guidance_scale",
+        metavar="1.0,1.5",
+        help="one scale or several, which gives a table and a plot (default: the run's own)",
+    )
+    add("--classes", default="", metavar="0,1,2", help="classes in turn (default: all)")
+    add("--solver", help="(default: the run's own)")
+    add("--steps", type=int, help="solver steps (default: the run's own)")
+    add("--seed", type=int, default=0, help="of all images together (default: 0)")
+    add(
+        "--parameters",
+        choices=("ema", "raw"),
+        default="ema",
+        help="the moving average or the parameters themselves (default: ema)",
+    )
+    add("--autoencoder", help="decodes latents (default: the one of the training data)")
+    add("--save", type=Path, metavar="FOLDER", help="keep the images of each scale here")
+    return parser
+
+
+def _default_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dit_moe" / "eval"
+
+
+def _run(options: argparse.Namespace) -> str:
+    """Judges, writes, and returns the table.
+
+    Raises:
+        ImageSetError, OSError, dit_moe.config.ConfigError: for the user to mend.
+    """
+    from eval import evaluate, image_sets, references
+    from eval.features import load_extractor
+
+    for name in ("batch_size", "pairwise_reference"):
+        if getattr(options, name) < 1:
+            raise OSError(f"--{name} is {getattr(options, name)}, but must be at least 1.")
+    output: Path = options.output
+    if output.is_dir():
+        raise OSError(f"--output is {output}, which is a folder, but must name a file.")
+    inputs = [path.resolve() for path in (options.samples, options.reference) if path]
+    if output.resolve() in inputs:
+        raise OSError(f"--output is {output}, but must not be the samples or the reference.")
+
+    samples = image_sets.open_set(options.samples, options.split) if options.samples else None
+    reference = references.open_reference(options.reference, options.split)
+    names = None if options.metrics is None else [n for n in options.metrics.split(",") if n]
+    chosen = evaluate.choose(names, options.features, reference)  # before the network is loaded
+    extractor = load_extractor(options.features, options.weights, batch_size=options.batch_size)
+
+    def judge(images: image_sets.ImageSet, batch_size: int) -> dict[str, Any]:
+        return evaluate.evaluate(
+            images,
+            reference,
+            extractor,
+            chosen,
+            cache=options.cache or _default_cache(),
+            batch_size=batch_size,
+            pairwise_reference=options.pairwise_reference,
+        )
+
+    if samples is not None:
+        # Four: the network prepares one while it computes another.
+        result = judge(samples, 4 * options.batch_size)
+        _write(output, result)
+        return evaluate.table(result)
+    identity = {
+        "reference": reference.sha256,
+        "features": extractor.description,
+        "metrics": chosen,
+        "pairwise_reference": options.pairwise_reference,
+    }
+    return _judge_run(options, judge, identity)
+
+
+def _judge_run(
+    options: argparse.Namespace,
+    judge: Callable[["ImageSet", int], dict[str, Any]],
+    identity: dict[str, Any],
+) -> str:
+    from eval import evaluate, sweep
+    from eval.run_samples import open_run
+
+    def judge_scale(images: "ImageSet", drawn: dict[str, Any]) -> dict[str, Any]:
+        result = judge(images, drawn["batch_size"])
+        result["samples"]["drawn"] = drawn
+        return result
+
+    scales = _numbers("guidance_scale", options.guidance_scale, float) or [None]
+    for scale in scales:
+        if scale is not None and not 0 <= scale < math.inf:
+            raise OSError(f"--guidance_scale has {scale}, but must be 0 or more (1: no guidance).")
+    # One at a time: each holds the model's parameters.
+    sets = (
+        open_run(
+            options.workdir,
+            batch_size=options.batch_size,
+            save=options.save,
+            num_samples=options.num_samples,
+            guidance_scale=scale,
+            classes=_numbers("classes", options.classes, int),
+            solver=options.solver,
+            steps=options.steps,
+            seed=options.seed,
+            ema=options.parameters == "ema",
+            autoencoder=options.autoencoder,
+        )
+        for scale in scales
+    )
+    parts = options.output.with_name(f"{options.output.name}.parts")
+    results = sweep.judge_sets(sets, judge_scale, parts, identity)
+    if len(results) == 1:
+        _write(options.output, results[0])
+        sweep.finish(parts)
+        return evaluate.table(results[0])
+    _write(options.output, {"by_guidance_scale": results})
+    picture = options.output.with_suffix(".png")
+    sweep.plot(results, picture)
+    sweep.finish(parts)
+    return f"{sweep.table(results)}\n\nThe plot: {picture}"
+
+
+def _numbers(name: str, text: str | None, kind: Callable[[str], Any]) -> list[Any]:
+    try:
+        return [kind(part) for part in (text or "").split(",") if part.strip()]
+    except ValueError:
+        raise OSError(f"--{name} is {text!r}, but must be numbers with commas between.") from None
+
+
+def _write(output: Path, result: dict[str, Any]) -> None:
+    from dit_moe import files
+
+    try:
+        with files.atomic(output) as temporary:
+            temporary.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise OSError(f"{output} cannot be written ({error.strerror or error}).") from error
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command. Returns 0, 2 after one sentence on stderr, or 130 if it was stopped."""
+    options = _parser().parse_args(arguments)
+    # After parsing: help is instant.
+    from dit_moe.config import ConfigError
+    from eval.image_sets import ImageSetError
+
+    try:
+        print(_run(options))
+    except (ImageSetError, ConfigError, OSError) as error:
+        print(f"eval.fid: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nStopped. Give the same command again to go on.", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

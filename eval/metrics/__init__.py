@@ -1,0 +1,33 @@
+"""Distances between sets of features, in float64. They take arrays and know nothing of images."""
+
+from eval.metrics.frechet import (
+    FrechetInfinity,
+    frechet_distance,
+    frechet_distance_of_sets,
+    frechet_infinity,
+)
+from eval.metrics.inception_score import InceptionScore, inception_score
+from eval.metrics.kernel import KernelDistance, kernel_distance
+from eval.metrics.manifold import (
+    DensityCoverage,
+    PrecisionRecall,
+    density_coverage,
+    precision_recall,
+)
+from eval.metrics.neighbours import nearest_distances
+
+__all__ = [
+    "DensityCoverage",
+    "FrechetInfinity",
+    "InceptionScore",
+    "KernelDistance",
+    "PrecisionRecall",
+    "density_coverage",
+    "frechet_distance",
+    "frechet_distance_of_sets",
+    "frechet_infinity",
+    "inception_score",
+    "kernel_distance",
+    "nearest_distances",
+    "precision_recall",
+]

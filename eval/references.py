@@ -1,0 +1,77 @@
+"""What samples are compared with: images, or stored statistics of their features."""
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dit_moe import files
+from eval import image_sets, npz_images
+from eval.image_sets import ImageSet, ImageSetError
+from eval.statistics import Gaussian
+
+_PICKLES = (".pickle", ".pkl", ".pt", ".pth")
+# Of pytorch-fid, EDM and ADM (pooled features), and of ADM alone (spatial features).
+_STORED = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Images, stored statistics, or, as in ADM's reference batches, both."""
+
+    path: str
+    sha256: str
+    images: ImageSet | None
+    gaussian: dict[str, Gaussian]
+    """By output of the feature network, where stored. They count before those of the images: ADM
+    stores statistics of the whole data set beside 10,000 images."""
+
+
+def open_reference(path: str | Path, split: str = "train") -> Reference:
+    """Opens images (see `image_sets.open_set`) or an `.npz` of statistics.
+
+    Statistics are `mu` [D] and `sigma` [D, D], as pytorch-fid, EDM and ADM write them, and maybe
+    `mu_s` and `sigma_s` of sFID and images `arr_0`, as in ADM's reference batches.
+
+    Raises:
+        ImageSetError: missing, damaged, of a wrong shape, or a pickle.
+    """
+    path = Path(path)
+    if path.suffix.lower() in _PICKLES:
+        raise ImageSetError(
+            f"{path} is a pickle, which is refused because reading it can execute code; where you "
+            "trust it, load it and store one network's statistics by numpy.savez('ref.npz', "
+            "mu=stats['fid']['mu'], sigma=stats['fid']['sigma'])."
+        )
+    if not (path.is_file() and zipfile.is_zipfile(path) and npz_images.is_npz(path)):
+        images = image_sets.open_set(path, split)
+        return Reference(images.path, images.sha256, images, {})
+    arrays = npz_images.read_arrays(path, [name for pair in _STORED.values() for name in pair])
+    gaussians = {
+        output: _gaussian(path, arrays, mean, covariance)
+        for output, (mean, covariance) in _STORED.items()
+        if mean in arrays or covariance in arrays
+    }
+    images = npz_images.open_npz(path) if npz_images.has_images(path) or not gaussians else None
+    return Reference(str(path), files.sha256(path), images, gaussians)
+
+
+def _gaussian(path: Path, arrays: dict[str, np.ndarray], mean: str, covariance: str) -> Gaussian:
+    for name in (mean, covariance):
+        if name not in arrays:
+            raise ImageSetError(f"{path} has statistics without {name}.")
+        if not np.issubdtype(arrays[name].dtype, np.floating):
+            raise ImageSetError(f"{path}: {name} is {arrays[name].dtype}, but must be real.")
+        if not np.isfinite(arrays[name]).all():
+            raise ImageSetError(f"{path}: {name} holds values that are not finite.")
+    mean_D = arrays[mean].astype(np.float64)
+    covariance_DxD = arrays[covariance].astype(np.float64)
+    if mean_D.ndim != 1 or covariance_DxD.shape != (len(mean_D), len(mean_D)):
+        raise ImageSetError(
+            f"{path}: {mean} and {covariance} have shapes {mean_D.shape} and "
+            f"{covariance_DxD.shape}, but must be (D,) and (D, D)."
+        )
+    if not np.allclose(covariance_DxD, covariance_DxD.T, rtol=1e-5, atol=1e-8):
+        raise ImageSetError(f"{path}: {covariance} is not symmetric, so it is no covariance.")
+    return Gaussian(mean_D, (covariance_DxD + covariance_DxD.T) / 2)

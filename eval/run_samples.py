@@ -1,0 +1,63 @@
+"""Samples drawn from a run as they are judged, without files of images.
+
+The one place where the evaluator meets a model: it asks for images and gets arrays.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from dit_moe.sample_set import RunSampler, write_sample_set
+from eval import npz_images
+from eval.image_sets import ImageSet, ImageSetError
+
+
+def open_run(
+    workdir: Path, *, batch_size: int, save: Path | None = None, **settings: Any
+) -> tuple[ImageSet, dict[str, Any]]:
+    """A set whose images are drawn when they are read. Image i is the same whenever it is read.
+
+    Args:
+        workdir: the run folder.
+        batch_size: images per pass over all devices; `ImageSet.batches` must be asked for as many.
+        save: folder for the images; None: they are drawn again whenever they are read.
+        settings: as for `sample_set.RunSampler`.
+
+    Returns:
+        The set, and everything that is needed to draw it again, ready for JSON.
+
+    Raises:
+        dit_moe.config.ConfigError: the run or a setting cannot be used.
+        ImageSetError: the run's samples are not pictures.
+    """
+    sampler = RunSampler(workdir, batch_size=batch_size, **settings)
+    if sampler.batch_size != min(batch_size, sampler.request.num_samples):
+        raise ImageSetError(
+            f"--batch_size is {batch_size}; allowed: a multiple of {jax.device_count()} (devices)."
+        )
+    if sampler.image_shape is None:
+        raise ImageSetError(f"{workdir} draws latents; give their --autoencoder.")
+
+    drawn = sampler.identity
+    if save is not None:
+        folder = save / f"guidance_{sampler.request.guidance_scale:g}"
+        return npz_images.open_npz(write_sample_set(sampler, folder)[0]), drawn
+
+    def batches(size: int, start: int) -> Iterator[np.ndarray]:
+        assert start % size == 0
+        return sampler.batches(start)
+
+    identity = json.dumps(drawn, sort_keys=True).encode()
+    return ImageSet(
+        path=f"samples of {workdir}",
+        num=sampler.request.num_samples,
+        shape=sampler.image_shape,
+        make_batches=batches,
+        make_label=lambda: sampler.request.labels().astype(np.int64),
+        make_sha256=lambda: hashlib.sha256(identity).hexdigest(),
+    ), drawn

@@ -1,0 +1,92 @@
+"""The same judgement of several sets of samples: one for each guidance scale."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+
+from dit_moe.files import atomic
+from eval.evaluate import METRICS, title_of
+from eval.image_sets import ImageSet
+
+Result = dict[str, Any]
+
+
+def judge_sets(
+    sets: Iterable[tuple[ImageSet, dict[str, Any]]],
+    judge: Callable[[ImageSet, dict[str, Any]], Result],
+    parts: Path,
+    identity: Mapping[str, Any],
+) -> list[Result]:
+    """Judges sets in turn; those that are done are not done again.
+
+    Args:
+        sets: as of `run_samples.open_run`.
+        judge: from a set and its description to a result of `evaluate`.
+        parts: folder for the results until all are there; `finish` removes it.
+        identity: all that the results depend on besides the sets, ready for JSON.
+
+    Raises:
+        OSError: `parts` cannot be written.
+    """
+    results = []
+    for images, drawn in sets:
+        content = json.dumps({**identity, "samples": images.sha256}, sort_keys=True)
+        part = parts / f"{hashlib.sha256(content.encode()).hexdigest()[:32]}.json"
+        if not part.is_file():
+            result = judge(images, drawn)
+            with atomic(part) as temporary:
+                temporary.write_text(json.dumps(result))
+        results.append(json.loads(part.read_text()))
+    return results
+
+
+def finish(parts: Path) -> None:
+    """Removes the results of single scales, once they lie elsewhere."""
+    shutil.rmtree(parts, ignore_errors=True)
+
+
+def table(results: Sequence[Result]) -> str:
+    """One line for every number, one column for every scale."""
+    lines = [["guidance scale", *(f"{scale:g}" for scale in _scales(results))]]
+    for title, values in _rows(results):
+        lines.append([title, *(f"{value:.5g}" for value in values)])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    text = [
+        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
+        for line in lines
+    ]
+    text.insert(1, "-" * len(text[0]))
+    notes = dict.fromkeys(note for result in results for note in result["notes"])
+    return "\n".join([*text, *([""] if notes else []), *notes])
+
+
+def plot(results: Sequence[Result], path: Path) -> None:
+    """Draws every number over the guidance scale."""
+    rows = _rows(results)
+    figure, axes = plt.subplots(
+        1, len(rows), figsize=(3.2 * len(rows), 3), layout="constrained", squeeze=False
+    )
+    for axis, (title, values) in zip(axes[0], rows, strict=True):
+        axis.plot(_scales(results), values, marker="o")
+        axis.set(title=title, xlabel="guidance scale")
+        axis.grid(alpha=0.3)
+    with atomic(path) as temporary:
+        figure.savefig(temporary, dpi=120)
+    plt.close(figure)
+
+
+def _scales(results: Sequence[Result]) -> list[float]:
+    return [result["samples"]["drawn"]["guidance_scale"] for result in results]
+
+
+def _rows(results: Sequence[Result]) -> list[tuple[str, list[float]]]:
+    return [
+        (title_of(title, results[0]), [result["metrics"][name][entry] for result in results])
+        for name in results[0]["metrics"]
+        for entry, title in METRICS[name].rows.items()
+    ]

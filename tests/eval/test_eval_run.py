@@ -1,0 +1,147 @@
+"""From a run straight to numbers: python -m eval.fid --workdir."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dit_moe import sampling
+from dit_moe.config import SampleConfig
+from dit_moe.sample_set import RunSampler, write_sample_set
+from dit_moe.training.loop import train
+from eval import collect, fid
+from tests.tiny import tiny
+
+NUM, BATCH = 44, 8
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run")
+    config = tiny(steps=2, learning_rate=0.05, log_every=2)
+    train(dataclasses.replace(config, sample=SampleConfig(steps=2, guidance_scale=1.5)), workdir)
+    return workdir
+
+
+def judge(tmp_path, output, **settings):
+    values = {
+        "reference": "digits",
+        "features": "digits",
+        "metrics": "fid,is,per_class",
+        "num_samples": NUM,
+        "batch_size": BATCH,
+        "cache": tmp_path / "cache",
+        "output": tmp_path / output,
+        **settings,
+    }
+    status = fid.main([f"--{name}={value}" for name, value in values.items()])
+    return json.loads((tmp_path / output).read_text()) if status == 0 else status
+
+
+@pytest.fixture
+def expected(run, tmp_path):
+    """The same images as a file."""
+    sampler = RunSampler(run, ema=True, batch_size=BATCH, num_samples=NUM)
+    npz, _ = write_sample_set(sampler, tmp_path / "set")
+    values = {"samples": npz, "reference": "digits", "features": "digits"}
+    values |= {"metrics": "fid,is,per_class", "cache": tmp_path / "cache"}
+    output = tmp_path / "expected.json"
+    assert fid.main([f"--{k}={v}" for k, v in values.items()] + [f"--output={output}"]) == 0
+    return json.loads(output.read_text())
+
+
+def assert_same_numbers(actual, expected):
+    for name, values in expected["metrics"].items():
+        assert values == actual["metrics"][name], name
+
+
+def test_as_from_a_file_of_the_samples(run, tmp_path, expected):
+    actual = judge(tmp_path, "result.json", workdir=run)
+    assert_same_numbers(actual, expected)
+    drawn = actual["samples"]["drawn"]
+    assert drawn["guidance_scale"] == 1.5
+    assert drawn["solver"] == "euler"
+    assert len(drawn["weights"]) == 64
+    assert actual["features"]["network"].startswith("scikit-learn MLPClassifier")
+    assert not list(tmp_path.rglob("samples-*"))
+    assert not (tmp_path / "result.json.parts").exists()
+
+
+def test_interrupted_it_goes_on_to_the_same_numbers(run, tmp_path, expected, monkeypatch):
+    monkeypatch.setattr(collect, "_SAVE_EVERY", 2 * BATCH)
+    original, starts = sampling.generate, []
+
+    def generate(*arguments, start, **settings):
+        starts.append(start)
+        for number, x in enumerate(original(*arguments, start=start, **settings)):
+            if number == 3 and len(starts) < 3:
+                raise KeyboardInterrupt
+            yield x
+
+    monkeypatch.setattr(sampling, "generate", generate)
+    assert judge(tmp_path, "result.json", workdir=run) == 130
+    assert not (tmp_path / "result.json").exists()
+    assert judge(tmp_path, "result.json", workdir=run) == 130
+    assert_same_numbers(judge(tmp_path, "result.json", workdir=run), expected)
+    assert starts == [0, 16, 32]
+
+
+def test_a_sweep_is_a_table_and_a_plot(run, tmp_path, expected, capsys, monkeypatch):
+    result = judge(tmp_path, "sweep.json", workdir=run, guidance_scale="1.5,3", metrics="fid,is")
+    first, second = result["by_guidance_scale"]
+    assert first["metrics"]["fid"] == expected["metrics"]["fid"]
+    assert second["metrics"]["fid"] != expected["metrics"]["fid"]
+    lines = capsys.readouterr().out.splitlines()
+    header = next(i for i, line in enumerate(lines) if line.startswith("guidance scale"))
+    assert lines[header].split()[2:] == ["1.5", "3"]
+    values = [f"{r['metrics']['fid']['value']:.5g}" for r in (first, second)]
+    assert lines[header + 2].split()[-2:] == values
+    assert "Fréchet distance (digits)" in lines[header + 2]
+    with Image.open(tmp_path / "sweep.png") as picture:
+        assert len(np.unique(np.asarray(picture))) > 10
+
+
+def test_scales_that_are_done_are_kept(run, tmp_path, monkeypatch):
+    original, starts = sampling.generate, []
+
+    def generate(*arguments, start, **settings):
+        starts.append(start)
+        if len(starts) == 2:
+            raise KeyboardInterrupt
+        return original(*arguments, start=start, **settings)
+
+    monkeypatch.setattr(sampling, "generate", generate)
+    settings = {"workdir": run, "guidance_scale": "1,2", "metrics": "fid", "num_samples": 16}
+    assert judge(tmp_path, "sweep.json", **settings) == 130
+    assert len(judge(tmp_path, "sweep.json", **settings)["by_guidance_scale"]) == 2
+    assert len(starts) == 3
+
+
+def test_images_are_saved_if_asked(run, tmp_path, expected):
+    actual = judge(tmp_path, "result.json", workdir=run, save=tmp_path / "saved")
+    assert_same_numbers(actual, expected)
+    with np.load(tmp_path / "saved" / "guidance_1.5" / "samples.npz") as arrays:
+        assert arrays["arr_0"].shape == (NUM, 8, 8, 1)
+        np.testing.assert_array_equal(arrays["arr_1"], np.arange(NUM) % 10)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"workdir": "nowhere"}, "workdir is 'nowhere', which is not a folder"),
+        ({"guidance_scale": "1,a"}, "--guidance_scale is '1,a', but must be numbers with commas"),
+        ({"guidance_scale": "1,-2"}, "--guidance_scale has -2.0, but must be 0 or more"),
+        ({"batch_size": 12}, "--batch_size is 12; allowed: a multiple of 8 (devices)"),
+        ({"features": "inception"}, "--weights is missing; features 'inception' need"),
+        ({"weights": "w.pth"}, "--weights is w.pth, but features 'digits' need none"),
+        ({"features": "patches", "metrics": "fid"}, "features 'patches' need [N, 32, 32, 1 or 3]"),
+        ({"metrics": "sfid"}, "needs the features' output 'spatial', which they lack"),
+    ],
+)
+def test_user_errors(run, tmp_path, capsys, settings, message):
+    assert judge(tmp_path, "result.json", **{"workdir": run, **settings}) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message in error
+    assert not (tmp_path / "result.json").exists()
