@@ -110,7 +110,7 @@ def _supported(values: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"_class_name is {kind!r}; allowed: 'AutoencoderKL'")
     for field, block in _BLOCKS.items():
         blocks = values.get(field, [block])
-        if not isinstance(blocks, list) or set(blocks) != {block}:
+        if not isinstance(blocks, list) or any(b != block for b in blocks):
             raise ValueError(f"{field} is {blocks!r}; allowed: {block!r} on every level")
     ignored = {*_BLOCKS, "sample_size", "force_upcast"}  # the last two advise pipelines
     return {

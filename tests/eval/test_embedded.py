@@ -1,0 +1,32 @@
+"""The classifiers that judge the embedded data sets."""
+
+import numpy as np
+import pytest
+
+from dit_moe.data import digits
+from eval.features.embedded import EMBEDDED, EmbeddedExtractor
+from eval.image_sets import open_set
+
+
+@pytest.mark.parametrize(("name", "at_least"), [("digits", 0.95), ("patches", 0.75)])
+def test_they_know_their_data(name, at_least):
+    image_set = open_set(name)
+    extractor = EmbeddedExtractor(name)
+    image_NxHxWxC = image_set.read()
+    outputs = extractor(image_NxHxWxC)
+    assert np.mean(outputs["logits"].argmax(1) == image_set.label) > at_least
+    assert outputs["pool"].shape == (image_set.num, 64)
+    # The logits follow from the features by the network's own last layer.
+    network = EMBEDDED[name].fit()
+    expected = network.predict_log_proba(EMBEDDED[name].describe(image_NxHxWxC[:50]))
+    logit_NxK = outputs["logits"][:50].astype(np.float64)
+    log_p = logit_NxK - np.log(np.exp(logit_NxK).sum(1, keepdims=True))
+    np.testing.assert_allclose(log_p, expected, atol=1e-4)
+
+
+def test_held_out_sets_have_a_name():
+    image_set = open_set("digits")
+    np.testing.assert_array_equal(image_set.read(), digits.load("heldout")[0])
+    assert image_set.path == "digits (held-out)"
+    later = np.concatenate(list(image_set.batches(64, 128)))
+    np.testing.assert_array_equal(later, digits.load("heldout")[0][128:])
