@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pydantic
 from pydantic import Field, PositiveInt
@@ -11,10 +11,8 @@ from pydantic.dataclasses import dataclass
 from dit_moe.config import ConfigError
 
 if TYPE_CHECKING:
-    import jax
-    import numpy as np
+    pass
 
-Array = TypeVar("Array", "jax.Array", "np.ndarray")
 
 _RULES = pydantic.ConfigDict(extra="forbid")
 
@@ -64,14 +62,6 @@ class AutoencoderConfig:
     def downsampling(self) -> int:
         """Image pixels per latent pixel, along each side."""
         return 2 ** (len(self.block_out_channels) - 1)
-
-    def scale(self, latent: Array) -> Array:
-        """From the autoencoder's latents to those that a diffusion model sees."""
-        return (latent - (self.shift_factor or 0.0)) * self.scaling_factor
-
-    def unscale(self, latent: Array) -> Array:
-        """The inverse of `scale`."""
-        return latent / self.scaling_factor + (self.shift_factor or 0.0)
 
 
 def read_config(path: Path) -> AutoencoderConfig:

@@ -11,11 +11,9 @@ from flax import nnx
 from dit_moe.autoencoder.config import AutoencoderConfig, read_config
 from dit_moe.autoencoder.names import published_names, strip
 from dit_moe.autoencoder.network import Autoencoder
-from dit_moe.autoencoder.sources import Files, is_local, locate
+from dit_moe.autoencoder.sources import Files, locate
 from dit_moe.config import ConfigError
 from dit_moe.files import sha256
-
-__all__ = ["Loaded", "is_local", "load"]
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
 

@@ -1,6 +1,5 @@
 import json
 
-import numpy as np
 import pytest
 
 from dit_moe.autoencoder.config import AutoencoderConfig, read_config
@@ -55,14 +54,6 @@ def test_newer_fields(read):
     assert not config.use_quant_conv
     assert not config.use_post_quant_conv
     assert not config.mid_block_add_attention
-
-
-def test_scale():
-    latent = np.array([1.0, -2.0])
-    config = AutoencoderConfig(scaling_factor=0.5, shift_factor=3.0)
-    np.testing.assert_allclose(config.scale(latent), [-1.0, -2.5])
-    np.testing.assert_allclose(config.unscale(config.scale(latent)), latent)
-    np.testing.assert_allclose(AutoencoderConfig().scale(latent), latent * 0.18215)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from dit_moe.autoencoder.loading import is_local, load
+from dit_moe.autoencoder.loading import load
+from dit_moe.autoencoder.sources import is_local
 from dit_moe.config import ConfigError
 from tests.autoencoder import autoencoder_fixture
 
