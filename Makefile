@@ -4,7 +4,9 @@ VENV ?= .venv
 EXTRAS ?= dev
 # The demo's model: promoe, dit-moe or dit.
 MODEL ?= promoe
+# For make folder: pixels, and steps of training.
 IMAGE_SIZE ?= 32
+STEPS ?= 10000
 SET = $(notdir $(patsubst %/,%,$(IMAGES)))-$(IMAGE_SIZE)
 RUN = runs/digits-$(MODEL)
 OUT = out/digits-$(MODEL)
@@ -14,7 +16,7 @@ BIN = $(VENV)/bin
 
 help:
 	@echo "make demo       train on real digits, sample, evaluate (MODEL=promoe|dit-moe|dit)"
-	@echo "make folder     the same from your pictures: IMAGES=FOLDER [IMAGE_SIZE=32]"
+	@echo "make folder     the same from your pictures: IMAGES=FOLDER [IMAGE_SIZE=32 STEPS=10000]"
 	@echo "make test       the test suite"
 	@echo "make test-peers comparisons with PyTorch packages, in an environment of their own"
 	@echo "make test-slow  train the demo and hold it to its promises"
@@ -37,7 +39,7 @@ demo: $(VENV)/.installed
 folder: $(VENV)/.installed
 	@test -n "$(IMAGES)" || { echo "IMAGES is not set; allowed: IMAGES=FOLDER, with one sub-folder per class"; exit 2; }
 	$(BIN)/python -m dit_moe.data.prepare --input "$(IMAGES)" --output "data/$(SET)" --autoencoder none --image_size $(IMAGE_SIZE)
-	$(BIN)/python train.py --config "configs/prepared.py:data/$(SET)" --workdir "runs/$(SET)"
+	$(BIN)/python train.py --config "configs/prepared.py:data/$(SET)" --workdir "runs/$(SET)" --config.train.steps=$(STEPS)
 	$(BIN)/python sample.py --workdir "runs/$(SET)" --output "out/$(SET)"
 
 test: $(VENV)/.installed

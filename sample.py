@@ -10,10 +10,11 @@ examples:
   python sample.py --workdir runs/digits --num_samples 64 --classes 0,1,2 \\
       --guidance_scale 1.5 --solver heun --steps 50 --seed 0 --output out/
 
-writes out/samples.npz (arr_0: uint8 images [N,H,W,C]; arr_1: labels) and out/grid.png. What is not
-given comes from the run's config. Image i is the same whatever the batch size. A run that was
-interrupted goes on where it stopped when the same command is given again. Samples of a latent model
-are decoded by the autoencoder that encoded its training data, or by that of --autoencoder.
+writes out/samples.npz (arr_0: uint8 images [N,H,W,C]; arr_1: labels), out/grid.png, and what they
+are made of in out/samples.json. What is not given comes from the run's config. Image i is the
+same whatever the batch size. A run that was interrupted goes on where it stopped when the same
+command is given again. Samples of a latent model are decoded by the autoencoder that encoded its
+training data, or by that of --autoencoder.
 """
 
 
@@ -43,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--seed", type=int, default=0, help="of all images together (default: 0)")
     add("--batch_size", type=int, default=64, help="images per pass over all devices (default: 64)")
     add(
-        "--weights",
+        "--parameters",
         choices=("ema", "raw"),
         default="ema",
         help="the parameters' moving average, or the parameters themselves (default: ema)",
@@ -72,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         sampler = RunSampler(
             arguments.workdir,
-            ema=arguments.weights == "ema",
+            ema=arguments.parameters == "ema",
             batch_size=arguments.batch_size,
             num_samples=arguments.num_samples,
             classes=_classes(arguments.classes),

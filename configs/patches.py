@@ -1,4 +1,7 @@
-"""Colour patches of eight photographs, 32x32 pixels. Argument: promoe, dit-moe or dit."""
+"""Colour patches of eight photographs, 32x32: a quarter of an hour on two CPU cores.
+
+Argument: promoe, dit-moe or dit.
+"""
 
 from dit_moe.config import (
     Config,
@@ -19,17 +22,17 @@ def get_config(architecture: str = "promoe") -> Config:
             channels=3,
             patch_size=4,
             num_classes=8,
-            width=192,
+            width=128,
             depth=6,
-            heads=6,
+            heads=4,
             moe=small_moe(architecture),
         ),
         objective=RectifiedFlowConfig(time_scale=1000),
         data=DataConfig(source="patches", flip=True),
         train=TrainConfig(
-            steps=4000,
+            steps=2000,
             batch_size=64,
-            learning_rate=5e-4,
+            learning_rate=1e-3,
             warmup_steps=200,
             schedule="cosine",
             gradient_clip=1.0,

@@ -1,6 +1,6 @@
 """From what the network draws to pictures: directly, or through the autoencoder of its latents."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import jax
@@ -23,6 +23,8 @@ class Renderer:
     """From x [N, H, W, C] float32 as the network sees it to uint8 pictures [N, s H, s W, C']."""
     scale: int = 1
     """s."""
+    description: Mapping[str, object] | None = None
+    """What decodes latents and how they were scaled, ready for JSON; None for pictures."""
 
 
 _PER_DEVICE = 8  # latents that a device is given at a time; it decodes them one by one
@@ -65,4 +67,10 @@ def build_renderer(space: LatentSpace | None, autoencoder: str | None, mesh: Mes
             pictures.append(images.to_uint8(np.asarray(picture)[: len(latent)]))
         return np.concatenate(pictures)
 
-    return Renderer(render, loaded.config.downsampling)
+    description = {
+        "autoencoder": loaded.source,
+        "sha256": loaded.sha256,
+        "mean": space.mean,
+        "std": space.std,
+    }
+    return Renderer(render, loaded.config.downsampling, description)

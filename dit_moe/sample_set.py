@@ -4,7 +4,8 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Unpack
 
@@ -72,7 +73,7 @@ class RunSampler:
             "ema": ema,
             "weights": _digest(run.parameters),
             "batch_size": self.batch_size,
-            "autoencoder": autoencoder,
+            "latents": self._renderer and self._renderer.description,
         }
         """What the images depend on, ready for JSON."""
         self._parameters = jax.device_put(run.parameters, replicated(self._mesh))
@@ -104,15 +105,22 @@ def write_sample_set(sampler: RunSampler, output: Path) -> tuple[Path, Path]:
     """Draws a set into `output`/samples.npz and `output`/grid.png, and returns their paths.
 
     Finished batches lie in `output`/samples.parts until the set is complete; the same call with
-    the same weights resumes after them, another one starts anew.
+    the same weights resumes after them, or returns the set if it is complete. Another one starts
+    anew. `output`/samples.json says what was drawn.
 
     Raises:
       ConfigError: `output` holds something else.
       OSError: the output cannot be written.
     """
-    num_samples, labels = sampler.request.num_samples, sampler.request.labels()
+    num_samples = sampler.request.num_samples
+    npz, png, made_of = (output / name for name in ("samples.npz", "grid.png", "samples.json"))
+    description = json.dumps(sampler.identity, indent=2) + "\n"
+    whole = npz.is_file() and png.is_file() and made_of.is_file()
+    if whole and made_of.read_text() == description:
+        print(f"{npz} is there already.")
+        return npz, png
     parts = output / "samples.parts"
-    done = _open_parts(parts, sampler.identity) * sampler.batch_size
+    done = _open_parts(parts, description) * sampler.batch_size
     if done:
         print(f"Resuming after {min(done, num_samples):,} images in {parts}.")
     with tqdm(
@@ -123,17 +131,38 @@ def write_sample_set(sampler: RunSampler, output: Path) -> tuple[Path, Path]:
                 np.save(temporary, x_NxHxWxC)
             bar.update(len(x_NxHxWxC))
 
-    files = sorted(parts.glob("[0-9]*.npy"))
-    x_NxHxWxC = np.concatenate([np.load(file, allow_pickle=False) for file in files])
-    npz, png = output / "samples.npz", output / "grid.png"
-    with atomic(npz) as temporary:
-        np.savez(temporary, arr_0=x_NxHxWxC, arr_1=labels)
+    made_of.unlink(missing_ok=True)  # of the set that is replaced
+    labels = sampler.request.labels()
     shown = _grid_choice(labels)
-    picture = x_NxHxWxC[shown] if sampler.image_shape else images.to_uint8(x_NxHxWxC[shown])
+    picture = _join(sorted(parts.glob("[0-9]*.npy")), labels, npz, shown)
+    picture = picture if sampler.image_shape else images.to_uint8(picture)
     with atomic(png) as temporary:
         images.grid(picture, labels[shown]).save(temporary)
+    with atomic(made_of) as temporary:
+        temporary.write_text(description)
     shutil.rmtree(parts)
     return npz, png
+
+
+def _join(files: Sequence[Path], labels: np.ndarray, npz: Path, shown: np.ndarray) -> np.ndarray:
+    """Writes the parts as one array, a part at a time, and returns the images to be shown."""
+    first = np.load(files[0], allow_pickle=False)
+    shape = (len(labels), *first.shape[1:])
+    header = {"descr": first.dtype.str, "fortran_order": False, "shape": shape}
+    kept = np.empty((len(shown), *first.shape[1:]), first.dtype)
+    start = 0
+    with atomic(npz) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        with archive.open("arr_0.npy", "w", force_zip64=True) as member:
+            np.lib.format.write_array_header_1_0(member, header)
+            for file in files:
+                part = np.load(file, allow_pickle=False)
+                member.write(part.tobytes())
+                here = (shown >= start) & (shown < start + len(part))
+                kept[here] = part[shown[here] - start]
+                start += len(part)
+        with archive.open("arr_1.npy", "w") as member:
+            np.lib.format.write_array(member, labels, allow_pickle=False)
+    return kept
 
 
 def _renderer(
@@ -151,13 +180,12 @@ def _renderer(
     return build_renderer(space, autoencoder, mesh)
 
 
-def _open_parts(parts: Path, identity: dict[str, object]) -> int:
+def _open_parts(parts: Path, description: str) -> int:
     """How many parts of the same request exist; parts of another request are removed.
 
     Raises:
       ConfigError: the folder holds something that is not ours to remove.
     """
-    description = json.dumps(identity, indent=2) + "\n"
     request_file = parts / "request.json"
     if request_file.is_file() and request_file.read_text() == description:
         return len(list(parts.glob("[0-9]*.npy")))

@@ -58,6 +58,19 @@ python -m eval.features.weights tells where the weights are published. Stopped b
 the same command goes on where it was.
 """
 
+_OF_RUNS = (
+    "num_samples",
+    "guidance_scale",
+    "guidance_channels",
+    "classes",
+    "solver",
+    "steps",
+    "seed",
+    "parameters",
+    "autoencoder",
+    "save",
+)
+
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -107,6 +120,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="1.0,1.5",
         help="one scale or several, which gives a table and a plot (default: the run's own)",
     )
+    add(
+        "--guidance_channels",
+        choices=("all", "first_three"),
+        default="all",
+        help="channels that are guided; first_three is DiT's published habit (default: all)",
+    )
     add("--classes", default="", metavar="0,1,2", help="classes in turn (default: all)")
     add("--solver", help="(default: the run's own)")
     add("--steps", type=int, help="solver steps (default: the run's own)")
@@ -141,13 +160,23 @@ def _run(options: argparse.Namespace) -> str:
     output: Path = options.output
     if output.is_dir():
         raise OSError(f"--output is {output}, which is a folder, but must name a file.")
+    if output.suffix != ".json":
+        raise OSError(f"--output is {output}, but must end in .json.")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"{output} cannot be written ({error.strerror or error}).") from error
     inputs = [path.resolve() for path in (options.samples, options.reference) if path]
     if output.resolve() in inputs:
         raise OSError(f"--output is {output}, but must not be the samples or the reference.")
 
     samples = image_sets.open_set(options.samples, options.split) if options.samples else None
     reference = references.open_reference(options.reference, options.split)
-    names = None if options.metrics is None else [n for n in options.metrics.split(",") if n]
+    names = (
+        None
+        if options.metrics is None
+        else [name.strip() for name in options.metrics.split(",") if name.strip()]
+    )
     chosen = evaluate.choose(names, options.features, reference)  # before the network is loaded
     extractor = load_extractor(options.features, options.weights, batch_size=options.batch_size)
 
@@ -189,7 +218,7 @@ def _judge_run(
         result["samples"]["drawn"] = drawn
         return result
 
-    scales = _numbers("guidance_scale", options.guidance_scale, float) or [None]
+    scales = sorted(set(_numbers("guidance_scale", options.guidance_scale, float))) or [None]
     for scale in scales:
         if scale is not None and not 0 <= scale < math.inf:
             raise OSError(f"--guidance_scale has {scale}, but must be 0 or more (1: no guidance).")
@@ -201,6 +230,7 @@ def _judge_run(
             save=options.save,
             num_samples=options.num_samples,
             guidance_scale=scale,
+            guidance_channels=options.guidance_channels,
             classes=_numbers("classes", options.classes, int),
             solver=options.solver,
             steps=options.steps,
@@ -242,7 +272,12 @@ def _write(output: Path, result: dict[str, Any]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command. Returns 0, 2 after one sentence on stderr, or 130 if it was stopped."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.samples is not None:
+        for name in _OF_RUNS:
+            if getattr(options, name) != parser.get_default(name):
+                parser.error(f"--{name} belongs to --workdir, not to --samples")
     # After parsing: help is instant.
     from dit_moe.config import ConfigError
     from eval.image_sets import ImageSetError

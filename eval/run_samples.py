@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from dit_moe.sample_set import RunSampler, write_sample_set
@@ -24,7 +23,8 @@ def open_run(
 
     Args:
         workdir: the run folder.
-        batch_size: images per pass over all devices; `ImageSet.batches` must be asked for as many.
+        batch_size: images per pass over all devices; rounded up, and then `batch_size` of what is
+            returned, it is what `ImageSet.batches` must be asked for.
         save: folder for the images; None: they are drawn again whenever they are read.
         settings: as for `sample_set.RunSampler`.
 
@@ -36,10 +36,6 @@ def open_run(
         ImageSetError: the run's samples are not pictures.
     """
     sampler = RunSampler(workdir, batch_size=batch_size, **settings)
-    if sampler.batch_size != min(batch_size, sampler.request.num_samples):
-        raise ImageSetError(
-            f"--batch_size is {batch_size}; allowed: a multiple of {jax.device_count()} (devices)."
-        )
     if sampler.image_shape is None:
         raise ImageSetError(f"{workdir} draws latents; give their --autoencoder.")
 

@@ -1,8 +1,8 @@
 """The same judgement of several sets of samples: one for each guidance scale."""
 
+import contextlib
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 
 from dit_moe.files import atomic
 from eval.evaluate import METRICS, title_of
-from eval.image_sets import ImageSet
+from eval.image_sets import ImageSet, ImageSetError
 
 Result = dict[str, Any]
 
@@ -27,14 +27,20 @@ def judge_sets(
     Args:
         sets: as of `run_samples.open_run`.
         judge: from a set and its description to a result of `evaluate`.
-        parts: folder for the results until all are there; `finish` removes it.
+        parts: folder for the results until all are there; see `finish`.
         identity: all that the results depend on besides the sets, ready for JSON.
 
     Raises:
+        ImageSetError: the run was trained on between two sets.
         OSError: `parts` cannot be written.
     """
     results = []
     for images, drawn in sets:
+        if results and drawn["weights"] != results[0]["samples"]["drawn"]["weights"]:
+            raise ImageSetError(
+                f"{drawn['workdir']} was trained on while it was judged (step {drawn['step']:,} "
+                "now); give the same command when training has stopped."
+            )
         content = json.dumps({**identity, "samples": images.sha256}, sort_keys=True)
         part = parts / f"{hashlib.sha256(content.encode()).hexdigest()[:32]}.json"
         if not part.is_file():
@@ -47,7 +53,10 @@ def judge_sets(
 
 def finish(parts: Path) -> None:
     """Removes the results of single scales, once they lie elsewhere."""
-    shutil.rmtree(parts, ignore_errors=True)
+    for part in parts.glob("[0-9a-f]*.json"):
+        part.unlink()
+    with contextlib.suppress(OSError):  # what else lies there is not ours
+        parts.rmdir()
 
 
 def table(results: Sequence[Result]) -> str:

@@ -47,9 +47,26 @@ def test_a_set(run, tmp_path):
     assert x.shape == (10, 8, 8, 1)
     assert x.dtype == np.uint8
     np.testing.assert_array_equal(labels, np.arange(10))
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["grid.png", "samples.npz"]
-    again, _ = make(run, tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["grid.png", "samples.json", "samples.npz"]
+    again, _ = make(run, tmp_path / "again")
     np.testing.assert_array_equal(again, x)
+
+
+def test_a_complete_set_is_not_drawn_again(run, tmp_path, monkeypatch):
+    x, _ = make(run, tmp_path)
+
+    def generate(*args, **kwargs):
+        raise AssertionError("drawn again")
+        yield
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sampling, "generate", generate)
+        same, _ = make(run, tmp_path)
+        np.testing.assert_array_equal(same, x)
+        with pytest.raises(AssertionError, match="drawn again"):
+            make(run, tmp_path, seed=1)
+    other, _ = make(run, tmp_path, seed=1)
+    assert (other != x).any()
 
 
 def test_an_image_does_not_depend_on_the_batch(run, tmp_path):

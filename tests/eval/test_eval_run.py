@@ -33,8 +33,8 @@ def judge(tmp_path, output, **settings):
         "num_samples": NUM,
         "batch_size": BATCH,
         "cache": tmp_path / "cache",
-        "output": tmp_path / output,
         **settings,
+        "output": tmp_path / settings.get("output", output),
     }
     status = fid.main([f"--{name}={value}" for name, value in values.items()])
     return json.loads((tmp_path / output).read_text()) if status == 0 else status
@@ -122,6 +122,8 @@ def test_scales_that_are_done_are_kept(run, tmp_path, monkeypatch):
 def test_images_are_saved_if_asked(run, tmp_path, expected):
     actual = judge(tmp_path, "result.json", workdir=run, save=tmp_path / "saved")
     assert_same_numbers(actual, expected)
+    again = judge(tmp_path, "again.json", workdir=run, save=tmp_path / "saved")
+    assert_same_numbers(again, expected)
     with np.load(tmp_path / "saved" / "guidance_1.5" / "samples.npz") as arrays:
         assert arrays["arr_0"].shape == (NUM, 8, 8, 1)
         np.testing.assert_array_equal(arrays["arr_1"], np.arange(NUM) % 10)
@@ -133,7 +135,7 @@ def test_images_are_saved_if_asked(run, tmp_path, expected):
         ({"workdir": "nowhere"}, "workdir is 'nowhere', which is not a folder"),
         ({"guidance_scale": "1,a"}, "--guidance_scale is '1,a', but must be numbers with commas"),
         ({"guidance_scale": "1,-2"}, "--guidance_scale has -2.0, but must be 0 or more"),
-        ({"batch_size": 12}, "--batch_size is 12; allowed: a multiple of 8 (devices)"),
+        ({"output": "out.png"}, "out.png, but must end in .json"),
         ({"features": "inception"}, "--weights is missing; features 'inception' need"),
         ({"weights": "w.pth"}, "--weights is w.pth, but features 'digits' need none"),
         ({"features": "patches", "metrics": "fid"}, "features 'patches' need [N, 32, 32, 1 or 3]"),
@@ -145,3 +147,34 @@ def test_user_errors(run, tmp_path, capsys, settings, message):
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert message in error
     assert not (tmp_path / "result.json").exists()
+
+
+def test_a_run_that_is_trained_on_is_not_mixed(run, tmp_path, monkeypatch, capsys):
+    from eval import run_samples
+
+    original, steps = run_samples.open_run, iter([2, 4])
+
+    def open_run(*arguments, **settings):
+        images, drawn = original(*arguments, **settings)
+        step = next(steps)
+        return images, {**drawn, "step": step, "weights": str(step)}
+
+    monkeypatch.setattr(run_samples, "open_run", open_run)
+    settings = {"workdir": run, "guidance_scale": "1,2", "metrics": "fid", "num_samples": 16}
+    assert judge(tmp_path, "sweep.json", **settings) == 2
+    assert "was trained on while it was judged (step 4 now)" in capsys.readouterr().err
+
+
+def test_options_of_runs_do_not_go_with_samples(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        fid.main(["--samples=a.npz", "--reference=b.npz", "--output=c.json", "--seed=3"])
+    assert stop.value.code == 2
+    assert "--seed belongs to --workdir, not to --samples" in capsys.readouterr().err
+
+
+def test_what_is_not_ours_stays(run, tmp_path):
+    mine = tmp_path / "result.json.parts" / "mine.txt"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    judge(tmp_path, "result.json", workdir=run, num_samples=16, metrics="fid")
+    assert [path.name for path in mine.parent.iterdir()] == ["mine.txt"]
