@@ -7,7 +7,7 @@ MODEL ?= promoe
 # For make folder: pixels, and steps of training.
 IMAGE_SIZE ?= 32
 STEPS ?= 10000
-SET = $(notdir $(patsubst %/,%,$(IMAGES)))-$(IMAGE_SIZE)
+SET = $(shell basename "$$(cd "$(IMAGES)" 2>/dev/null && pwd)")-$(IMAGE_SIZE)
 RUN = runs/digits-$(MODEL)
 OUT = out/digits-$(MODEL)
 BIN = $(VENV)/bin
@@ -39,7 +39,7 @@ demo: $(VENV)/.installed
 folder: $(VENV)/.installed
 	@test -n "$(IMAGES)" || { echo "IMAGES is not set; allowed: IMAGES=FOLDER, with one sub-folder per class"; exit 2; }
 	$(BIN)/python -m dit_moe.data.prepare --input "$(IMAGES)" --output "data/$(SET)" --autoencoder none --image_size $(IMAGE_SIZE)
-	$(BIN)/python train.py --config "configs/prepared.py:data/$(SET)" --workdir "runs/$(SET)" --config.train.steps=$(STEPS)
+	$(BIN)/python train.py --config "configs/prepared.py:data/$(SET)" --workdir "runs/$(SET)" --config.train.steps=$(STEPS) --config.train.warmup_steps=$$(( $(STEPS) / 20 ))
 	$(BIN)/python sample.py --workdir "runs/$(SET)" --output "out/$(SET)"
 
 test: $(VENV)/.installed

@@ -45,6 +45,12 @@ def build_renderer(space: LatentSpace | None, autoencoder: str | None, mesh: Mes
     if space is None:
         return Renderer(images.to_uint8)
     loaded = load(autoencoder or space.autoencoder.source)
+    if autoencoder is None and loaded.sha256 != space.autoencoder.sha256:
+        raise ConfigError(
+            f"autoencoder {loaded.source!r} has other weights ({loaded.sha256[:12]}...) than "
+            f"the one that made the training data ({space.autoencoder.sha256[:12]}...); allowed: "
+            "that one, or this one if it is asked for by --autoencoder"
+        )
     latent_channels = len(space.mean)
     if loaded.config.latent_channels != latent_channels:
         raise ConfigError(

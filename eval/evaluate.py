@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from eval import metrics as m
-from eval.collect import Collected, Extractor, collect, key
+from eval.collect import Collected, Extractor, collect, kept_rows, key
 from eval.image_sets import ImageSet, ImageSetError
 from eval.references import Reference
 from eval.statistics import Gaussian, SmallSetWarning
 
 PAIRWISE_REFERENCE = 10_000  # as in ADM's reference batches
 _FEW = 2048
+_SPLIT_SIZE = 5000  # of the Inception Score
 
 
 @dataclass
@@ -29,6 +30,7 @@ class _Sets:
     stored: dict[str, Gaussian]
     sample_label: np.ndarray | None
     reference_label: np.ndarray | None
+    pairwise_reference: int = PAIRWISE_REFERENCE
     notes: list[str] = field(default_factory=list)
     _made: dict[str, Gaussian] = field(default_factory=dict)
 
@@ -64,40 +66,55 @@ class Metric:
 
 def _frechet(sets: _Sets, output: str) -> dict[str, Any]:
     a, b = sets.gaussian("samples", output), sets.gaussian("reference", output)
-    num, width = sets.samples.num, len(a.mean)
-    if num <= width or num < _FEW:
-        sets.notes.append(
-            f"{num:,} samples are too few for {width:,} features ({output}): the Fréchet distance "
-            "is biased up; published ones use 50,000."
-        )
+    width = len(a.mean)
+    counts = {"samples": sets.samples.num}
+    if output not in sets.stored:
+        counts["reference images"] = sets.reference.num
+    for what, num in counts.items():
+        if num <= width or num < _FEW:
+            sets.notes.append(
+                f"{num:,} {what} are too few for {width:,} features ({output}): the Fréchet "
+                "distance is biased up; published ones use 50,000."
+            )
     return {"value": m.frechet_distance(a, b), "features": output}
 
 
 def _inception_score(sets: _Sets) -> dict[str, Any]:
-    split_size = 5000
+    split_size = _SPLIT_SIZE
     logit_NxK = sets.samples.features["logits"]
+    label_N, order = sets.sample_label, "as stored"
+    is_by_class = (
+        label_N is not None and label_N[0] != label_N[-1] and (np.diff(label_N) >= 0).all()
+    )
+    if is_by_class and len(logit_NxK) > split_size:
+        order = "shuffled, seed 0"
+        logit_NxK = np.random.RandomState(0).permutation(logit_NxK)
+        sets.notes.append(
+            "The samples are stored class by class, so that consecutive splits of the Inception "
+            "Score would see few classes each: they were shuffled for it (seed 0)."
+        )
     score = m.inception_score(logit_NxK, split_size)
     if len(logit_NxK) % split_size:
         sets.notes.append(
             f"The last split of the Inception Score has {len(logit_NxK) % split_size:,} images, "
             f"not {split_size:,}; small splits lower it."
         )
-    return {"value": score.mean, "std": score.std, "split_size": split_size}
+    return {"value": score.mean, "std": score.std, "split_size": split_size, "order": order}
 
 
 def _precision_recall(sets: _Sets) -> dict[str, Any]:
     k = 3
-    return m.precision_recall(*_pool(sets), k)._asdict() | {"k": k}
+    return m.precision_recall(*_pairwise(sets), k)._asdict() | {"k": k}
 
 
 def _density_coverage(sets: _Sets) -> dict[str, Any]:
     k = 5
-    return m.density_coverage(*_pool(sets), k)._asdict() | {"k": k}
+    return m.density_coverage(*_pairwise(sets), k)._asdict() | {"k": k}
 
 
 def _kernel_distance(sets: _Sets) -> dict[str, Any]:
     seed = 2020
-    result = m.kernel_distance(*_pool(sets), seed=seed)
+    result = m.kernel_distance(*_pairwise(sets), seed=seed)
     return {
         "value": result.mean,
         "std": result.std,
@@ -169,6 +186,12 @@ def _pool(sets: _Sets) -> tuple[np.ndarray, np.ndarray]:
     return sets.samples.features["pool"], sets.reference.features["pool"]
 
 
+def _pairwise(sets: _Sets) -> tuple[np.ndarray, np.ndarray]:
+    """As `_pool`, with the limited reference also where another metric needs all of it."""
+    f_NxD, real_MxD = _pool(sets)
+    return f_NxD, real_MxD[kept_rows(len(real_MxD), sets.pairwise_reference)]
+
+
 METRICS = {
     "fid": Metric(
         lambda sets: _frechet(sets, "pool"),
@@ -237,6 +260,7 @@ METRICS = {
     ),
 }
 _USUAL = ("fid", "sfid", "is", "pr")  # ADM's
+_PACKAGES = ("numpy", "scipy", "scikit-learn", "jax")
 _OUTPUTS_OF = {
     "inception": {"pool", "spatial", "logits"},
     "dinov2": {"pool"},
@@ -318,6 +342,7 @@ def evaluate(
     chosen = [METRICS[name] for name in names]
     images = reference.images
     _check(samples, reference, chosen)
+    _check_widths(samples, reference, extractor)
 
     statistics = sorted({output for metric in chosen for output in metric.statistics})
     keep = sorted({output for metric in chosen for output in metric.keep})
@@ -329,6 +354,10 @@ def evaluate(
         reference_keep = ["pool"] if wanted & {"some", "all"} else []
         missing = [output for output in statistics if output not in reference.gaussian]
         if missing or reference_keep:
+            # All statistics at once: they are cheap, and other metrics may be asked for later.
+            compared = {output for metric in METRICS.values() for output in metric.statistics}
+            compared &= _OUTPUTS_OF[extractor.name] - reference.gaussian.keys()
+            missing = sorted(compared)
             arguments = images, extractor, missing, reference_keep
             of_reference = collect(
                 *arguments,
@@ -338,12 +367,13 @@ def evaluate(
                 "reference",
             )
     of_samples = collect(samples, extractor, statistics, keep, folder, None, batch_size, "samples")
-    _check_widths(reference, of_samples, extractor)
 
-    sets = _Sets(of_samples, of_reference, reference.gaussian, None, None)
-    if any(metric.labels for metric in chosen):
+    sets = _Sets(of_samples, of_reference, reference.gaussian, None, None, pairwise_reference)
+    needs_labels = any(metric.labels for metric in chosen)
+    if needs_labels or "is" in names:
         sets.sample_label = samples.label
-        sets.reference_label = images.label if images is not None else None
+    if needs_labels and images is not None:
+        sets.reference_label = images.label
     if reference.gaussian:
         sets.notes.append(
             "The reference's statistics were read from a file, which does not say by which network "
@@ -367,11 +397,13 @@ def evaluate(
             "sha256": reference.sha256,
             "num": images.num if images is not None else None,
             "stored_statistics": sorted(reference.gaussian),
-            "num_pairwise": len(of_reference.features.get("pool", ())),
+            "num_pairwise": (
+                min(images.num, pairwise_reference) if images and "some" in wanted else 0
+            ),
         },
         "features": {"name": extractor.name, **extractor.description},
         "notes": list(dict.fromkeys(sets.notes)),
-        "versions": {p: importlib.metadata.version(p) for p in ("numpy", "scipy", "jax")},
+        "versions": {p: importlib.metadata.version(p) for p in _PACKAGES},
     }
 
 
@@ -395,14 +427,17 @@ def _check(samples: ImageSet, reference: Reference, chosen: Sequence[Metric]) ->
                 raise ImageSetError(f"{image_set.path} has no labels, which per_class needs.")
 
 
-def _check_widths(reference: Reference, samples: Collected, extractor: Extractor) -> None:
+def _check_widths(samples: ImageSet, reference: Reference, extractor: Extractor) -> None:
+    """Compares stored statistics with the features of one black image; raises ImageSetError."""
+    if not reference.gaussian:
+        return
+    outputs = extractor(np.zeros((1, *samples.shape), np.uint8))
     for output, gaussian in reference.gaussian.items():
-        accumulator = samples.accumulator.get(output)
-        if accumulator is not None and accumulator.width != len(gaussian.mean):
+        if output in outputs and outputs[output].shape[1] != len(gaussian.mean):
             raise ImageSetError(
                 f"{reference.path} holds statistics of {len(gaussian.mean)} features, but "
-                f"{extractor.name!r} has {accumulator.width} ({output}): they are of another "
-                "network."
+                f"{extractor.name!r} has {outputs[output].shape[1]} ({output}): they are of "
+                "another network."
             )
 
 

@@ -22,8 +22,8 @@ samples     .npz with arr_0 uint8 [N, H, W, C] and maybe labels arr_1, as sample
             it; a folder of images, nested or not; a zip of images; a prepared TFDS data set.
 reference   The same, or stored statistics: an .npz with mu and sigma (pytorch-fid, EDM), or one of
             ADM's reference batches. What is made of images is cached by content, so a reference is
-            run through the network once. "digits" and "patches" are the held-out images of
-            these data sets.
+            run through the network again only if other features must be kept. "digits" and
+            "patches" are the held-out images of these data sets.
 features    inception and dinov2 need their published weights. digits and patches are small
             classifiers of these data sets, trained here in seconds; their distances are no FID.
 
@@ -162,10 +162,6 @@ def _run(options: argparse.Namespace) -> str:
         raise OSError(f"--output is {output}, which is a folder, but must name a file.")
     if output.suffix != ".json":
         raise OSError(f"--output is {output}, but must end in .json.")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(f"{output} cannot be written ({error.strerror or error}).") from error
     inputs = [path.resolve() for path in (options.samples, options.reference) if path]
     if output.resolve() in inputs:
         raise OSError(f"--output is {output}, but must not be the samples or the reference.")
@@ -179,6 +175,11 @@ def _run(options: argparse.Namespace) -> str:
     )
     chosen = evaluate.choose(names, options.features, reference)  # before the network is loaded
     extractor = load_extractor(options.features, options.weights, batch_size=options.batch_size)
+
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"{output} cannot be written ({error.strerror or error}).") from error
 
     def judge(images: image_sets.ImageSet, batch_size: int) -> dict[str, Any]:
         return evaluate.evaluate(

@@ -15,6 +15,8 @@ _PICKLES = (".pickle", ".pkl", ".pt", ".pth")
 # Of pytorch-fid, EDM and ADM (pooled features), and of ADM alone (spatial features).
 _STORED = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
 
+_ROUNDING = 1e-6  # of eigenvalues, relative to the largest; float32 statistics are within it
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -54,7 +56,8 @@ def open_reference(path: str | Path, split: str = "train") -> Reference:
         if mean in arrays or covariance in arrays
     }
     images = npz_images.open_npz(path) if npz_images.has_images(path) or not gaussians else None
-    return Reference(str(path), files.sha256(path), images, gaussians)
+    sha256 = images.sha256 if images is not None else files.sha256(path)
+    return Reference(str(path), sha256, images, gaussians)
 
 
 def _gaussian(path: Path, arrays: dict[str, np.ndarray], mean: str, covariance: str) -> Gaussian:
@@ -74,4 +77,11 @@ def _gaussian(path: Path, arrays: dict[str, np.ndarray], mean: str, covariance: 
         )
     if not np.allclose(covariance_DxD, covariance_DxD.T, rtol=1e-5, atol=1e-8):
         raise ImageSetError(f"{path}: {covariance} is not symmetric, so it is no covariance.")
-    return Gaussian(mean_D, (covariance_DxD + covariance_DxD.T) / 2)
+    covariance_DxD = (covariance_DxD + covariance_DxD.T) / 2
+    value_D = np.linalg.eigvalsh(covariance_DxD)
+    if value_D.min() < -_ROUNDING * np.abs(value_D).max():
+        raise ImageSetError(
+            f"{path}: {covariance} has the eigenvalue {value_D.min():.3g}, but a covariance has "
+            f"none below 0 (its largest is {value_D.max():.3g})."
+        )
+    return Gaussian(mean_D, covariance_DxD)

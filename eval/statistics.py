@@ -88,17 +88,6 @@ class GaussianAccumulator:
             if self._num_pending == _BLOCK:
                 self._flush()
 
-    def merge(self, other: "GaussianAccumulator") -> None:
-        """Takes in all rows of another one, as of another host; `other` stays as it is.
-
-        Raises:
-            ValueError: the widths differ.
-        """
-        if other.width != self.width:
-            raise ValueError(f"Widths {self.width} and {other.width} cannot be merged.")
-        self._merge(other._num, other._mean_D, other._scatter_DxD)
-        self.add(other._pending_BxD[: other._num_pending])
-
     def gaussian(self) -> Gaussian:
         """Mean and unbiased covariance (divisor N - 1, as numpy.cov) of the rows so far.
 

@@ -2,17 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import Field, PositiveInt
 from pydantic.dataclasses import dataclass
 
 from dit_moe.config import ConfigError
-
-if TYPE_CHECKING:
-    pass
-
 
 _RULES = pydantic.ConfigDict(extra="forbid")
 

@@ -1,6 +1,7 @@
 """Autoencoders with published weights."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
@@ -26,7 +27,7 @@ class Loaded(NamedTuple):
     sha256: str
     """Of the file of weights, hexadecimal."""
     source: str
-    """As asked for."""
+    """The absolute path, or the name on the hub."""
 
 
 def load(source: str, dtype: Literal["float32", "bfloat16"] = "float32") -> Loaded:
@@ -54,7 +55,9 @@ def load(source: str, dtype: Literal["float32", "bfloat16"] = "float32") -> Load
         for path, variable in nnx.to_flat_state(state)
     ]
     model = nnx.merge(graphdef, nnx.from_flat_state(flat))
-    return Loaded(model, config, sha256(files.weights), source)
+    # The path is kept with data sets and runs, which are used from other folders too.
+    place = str(Path(source).resolve()) if Path(source).exists() else source
+    return Loaded(model, config, sha256(files.weights), place)
 
 
 def _read(

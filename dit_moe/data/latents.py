@@ -50,7 +50,7 @@ def write_latent_space(workdir: Path, space: LatentSpace | None, *, resuming: bo
       ConfigError: the run was trained on other latents.
     """
     path = workdir / _FILE
-    if resuming and not _same(read_latent_space(workdir), space):
+    if resuming and not same_latents(read_latent_space(workdir), space):
         raise ConfigError(
             f"workdir {str(workdir)!r} was trained on other latents (see {path}); allowed: data "
             "prepared with the same autoencoder and scaled alike, or another --workdir"
@@ -62,10 +62,10 @@ def write_latent_space(workdir: Path, space: LatentSpace | None, *, resuming: bo
         temporary.write_bytes(pydantic.TypeAdapter(LatentSpace).dump_json(space, indent=2) + b"\n")
 
 
-def _same(a: LatentSpace | None, b: LatentSpace | None) -> bool:
+def same_latents(a: LatentSpace | None, b: LatentSpace | None) -> bool:
+    """Whether both hold the same latents, wherever their autoencoder lies."""
     if a is None or b is None:
         return a is b
-    # The autoencoder may lie elsewhere now.
     return (a.autoencoder.sha256, a.mean, a.std) == (b.autoencoder.sha256, b.mean, b.std)
 
 

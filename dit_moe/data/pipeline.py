@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from dit_moe.config import Config
+from dit_moe.config import Config, ConfigError
 from dit_moe.data.sources import Record, Source
 
 # A few batches ahead are enough, and all of grain's default (500) would be gigabytes.
@@ -62,7 +62,12 @@ def device_batches(
 def _dataset(
     config: Config, sources: Sequence[Source], first_step: int, host: int, num_hosts: int
 ) -> grain.IterDataset:
-    share = config.train.batch_size // num_hosts
+    share, rest = divmod(config.train.batch_size, num_hosts)
+    if rest:
+        raise ConfigError(
+            f"config.train.batch_size is {config.train.batch_size} on {num_hosts} hosts; allowed: "
+            f"a multiple of {num_hosts}"
+        )
     turns = []
     for source in sources:
         dataset = grain.MapDataset.source(source).seed(config.seed).shuffle().repeat()

@@ -213,16 +213,24 @@ class Prepared:
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         self.card = read_card(self.folder)
-        self.label: np.ndarray = np.load(self.folder / _LABELS, allow_pickle=False)
-        """[N] int32, of every record."""
         missing = [file for file in self.card.sha256 if not (self.folder / file).is_file()]
         if missing:
             raise ConfigError(
                 f"data set {str(self.folder)!r} lacks {missing[0]} "
                 f"({len(missing)} of {len(self.card.sha256)} files are missing); prepare it again"
             )
-        builder: Any = tfds.builder_from_directory(str(self.folder))  # pyright: ignore
-        self._records = builder.as_data_source(SPLIT)
+        try:
+            self.label: np.ndarray = np.load(self.folder / _LABELS, allow_pickle=False)
+            """[N] int32, of every record."""
+            builder: Any = tfds.builder_from_directory(str(self.folder))
+            self._records = builder.as_data_source(SPLIT)
+            if self.card.num_examples:
+                self._records[self.card.num_examples - 1]
+        except Exception as error:  # damaged files raise almost anything
+            raise ConfigError(
+                f"data set {str(self.folder)!r} is damaged ({type(error).__name__}); "
+                "python -m dit_moe.data.prepare tells which file if it is called as before"
+            ) from error
         if not len(self._records) == len(self.label) == self.card.num_examples:
             raise ConfigError(
                 f"data set {str(self.folder)!r} has {len(self._records)} records and "

@@ -53,18 +53,25 @@ def draw(folder: Path, output: Path, classes: str, autoencoder: str | None) -> N
     import numpy as np
 
     from dit_moe import images
-    from dit_moe.config import MeshConfig
+    from dit_moe.config import ConfigError, MeshConfig
     from dit_moe.data.latents import latent_space
     from dit_moe.data.prepared import Prepared
     from dit_moe.files import atomic
     from dit_moe.rendering import build_renderer
     from dit_moe.training.mesh import build_mesh
 
+    if output.suffix not in (".png", ".jpg", ".webp"):
+        raise ConfigError(f"output is {str(output)!r}; allowed: a name ending in .png")
     prepared = Prepared(folder)
     chosen = _classes(classes, prepared.card.classes)
     rows = [np.flatnonzero(prepared.label == c)[: COLUMNS // 2] for c in chosen]
     records = [prepared[int(i)] for row in rows for i in row]
-    names = [prepared.card.classes[int(record["label"])][:24] for record in records]
+    if not records:
+        raise ConfigError(f"classes is {classes!r}, of which {str(folder)!r} holds no example")
+    titles = [
+        f"{record['label']} {prepared.card.classes[int(record['label'])][:20]}"
+        for record in records
+    ]
     space = latent_space(prepared.card, "autoencoder")
     if space is None:
         pairs = [(record["image"], record["image"][:, ::-1]) for record in records]
@@ -74,7 +81,7 @@ def draw(folder: Path, output: Path, classes: str, autoencoder: str | None) -> N
         x_NxHxWxC = space.normalize(np.concatenate([record["mean"] for record in records]))
         pictures = renderer.render(x_NxHxWxC)
     with atomic(output) as temporary:
-        images.grid(pictures, np.repeat(names, 2)).save(temporary)
+        images.grid(pictures, np.repeat(titles, 2)).save(temporary)
 
 
 def _classes(text: str, names: tuple[str, ...]) -> list[int]:

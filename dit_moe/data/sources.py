@@ -7,7 +7,7 @@ import numpy as np
 
 from dit_moe.config import Config, ConfigError, DataConfig
 from dit_moe.data import digits, patches
-from dit_moe.data.latents import LatentSpace, latent_space
+from dit_moe.data.latents import LatentSpace, latent_space, same_latents
 from dit_moe.data.prepared import Prepared
 
 Record = dict[str, np.ndarray]
@@ -20,6 +20,8 @@ class Source(Protocol):
     """[H, W, C] of an example."""
     label: np.ndarray
     """[N] int32, of all records."""
+    classes: tuple[str, ...]
+    """Their names."""
     latent_space: LatentSpace | None
     """None: examples are pictures in [-1, 1]."""
 
@@ -38,13 +40,15 @@ class Pictures:
     Args:
       image: [N, H, W, C] uint8, or records with the field `image`.
       label_N: [N] labels.
+      classes: their names.
     """
 
     latent_space: LatentSpace | None = None
 
-    def __init__(self, image: np.ndarray | Prepared, label_N: np.ndarray):
+    def __init__(self, image: np.ndarray | Prepared, label_N: np.ndarray, classes: tuple[str, ...]):
         self._image = image
         self.label = label_N
+        self.classes = classes
         self.shape: tuple[int, ...] = (
             image.card.shape if isinstance(image, Prepared) else image.shape[1:]
         )
@@ -72,6 +76,7 @@ class Latents:
         self._space = space
         self.latent_space: LatentSpace | None = space
         self.label = prepared.label
+        self.classes = prepared.card.classes
         self.shape: tuple[int, ...] = prepared.card.shape
 
     def __len__(self) -> int:
@@ -100,6 +105,7 @@ class ClassSubset:
         self._source = source
         self._rows = np.flatnonzero(new[source.label] >= 0)
         self.label = new[source.label[self._rows]]
+        self.classes = tuple(source.classes[c] for c in classes)
         self.shape: tuple[int, ...] = source.shape
         self.latent_space = source.latent_space
         self.draw = source.draw
@@ -131,9 +137,15 @@ def build_sources(config: Config) -> Sequence[Source]:
         sources = [ClassSubset(source, data.classes) for source in sources]
     for name, source in zip(names, sources, strict=True):
         _check(config, name, source, mixed=len(sources) > 1)
+    for name, source in zip(names, sources, strict=True):
+        if source.classes != sources[0].classes:
+            raise ConfigError(
+                f"config.data.path mixes {names[0]!r} with {name!r}, which has other classes; "
+                "allowed: sets with the same classes in the same order"
+            )
     spaces = [source.latent_space for source in sources]
     for name, space in zip(names, spaces, strict=True):
-        if space != spaces[0]:
+        if not same_latents(space, spaces[0]):
             raise ConfigError(
                 f"config.data.path mixes {names[0]!r} with {name!r}, whose latents are of another "
                 "autoencoder or scaled otherwise; allowed: sets prepared alike, and "
@@ -145,14 +157,15 @@ def build_sources(config: Config) -> Sequence[Source]:
 def _build(data: DataConfig, folder: str) -> Source:
     match data.source:
         case "digits":
-            return Pictures(*digits.load("train"))
+            names = tuple(str(digit) for digit in range(digits.NUM_CLASSES))
+            return Pictures(*digits.load("train"), names)
         case "patches":
-            return Pictures(*patches.load("train"))
+            return Pictures(*patches.load("train"), patches.CLASSES)
         case "prepared":
             prepared = Prepared(folder)
             space = latent_space(prepared.card, data.latent_scaling)
             if space is None:
-                return Pictures(prepared, prepared.label)
+                return Pictures(prepared, prepared.label, prepared.card.classes)
             return Latents(prepared, space)
 
 
@@ -171,6 +184,11 @@ def _check(config: Config, name: str, source: Source, *, mixed: bool) -> None:
         raise ConfigError(
             f"config.model.image_size is {model.image_size} with patch_size {model.patch_size} "
             f"but data set {name!r} has examples of {height}x{width}; allowed: {sizes}"
+        )
+    if config.data.classes and model.num_classes != len(config.data.classes):
+        raise ConfigError(
+            f"config.model.num_classes is {model.num_classes} with {len(config.data.classes)} of "
+            f"config.data.classes; allowed: {len(config.data.classes)}"
         )
     low, high = int(source.label.min()), int(source.label.max())
     if low < 0 or high >= model.num_classes:

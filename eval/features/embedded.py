@@ -4,6 +4,7 @@ They tell samples of one embedded data set from another; their numbers are no FI
 """
 
 import functools
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -81,9 +82,17 @@ class EmbeddedExtractor:
         """Takes a key of `EMBEDDED`."""
         self.name = name
         self._data = EMBEDDED[name]
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What was trained on what, and the SHA-256 of the trained weights."""
         side = self._data.image_size
-        self.description: dict[str, Any] = {
-            "network": f"scikit-learn MLPClassifier trained on the train split of the {name}",
+        digest = hashlib.sha256()
+        for x in (*self._network.coefs_, *self._network.intercepts_):
+            digest.update(np.ascontiguousarray(x).data)
+        return {
+            "network": f"scikit-learn MLPClassifier trained on the train split of the {self.name}",
+            "weights_sha256": digest.hexdigest(),
             "inputs": self._data.inputs,
             "pool": "last hidden layer (64 ReLU)",
             "resize": f"none; images are {side}x{side}",

@@ -5,6 +5,7 @@ What the bound leaves open (ties, near-ties) is decided by float64 differences, 
 that of all pairs in float64.
 """
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -72,6 +73,26 @@ def nearest(f_NxD: np.ndarray, g_MxD: np.ndarray, k: int) -> tuple[np.ndarray, n
     _check_widths(f_NxD, g_MxD)
     if not 1 <= k <= len(g_MxD):
         raise ValueError(f"{k} neighbours of {len(g_MxD)} features were asked for.")
+    # Copies would leave every pair to the float64 differences. Of equal rows of f one answers for
+    # all, and of equal rows of g none but the first k can be among the nearest k.
+    group_N, group_M = _groups(f_NxD), _groups(g_MxD)
+    f_NxD = f_NxD[np.unique(group_N, return_index=True)[1]]
+    order_M = np.argsort(group_M, kind="stable")
+    sorted_M = group_M[order_M]
+    rank_M = np.arange(len(g_MxD)) - np.searchsorted(sorted_M, sorted_M)
+    column_K = np.sort(order_M[rank_M < k])
+    distance_Nxk, index_Nxk = _nearest(f_NxD, g_MxD[column_K], k)
+    return distance_Nxk[group_N], column_K[index_Nxk][group_N]
+
+
+def _groups(f_NxD: np.ndarray) -> np.ndarray:
+    """int64 [N]: the same number for rows that are equal to the bit, from 0 as they appear."""
+    number: dict[bytes, int] = {}
+    digests = (hashlib.sha256(row.tobytes()).digest() for row in f_NxD)
+    return np.array([number.setdefault(d, len(number)) for d in digests], np.int64)
+
+
+def _nearest(f_NxD: np.ndarray, g_MxD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     distance_Nxk = np.empty((len(f_NxD), k))
     index_Nxk = np.empty((len(f_NxD), k), np.int64)
     for rows, squared_RxM, error_R in _tiles(f_NxD, g_MxD):

@@ -157,6 +157,9 @@ def test_statistics_on_the_card(tmp_path):
 def test_class_subset(tmp_path):
     pictures(tmp_path)
     config = prepared(tmp_path, classes=(7, 2))
+    with pytest.raises(ConfigError, match=r"num_classes is 10 with 2 of config\.data\.classes"):
+        build_sources(config)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, num_classes=2))
     seen = take(config, 4)
     for batch in seen:
         np.testing.assert_array_equal(np.array([7, 2])[batch.label], numbers(batch) % 10)
@@ -233,6 +236,14 @@ def test_latents_of_two_autoencoders_do_not_mix(tmp_path):
         build_sources(prepared(tmp_path / "a", tmp_path / "b", channels=4))
 
 
+def test_sets_of_other_classes_do_not_mix(tmp_path):
+    image = np.zeros((4, 8, 8, 1), np.uint8)
+    write_pictures(tmp_path / "a", image, np.arange(4), classes=10)
+    write_pictures(tmp_path / "b", image, np.arange(4), classes=9)
+    with pytest.raises(ConfigError, match="which has other classes; allowed: sets with the same"):
+        build_sources(prepared(tmp_path / "a", tmp_path / "b"))
+
+
 def test_an_unfinished_or_damaged_set_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"has no prepared\.json; allowed: a folder that"):
         build_sources(prepared(tmp_path))
@@ -240,6 +251,10 @@ def test_an_unfinished_or_damaged_set_is_refused(tmp_path):
     shard = next(tmp_path.glob("*.array_record-00001-*"))
     shard.rename(tmp_path / "elsewhere")
     with pytest.raises(ConfigError, match=r"lacks tiny-train.*1 of 2 files are missing"):
+        build_sources(prepared(tmp_path))
+    (tmp_path / "elsewhere").rename(shard)
+    (tmp_path / "labels.npy").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"is damaged \(EOFError\)"):
         build_sources(prepared(tmp_path))
     (tmp_path / "prepared.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"prepared\.json cannot be read: name"):

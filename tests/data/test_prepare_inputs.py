@@ -198,6 +198,16 @@ def test_zip_is_as_its_folder(tmp_path, prefix):
         assert found.reader.read(entry) == (png(NAMES.index(entry.key)), entry.label)
 
 
+def test_a_loose_file_beside_the_folder_of_a_zip_changes_no_class(tmp_path):
+    path = zipped(tmp_path / "photos.zip", NAMES, "photos/")
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("README.txt", b"")
+    found = open_input("zip", str(path), "train")
+    assert found.classes == ("Zoo", "cat", "dog")
+    assert found.entries == ENTRIES
+    assert found.ignored == 1
+
+
 def test_zip_of_one_class_is_not_unwrapped(tmp_path):
     found = open_input("zip", str(zipped(tmp_path / "a.zip", ["cat/a.png", "cat/b.png"])), "train")
     assert found.entries == [Entry("cat/a.png", 0), Entry("cat/b.png", 0)]

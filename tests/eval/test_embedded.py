@@ -24,6 +24,17 @@ def test_they_know_their_data(name, at_least):
     np.testing.assert_allclose(log_p, expected, atol=1e-4)
 
 
+def test_description_identifies_the_trained_network(monkeypatch):
+    expected = EmbeddedExtractor("digits").description
+    assert EmbeddedExtractor("digits").description == expected
+    network = EMBEDDED["digits"].fit()
+    network.coefs_[1][0, 0] += 1e-6
+    monkeypatch.setattr(type(EMBEDDED["digits"]), "fit", lambda self: network)
+    other = EmbeddedExtractor("digits").description
+    assert len(other["weights_sha256"]) == 64
+    assert other["weights_sha256"] != expected["weights_sha256"]
+
+
 def test_held_out_sets_have_a_name():
     image_set = open_set("digits")
     np.testing.assert_array_equal(image_set.read(), digits.load("heldout")[0])

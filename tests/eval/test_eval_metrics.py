@@ -274,6 +274,22 @@ class TestNearest:
         np.testing.assert_array_equal(distance_N, 0)
         np.testing.assert_array_equal(index_N, np.arange(10))
 
+    def test_copies_do_not_multiply_the_exact_differences(self, rng, monkeypatch):
+        row_2xD = rng.normal(size=(2, 8)).astype(np.float32)
+        f_NxD = row_2xD[rng.integers(0, 2, 500)]
+        counts, original = [], neighbours._pair_distances
+
+        def spy(f, g, row_P, column_P):
+            counts.append(len(row_P))
+            return original(f, g, row_P, column_P)
+
+        monkeypatch.setattr(neighbours, "_pair_distances", spy)
+        distance_Nxk, index_Nxk = neighbours.nearest(f_NxD, f_NxD, 4)
+        assert sum(counts) == 2 * 4  # not 500 * 250
+        np.testing.assert_array_equal(distance_Nxk, 0)
+        for row, index_k in zip(f_NxD, index_Nxk, strict=True):
+            np.testing.assert_array_equal(index_k, np.flatnonzero((f_NxD == row).all(1))[:4])
+
     def test_memory_is_flat(self, rng, monkeypatch):
         monkeypatch.setattr(neighbours, "_TILE", 2**16)
         f_NxD = rng.normal(size=(6000, 4))

@@ -11,7 +11,7 @@ from dit_moe import sampling
 from dit_moe.config import SampleConfig
 from dit_moe.sample_set import RunSampler, write_sample_set
 from dit_moe.training.loop import train
-from eval import collect, fid
+from eval import fid
 from tests.tiny import tiny
 
 NUM, BATCH = 44, 8
@@ -34,7 +34,7 @@ def judge(tmp_path, output, **settings):
         "batch_size": BATCH,
         "cache": tmp_path / "cache",
         **settings,
-        "output": tmp_path / settings.get("output", output),
+        "output": tmp_path / output,
     }
     status = fid.main([f"--{name}={value}" for name, value in values.items()])
     return json.loads((tmp_path / output).read_text()) if status == 0 else status
@@ -70,13 +70,12 @@ def test_as_from_a_file_of_the_samples(run, tmp_path, expected):
 
 
 def test_interrupted_it_goes_on_to_the_same_numbers(run, tmp_path, expected, monkeypatch):
-    monkeypatch.setattr(collect, "_SAVE_EVERY", 2 * BATCH)
     original, starts = sampling.generate, []
 
     def generate(*arguments, start, **settings):
         starts.append(start)
         for number, x in enumerate(original(*arguments, start=start, **settings)):
-            if number == 3 and len(starts) < 3:
+            if number == 2 and len(starts) < 3:
                 raise KeyboardInterrupt
             yield x
 
@@ -135,7 +134,6 @@ def test_images_are_saved_if_asked(run, tmp_path, expected):
         ({"workdir": "nowhere"}, "workdir is 'nowhere', which is not a folder"),
         ({"guidance_scale": "1,a"}, "--guidance_scale is '1,a', but must be numbers with commas"),
         ({"guidance_scale": "1,-2"}, "--guidance_scale has -2.0, but must be 0 or more"),
-        ({"output": "out.png"}, "out.png, but must end in .json"),
         ({"features": "inception"}, "--weights is missing; features 'inception' need"),
         ({"weights": "w.pth"}, "--weights is w.pth, but features 'digits' need none"),
         ({"features": "patches", "metrics": "fid"}, "features 'patches' need [N, 32, 32, 1 or 3]"),
@@ -163,6 +161,11 @@ def test_a_run_that_is_trained_on_is_not_mixed(run, tmp_path, monkeypatch, capsy
     settings = {"workdir": run, "guidance_scale": "1,2", "metrics": "fid", "num_samples": 16}
     assert judge(tmp_path, "sweep.json", **settings) == 2
     assert "was trained on while it was judged (step 4 now)" in capsys.readouterr().err
+
+
+def test_the_result_is_no_picture(run, tmp_path, capsys):
+    assert judge(tmp_path, "out.png", workdir=run) == 2
+    assert "out.png, but must end in .json" in capsys.readouterr().err
 
 
 def test_options_of_runs_do_not_go_with_samples(tmp_path, capsys):

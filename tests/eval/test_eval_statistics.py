@@ -68,21 +68,6 @@ class TestGaussianAccumulator:
         accumulator.add(f_NxD[2500:])
         assert_same(accumulator.gaussian(), fit_gaussian(f_NxD))
 
-    def test_merges(self, rng):
-        f_NxD = rng.normal(size=(5000, 6)) * 10 + 5
-        parts = np.split(f_NxD, [1, 1800, 4000])
-        merged = GaussianAccumulator(6)
-        for part in parts:
-            before = accumulate(part, len(part))
-            merged.merge(before)
-            assert len(before) == len(part)
-        assert len(merged) == 5000
-        expected = np.cov(f_NxD, rowvar=False)
-        np.testing.assert_allclose(merged.gaussian().covariance, expected, rtol=1e-11, atol=1e-11)
-        np.testing.assert_allclose(merged.gaussian().mean, f_NxD.mean(0), rtol=1e-13)
-        with pytest.raises(ValueError, match="cannot be merged"):
-            merged.merge(GaussianAccumulator(5))
-
     def test_memory_is_flat(self, rng):
         f_NxD = rng.normal(size=(50000, 32)).astype(np.float32)
         tracemalloc.start()

@@ -3,13 +3,16 @@ import json
 import pickle
 import sys
 import types
+import unittest.mock
 import warnings
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from dit_moe import files
 from eval import collect as collect_module
+from eval import evaluate as evaluate_module
 from eval import fid, metrics
 from eval.evaluate import METRICS, choose, evaluate
 from eval.image_sets import ImageSetError, open_set
@@ -137,8 +140,9 @@ class TestEvaluate:
             expected = hashlib.sha256(path.read_bytes()).hexdigest()
             assert (result[name]["sha256"], result[name]["num"]) == (expected, num)
         assert result["features"] == {"name": "inception", **DESCRIPTION}
-        assert {"numpy", "jax"} <= result["versions"].keys()
-        assert any("60 samples are too few" in note for note in result["notes"])
+        assert {"numpy", "jax", "scikit-learn"} <= result["versions"].keys()
+        for few in ("60 samples are too few", "50 reference images are too few"):
+            assert any(few in note for note in result["notes"])
 
     def test_folder_equals_npz(self, judge, tmp_path, samples, reference):
         (tmp_path / "folder").mkdir()
@@ -156,6 +160,33 @@ class TestEvaluate:
         rows = [0, 2, 5, 7, 10, 12, 15, 17, 20, 22, 25, 27, 30, 32, 35, 37, 40, 42, 45, 47]
         coverage = metrics.density_coverage(f, g[rows]).coverage
         assert result["metrics"]["dc"]["coverage"] == coverage
+
+    def test_metrics_do_not_depend_on_each_other(self, judge, samples, reference):
+        together = judge(samples, reference, list(METRICS), pairwise_reference=20)
+        assert together["reference"]["num_pairwise"] == 20
+        for name in METRICS:
+            alone = judge(samples, reference, [name], pairwise_reference=20)["metrics"]
+            assert alone[name] == together["metrics"][name], name
+
+    @pytest.mark.parametrize(
+        ("label_N", "is_shuffled"),
+        [(np.sort(LABELS), True), (LABELS, False), (np.zeros(60, int), False), (None, False)],
+    )
+    def test_inception_score_of_class_folders(
+        self, judge, tmp_path, reference, label_N, is_shuffled, monkeypatch
+    ):
+        monkeypatch.setattr(evaluate_module, "_SPLIT_SIZE", 20)
+        arrays = [SAMPLES] if label_N is None else [SAMPLES, label_N]
+        np.savez(tmp_path / "labelled.npz", *arrays)
+        result = judge(tmp_path / "labelled.npz", reference, ["is"])
+        logit_NxK = features(SAMPLES)["logits"]
+        if is_shuffled:
+            logit_NxK = logit_NxK[np.random.RandomState(0).permutation(60)]
+        expected = metrics.inception_score(logit_NxK, 20)
+        assert result["metrics"]["is"]["value"] == expected.mean
+        order = "shuffled, seed 0" if is_shuffled else "as stored"
+        assert result["metrics"]["is"]["order"] == order
+        assert any("class by class" in note for note in result["notes"]) == is_shuffled
 
 
 class TestStoredStatistics:
@@ -184,10 +215,10 @@ class TestStoredStatistics:
             assert result["metrics"][name]["value"] == pytest.approx(expected, rel=1e-9)
         precision = metrics.precision_recall(f["pool"], g["pool"][:20]).precision
         assert result["metrics"]["pr"]["precision"] == precision
-        assert extractor.seen == 60 + 20
+        assert extractor.seen == 1 + 60 + 20  # one for the width
         only_statistics = FakeExtractor()
         judge(samples, statistics / "adm.npz", ["fid", "sfid"], only_statistics)
-        assert only_statistics.seen == 60
+        assert only_statistics.seen == 1 + 60
 
     def test_wrong_statistics_are_refused(self, judge, tmp_path, samples):
         square = np.eye(8)
@@ -197,11 +228,37 @@ class TestStoredStatistics:
             ({"mu": np.zeros(8), "sigma": np.triu(np.ones((8, 8)))}, "is not symmetric"),
             ({"mu": np.full(8, np.nan), "sigma": square}, "not finite"),
             ({"mu": np.zeros(8, int), "sigma": square}, "mu is int64"),
+            ({"mu": np.zeros(8), "sigma": square - 0.2}, "has the eigenvalue -0.6, but"),
             ({"mu": np.zeros(9), "sigma": np.eye(9)}, "9 features, but 'inception' has 8"),
         ):
             np.savez(tmp_path / "wrong.npz", **arrays)
             with pytest.raises(ImageSetError, match=message):
                 judge(samples, tmp_path / "wrong.npz", ["fid"])
+
+    def test_wrong_width_is_noticed_at_once(self, judge, tmp_path, samples):
+        np.savez(tmp_path / "wrong.npz", mu=np.zeros(9), sigma=np.eye(9))
+        extractor = FakeExtractor()
+        with pytest.raises(ImageSetError, match="9 features"):
+            judge(samples, tmp_path / "wrong.npz", ["fid"], extractor)
+        assert extractor.seen == 1
+
+    def test_rounded_covariances_are_taken(self, tmp_path):
+        x_NxD = np.random.RandomState(0).normal(size=(20, 50)) * 1e3
+        sigma = np.cov(x_NxD, rowvar=False).astype(np.float32)  # singular
+        assert np.linalg.eigvalsh(sigma.astype(np.float64)).min() < 0
+        np.savez(tmp_path / "rounded.npz", mu=np.zeros(50), sigma=sigma)
+        assert open_reference(tmp_path / "rounded.npz").gaussian["pool"].covariance.shape == (
+            50,
+            50,
+        )
+
+    def test_files_with_images_are_hashed_once(self, statistics, monkeypatch):
+        spy = unittest.mock.Mock(wraps=files.sha256)
+        monkeypatch.setattr(files, "sha256", spy)
+        reference = open_reference(statistics / "adm.npz")
+        assert reference.images is not None
+        assert reference.images.sha256 == reference.sha256
+        assert spy.call_count == 1
 
     def test_pickles_are_refused_unread(self, judge, tmp_path, samples):
         for name in ("img64.pkl", "stats.pt"):
@@ -234,23 +291,91 @@ class TestCache:
         (folder,) = (tmp_path / "cache").iterdir()
         assert folder.name.startswith("reference-")
         # FID keeps no features.
-        assert [file.name for file in folder.iterdir()] == ["state.npz"]
+        assert sorted(file.name for file in folder.iterdir()) == ["lock", "state.npz"]
+
+    def test_statistics_of_a_reference_are_taken_once(self, judge, samples, reference):
+        judge(samples, reference, ["fid"])
+        extractor = FakeExtractor()
+        judge(samples, reference, ["fid", "sfid"], extractor)
+        assert extractor.seen == 60
 
     @pytest.mark.parametrize("names", [["fid"], ["fid", "sfid", "is", "pr"]])
-    def test_goes_on_where_it_stopped(self, judge, samples, reference, names, monkeypatch):
-        monkeypatch.setattr(collect_module, "_SAVE_EVERY", 10)
+    def test_goes_on_where_it_stopped(self, judge, samples, reference, names):
         expected = judge(samples, reference, names)
         extractor = FakeExtractor(fail_after=40)
         with pytest.raises(KeyboardInterrupt):
             judge(samples, reference, names, extractor)
         resumed = FakeExtractor()
         assert judge(samples, reference, names, resumed) == expected
-        assert resumed.seen == 60 - 40  # every piece was saved, the third was not begun
+        assert resumed.seen == 60 - 40  # the first two batches were saved
+
+    def test_a_crash_costs_what_was_not_saved_in_time(self, judge, samples, reference, monkeypatch):
+        class Crash(FakeExtractor):
+            def __call__(self, image_NxHxWxC):
+                if self.seen == 40:
+                    raise MemoryError
+                return super().__call__(image_NxHxWxC)
+
+        expected = judge(samples, reference)
+        # Batches at 10 and 20 seconds after the start, then at 20 and 30 after the last storing.
+        for seconds, seen in ((60.0, 60), (20.0, 20)):
+            monkeypatch.setattr(collect_module, "_SAVE_EVERY", seconds)
+            clock = unittest.mock.Mock(side_effect=range(0, 10**6, 10))
+            monkeypatch.setattr(collect_module, "time", types.SimpleNamespace(monotonic=clock))
+            with pytest.raises(MemoryError):
+                judge(samples, reference, extractor=Crash())
+            resumed = FakeExtractor()
+            assert judge(samples, reference, extractor=resumed) == expected
+            assert resumed.seen == seen
+
+    def test_parts_of_other_runs_do_not_count(self, judge, tmp_path, samples, reference):
+        expected = judge(samples, reference)
+        (folder,) = (tmp_path / "cache").iterdir()
+
+        def interrupted(batch_size, fail_after):
+            with pytest.raises(KeyboardInterrupt):
+                evaluate(
+                    open_set(samples),
+                    open_reference(reference),
+                    FakeExtractor(fail_after),
+                    cache=tmp_path / "cache",
+                    batch_size=batch_size,
+                )
+
+        for lost in ("state.npz", "part-000000014.npz"):
+            for file in folder.glob("*.npz"):
+                file.unlink()
+            interrupted(7, 20)
+            interrupted(7, 20)
+            assert (folder / "part-000000014.npz").exists()
+            (folder / lost).unlink()
+            interrupted(12, 24)
+            assert sorted(file.name for file in folder.glob("part-*")) == ["part-000000000.npz"]
+            assert judge(samples, reference) == expected
+            assert judge(samples, reference) == expected  # from the cache
+
+    def test_two_at_once_are_refused(self, judge, tmp_path, samples, reference):
+        class Nested(FakeExtractor):
+            def __call__(self, image_NxHxWxC):
+                with pytest.raises(ImageSetError, match="is in use by another evaluation of"):
+                    judge(samples, reference)
+                return super().__call__(image_NxHxWxC)
+
+        judge(samples, reference, extractor=Nested())
+
+    def test_arrays_alone_are_handed_to_savez(self, judge, samples, reference, monkeypatch):
+        # Before 2.1, NumPy takes its later argument `allow_pickle` for an array.
+        spy = unittest.mock.Mock(wraps=np.savez)
+        monkeypatch.setattr(collect_module.np, "savez", spy)
+        judge(samples, reference)
+        assert spy.call_count > 1
+        for call in spy.call_args_list:
+            assert all(isinstance(x, np.ndarray) for x in call.kwargs.values())
 
     def test_damaged_files_are_made_again(self, judge, tmp_path, samples, reference):
         expected = judge(samples, reference)
         (folder,) = (tmp_path / "cache").iterdir()
-        for file in sorted(folder.iterdir()):
+        for file in sorted(folder.glob("*.npz")):
             content = file.read_bytes()
             file.write_bytes(content[: len(content) // 2])
             extractor = FakeExtractor()
@@ -302,13 +427,18 @@ class TestRefusals:
 
     def test_bad_networks(self, judge, samples, reference):
         class Broken(FakeExtractor):
-            def __call__(self, image_NxHxWxC):
-                return {"pool": np.full((len(image_NxHxWxC), 3), np.nan, np.float32)}
+            factor = np.float32(1)
 
+            def __call__(self, image_NxHxWxC):
+                outputs = super().__call__(image_NxHxWxC)
+                return {"pool": outputs["pool"] * self.factor}
+
+        extractor = Broken()
         with pytest.raises(ImageSetError, match="have no output 'spatial'"):
-            judge(samples, reference, ["sfid"], Broken())
+            judge(samples, reference, ["sfid"], extractor)
+        extractor.name, extractor.factor = "dinov2", np.float32(np.nan)
         with pytest.raises(ImageSetError, match="images 0 to 19 are not finite"):
-            judge(samples, reference, ["fid"], Broken())
+            judge(samples, reference, ["fid"], extractor)
 
 
 class TestCommand:

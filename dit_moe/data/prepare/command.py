@@ -4,6 +4,7 @@ import argparse
 import csv
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,8 +18,8 @@ EPILOG = """\
 examples:
   python -m dit_moe.data.prepare --input photos/ --output data/photos-64 \\
       --autoencoder none --image_size 64
-  python -m dit_moe.data.prepare --source tfds --input imagenet2012 --output data/imagenet-256 \\
-      --autoencoder stabilityai/sd-vae-ft-ema --image_size 256 --dtype bfloat16
+  python -m dit_moe.data.prepare --source tfds --input imagenet2012 --output data/imagenet256 \\
+      --autoencoder stabilityai/sd-vae-ft-mse --image_size 256 --dtype bfloat16
 
 The input is a folder with one folder per class, a .zip of one, or a TFDS data set stored as
 array_record. Every picture is cut to a centred square. Pictures that cannot be used are left out
@@ -119,18 +120,17 @@ def run(arguments: argparse.Namespace, make: Callable[["Job", Sequence[int]], No
         job = Job(_settings(arguments))
         _describe(job)
         card, verified = prepare(job, make, arguments.max_rejected)
+        _report(arguments.output, card, verified)
     except (ConfigError, PrepareError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nStopped. Give the same command again to go on.", file=sys.stderr)
         return 130
-    _report(arguments.output, card, verified)
     return 0
 
 
 def _settings(arguments: argparse.Namespace) -> "Settings":
-
     from dit_moe.config import ConfigError
     from dit_moe.data.prepare.job import Settings
 
@@ -180,4 +180,5 @@ def _report(output: Path, card: "Card", verified: bool) -> None:
     if card.latent_mean is not None and card.latent_std is not None:
         for title, values in (("mean", card.latent_mean), ("std", card.latent_std)):
             print(f"latent {title:>4} per channel: {'  '.join(f'{v:8.4f}' for v in values)}")
-    print(f"next: python train.py --config configs/prepared.py:{output} --workdir runs/{card.name}")
+    config = shlex.quote(f"configs/prepared.py:{output}")
+    print(f"next: python train.py --config {config} --workdir runs/{card.name}")

@@ -244,12 +244,17 @@ def _zip(path: Path) -> Input:
         ) from None
     files = {info.filename: info for info in infos if not info.is_dir()}
     safe = {name for name in files if _is_safe(name) and not _is_hidden(name)}
-    tops = {name.partition("/")[0] for name in safe}
+    tops = {name.partition("/")[0] for name in safe if "/" in name}
+    # Loose files beside a folder of class folders are ignored, as in a folder.
+    loose = {name for name in safe if "/" not in name}
     wrapped = len(tops) == 1 and any(name.count("/") > 1 for name in safe)
     prefix = f"{tops.pop()}/" if wrapped else ""
+    if wrapped:
+        safe -= loose
     entries, classes, ignored = (
         _by_class(path, (name.removeprefix(prefix) for name in safe)) if safe else ([], (), 0)
     )
+    ignored += len(loose) if wrapped else 0
     entries += [Entry(name, 0) for name in sorted(files) if not _is_safe(name)]
     sizes = [(info.filename, info.file_size, info.CRC) for info in infos]
     digest = listing_digest([classes, prefix, *entries, *sizes])
