@@ -122,7 +122,7 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
     if path.suffix not in (".pth", ".pt"):
         raise WeightsError(f"{path} must end in .safetensors, .pth or .pt.")
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise WeightsError(
             f"{path} needs PyTorch to be read (pip install torch); python -m eval.features.weights "

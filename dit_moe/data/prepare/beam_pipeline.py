@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 
-import apache_beam as beam
-from apache_beam.options.pipeline_options import PipelineOptions
-from apache_beam.utils.shared import Shared
+import apache_beam as beam  # pyright: ignore[reportMissingImports]
+from apache_beam.options.pipeline_options import PipelineOptions  # pyright: ignore[reportMissingImports]
+from apache_beam.utils.shared import Shared  # pyright: ignore[reportMissingImports]
 
 from dit_moe.config import ConfigError
 from dit_moe.data.prepare.job import Job, PrepareError, Settings
