@@ -1,7 +1,10 @@
 """The shards of a data set made on this machine: worker processes decode ahead of the encoder."""
 
+import contextlib
 import multiprocessing
+import signal
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -63,16 +66,30 @@ def _decode_ahead(
 
     def submit(index: int) -> list[Future[list[Decoded]]]:
         entries, size = job.entries(index), job.settings.image_size
-        return [
-            pool.submit(decode_entries, job.input.reader, entries[i : i + _CHUNK], size)
-            for i in range(0, len(entries), _CHUNK)
-        ]
+        with _no_interrupt():
+            return [
+                pool.submit(decode_entries, job.input.reader, entries[i : i + _CHUNK], size)
+                for i in range(0, len(entries), _CHUNK)
+            ]
 
     queue = [submit(missing[0])]
     for place, index in enumerate(missing):
         if place + 1 < len(missing):
             queue.append(submit(missing[place + 1]))
         yield index, _results(queue.pop(0))
+
+
+@contextlib.contextmanager
+def _no_interrupt() -> Iterator[None]:
+    """Processes that start within ignore Ctrl-C from their first moment."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _results(futures: list[Future[list[Decoded]]]) -> Iterator[Decoded]:
