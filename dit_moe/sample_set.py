@@ -7,7 +7,7 @@ import shutil
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Unpack
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,7 +21,6 @@ from dit_moe.files import atomic
 from dit_moe.loading import load_run
 from dit_moe.nn.parameters import Parameters
 from dit_moe.rendering import Renderer, build_renderer
-from dit_moe.sampling import RequestArguments
 from dit_moe.training.mesh import batch_sharding, build_mesh, replicated
 
 GRID_ROWS, GRID_COLUMNS = 16, 12
@@ -49,7 +48,7 @@ class RunSampler:
         ema: bool,
         batch_size: int,
         autoencoder: str | None = None,
-        **request: Unpack[RequestArguments],
+        **request: Any,
     ):
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}; allowed: 1 or more")

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, Required, TypedDict, Unpack
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -36,29 +36,22 @@ class Request:
         return np.resize(np.asarray(self.classes, np.int32), self.num_samples)
 
 
-class RequestArguments(TypedDict, total=False):
-    """What a caller may ask for; see `Request`. What is not given comes from the config."""
-
-    num_samples: Required[int]
-    classes: Sequence[int]
-    """None at all means every class."""
-    guidance_scale: float | None
-    solver: str | None
-    steps: int | None
-    seed: int
-    guidance_channels: Literal["all", "first_three"]
-
-
-def build_request(config: Config, **arguments: Unpack[RequestArguments]) -> Request:
+def build_request(
+    config: Config,
+    *,
+    num_samples: int,
+    classes: Sequence[int] = (),
+    guidance_scale: float | None = None,
+    solver: str | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+    guidance_channels: Literal["all", "first_three"] = "all",
+) -> Request:
     """Fills what is not given from the config; no classes means all of them.
 
     Raises:
       ConfigError: naming the value that cannot be used.
     """
-    num_samples, classes = arguments["num_samples"], arguments.get("classes", ())
-    solver, steps = arguments.get("solver"), arguments.get("steps")
-    guidance_scale, seed = arguments.get("guidance_scale"), arguments.get("seed", 0)
-    guidance_channels = arguments.get("guidance_channels", "all")
     solver = solver or config.sample.solver
     solver = SOLVERS[config.objective.name][0] if solver == "auto" else solver
     steps = config.sample.steps if steps is None else steps

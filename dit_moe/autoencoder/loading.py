@@ -15,6 +15,7 @@ from dit_moe.autoencoder.network import Autoencoder
 from dit_moe.autoencoder.sources import Files, locate
 from dit_moe.config import ConfigError
 from dit_moe.files import sha256
+from dit_moe.nn.flat import bind, variables
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
@@ -45,16 +46,9 @@ def load(source: str, dtype: Literal["float32", "bfloat16"] = "float32") -> Load
     files = locate(source)
     config = AutoencoderConfig() if files.config is None else read_config(files.config)
     abstract = nnx.eval_shape(lambda: Autoencoder(config, jnp.dtype(dtype), nnx.Rngs(0)))
-    graphdef, state = nnx.split(abstract)
-    shapes = {
-        ".".join(map(str, path)): variable.shape for path, variable in nnx.to_flat_state(state)
-    }
+    shapes = {path: variable.shape for path, variable in variables(abstract).items()}
     parameters = _read(files, shapes, len(config.block_out_channels))
-    flat = [
-        (path, variable.replace(jnp.asarray(parameters[".".join(map(str, path))])))
-        for path, variable in nnx.to_flat_state(state)
-    ]
-    model = nnx.merge(graphdef, nnx.from_flat_state(flat))
+    model = bind(abstract, {path: jnp.asarray(value) for path, value in parameters.items()})
     # The path is kept with data sets and runs, which are used from other folders too.
     place = str(Path(source).resolve()) if Path(source).exists() else source
     return Loaded(model, config, sha256(files.weights), place)

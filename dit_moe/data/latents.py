@@ -8,7 +8,7 @@ from pydantic.dataclasses import dataclass
 
 from dit_moe.config import ConfigError
 from dit_moe.data.prepared import AutoencoderCard, Card
-from dit_moe.files import atomic
+from dit_moe.records import read_record, write_record
 
 _FILE = "latents.json"
 
@@ -58,8 +58,7 @@ def write_latent_space(workdir: Path, space: LatentSpace | None, *, resuming: bo
     if space is None:
         path.unlink(missing_ok=True)
         return
-    with atomic(path) as temporary:
-        temporary.write_bytes(pydantic.TypeAdapter(LatentSpace).dump_json(space, indent=2) + b"\n")
+    write_record(path, space)
 
 
 def same_latents(a: LatentSpace | None, b: LatentSpace | None) -> bool:
@@ -76,9 +75,4 @@ def read_latent_space(workdir: Path) -> LatentSpace | None:
       ConfigError: the file cannot be read.
     """
     path = workdir / _FILE
-    if not path.exists():
-        return None
-    try:
-        return pydantic.TypeAdapter(LatentSpace).validate_json(path.read_bytes())
-    except pydantic.ValidationError as error:
-        raise ConfigError(f"{path} cannot be read: {error.errors()[0]['msg']}") from None
+    return read_record(path, LatentSpace) if path.exists() else None

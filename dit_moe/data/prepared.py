@@ -18,6 +18,7 @@ from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 from dit_moe.config import ConfigError
 from dit_moe.files import atomic, sha256
+from dit_moe.records import read_record, write_record
 
 CARD = "prepared.json"
 SPLIT = "train"
@@ -186,8 +187,7 @@ def finish(
         latent_std=std,
         sha256={shard.file: shard.sha256 for shard in shards},
     )
-    with atomic(folder / CARD) as temporary:
-        temporary.write_bytes(pydantic.TypeAdapter(Card).dump_json(card, indent=2) + b"\n")
+    write_record(folder / CARD, card)
     return card
 
 
@@ -257,12 +257,7 @@ def read_card(folder: Path) -> Card:
             f"data set {str(folder)!r} has no {CARD}; allowed: a folder that "
             "python -m dit_moe.data.prepare has finished"
         )
-    try:
-        return pydantic.TypeAdapter(Card).validate_json(path.read_bytes())
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise ConfigError(f"{path} cannot be read: {place}: {first['msg']}") from None
+    return read_record(path, Card)
 
 
 def verify(folder: Path) -> list[str]:

@@ -11,18 +11,19 @@ from flax import nnx
 
 from dit_moe.config import ModelConfig
 from dit_moe.nn.dit import DiT
+from dit_moe.nn.flat import bind, variables
 
 Parameters = dict[str, jax.Array]
 
 
 def get_parameters(model: DiT) -> Parameters:
     """The model's parameters by dotted path."""
-    return {path: variable[...] for path, variable in _variables(model).items()}
+    return {path: variable[...] for path, variable in variables(model).items()}
 
 
 def set_parameters(model: DiT, parameters: Mapping[str, jax.typing.ArrayLike]) -> None:
     """Replaces all parameters of the model in place."""
-    for path, variable in _variables(model).items():
+    for path, variable in variables(model).items():
         variable[...] = jax.numpy.asarray(parameters[path])
 
 
@@ -39,7 +40,7 @@ def abstract_parameters(config: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
 def logical_axes(config: ModelConfig) -> dict[str, tuple[str | None, ...]]:
     """The logical name of every axis of every parameter; a leading group axis is None."""
     axes = {}
-    for path, variable in _variables(_abstract_model(config)).items():
+    for path, variable in variables(_abstract_model(config)).items():
         names = variable.get_metadata()["axes"]
         axes[path] = (None,) * (variable.ndim - len(names)) + names
     return axes
@@ -47,27 +48,9 @@ def logical_axes(config: ModelConfig) -> dict[str, tuple[str | None, ...]]:
 
 def functional(config: ModelConfig) -> Callable[[Parameters], DiT]:
     """A function from parameters to a model that computes with them; usable under jit and grad."""
-    graphdef, state = nnx.split(_abstract_model(config))
-
-    def bind(parameters: Parameters) -> DiT:
-        flat = [
-            (path, variable.replace(parameters[_dotted(path)]))
-            for path, variable in nnx.to_flat_state(state)
-        ]
-        return nnx.merge(graphdef, nnx.from_flat_state(flat))
-
-    return bind
+    model = _abstract_model(config)
+    return lambda parameters: bind(model, parameters)
 
 
 def _abstract_model(config: ModelConfig) -> DiT:
     return nnx.eval_shape(lambda: DiT(config, nnx.Rngs(0)))
-
-
-def _variables(model: DiT) -> dict[str, nnx.Variable]:
-    return {
-        _dotted(path): variable for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param))
-    }
-
-
-def _dotted(path: tuple) -> str:
-    return ".".join(map(str, path))

@@ -89,7 +89,9 @@ def train(config: Config, workdir: Path) -> int | None:
             print(f"Resuming {workdir} from step {latest:,}.")
         first_step = int(state.step)
         step = jax.jit(build_step(config, optimizer), donate_argnums=0)
-        grids = _GridSampler(config, sources[0].latent_space, mesh)
+        every, grids = settings.sample_every, None
+        if every:
+            grids = _GridSampler(config, sources[0].latent_space, mesh)
         window = _Window(settings.batch_size)
         with (
             MetricsWriter(workdir, first_step) as writer,
@@ -121,8 +123,7 @@ def train(config: Config, workdir: Path) -> int | None:
                 if save:
                     with window.paused():
                         checkpoints.save(state)
-                every = settings.sample_every
-                if every and (number % every == 0 or number == settings.steps):
+                if grids and (number % every == 0 or number == settings.steps):
                     with window.paused():
                         grids.draw(state, workdir / "samples" / f"step_{number:08d}.png")
                 if last:

@@ -120,4 +120,4 @@ def _to_rgb(image: Image.Image) -> Image.Image:
             image = Image.alpha_composite(white, image)
         return image.convert("RGB")
     except ValueError:
-        raise ImageError("unknown colours") from None  # such as CIE Lab
+        raise ImageError("unknown colours") from None

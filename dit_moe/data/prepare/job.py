@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import pydantic
 from pydantic.dataclasses import dataclass as validated
 
 from dit_moe.config import ConfigError
@@ -18,6 +17,7 @@ from dit_moe.data import prepared
 from dit_moe.data.prepare import inputs
 from dit_moe.data.prepared import AutoencoderCard, Card, Shard
 from dit_moe.files import atomic, lock, sha256
+from dit_moe.records import read_record, write_record
 
 if TYPE_CHECKING:
     from dit_moe.autoencoder.loading import Loaded
@@ -141,18 +141,15 @@ class Job:
     def record(self, index: int) -> Record | None:
         """The record of a shard, or None if the shard is still to be made."""
         try:
-            record = pydantic.TypeAdapter(Record).validate_json(
-                self.record_path(index).read_bytes()
-            )
+            record = read_record(self.record_path(index), Record)
             size = self.shard_path(index).stat().st_size
-        except (FileNotFoundError, pydantic.ValidationError):
+        except (FileNotFoundError, ConfigError):
             return None
         return record if size == record.shard.num_bytes else None
 
     def write_record(self, index: int, record: Record) -> None:
         """Says that a shard is done."""
-        with atomic(self.record_path(index)) as temporary:
-            temporary.write_bytes(pydantic.TypeAdapter(Record).dump_json(record) + b"\n")
+        write_record(self.record_path(index), record)
 
 
 def prepare(
@@ -214,14 +211,15 @@ def _check_identity(job: Job) -> None:
                 "new or empty folder"
             )
         return
+    wanted = job.identity()
     try:
         known = json.loads(path.read_text())
-        names = {*known, *job.identity()}
+        names = {*known, *wanted}
     except (ValueError, TypeError):
         raise ConfigError(f"{path} cannot be read; allowed: a new --output") from None
     missing = object()
     changed = sorted(
-        name for name in names if known.get(name, missing) != job.identity().get(name, missing)
+        name for name in names if known.get(name, missing) != wanted.get(name, missing)
     )
     if changed:
         raise ConfigError(
