@@ -261,6 +261,9 @@ class TrainConfig:
     weight_decay: NonNegativeFloat = 0.0
     gradient_clip: PositiveFloat | None = None
     """Largest global gradient norm; None: no clipping."""
+    max_skipped: PositiveInt = 10
+    """Updates with a loss or gradient that is not finite are skipped; after this many in a row,
+    training stops."""
     ema_decay: Decay = 0.9999
     log_every: PositiveInt = 100
     checkpoint_every: PositiveInt = 10_000

@@ -1,5 +1,6 @@
 """The training loop: batches in, checkpoints, metrics and sample grids out."""
 
+import collections
 import contextlib
 import math
 import sys
@@ -22,11 +23,11 @@ from dit_moe.data.pipeline import device_batches
 from dit_moe.data.sources import build_sources
 from dit_moe.files import atomic, lock
 from dit_moe.rendering import build_renderer
-from dit_moe.training.checkpoint import Checkpoints
+from dit_moe.training.checkpoint import Checkpoints, TrainingError
 from dit_moe.training.interrupt import Interrupt
 from dit_moe.training.logging import MetricsWriter, summarize
 from dit_moe.training.mesh import batch_sharding, build_mesh
-from dit_moe.training.state import TrainState, build_optimizer, init_state
+from dit_moe.training.state import TrainState, abstract_state, build_optimizer, init_state
 from dit_moe.training.step import Metrics, build_step
 
 GRID_CLASSES, GRID_COLUMNS = 10, 8
@@ -41,12 +42,9 @@ _FREE_ON_RESUME = (
     "train.log_every",
     "train.checkpoint_every",
     "train.keep_checkpoints",
+    "train.max_skipped",
     "train.sample_every",
 )
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message is one sentence for the user."""
 
 
 def train(config: Config, workdir: Path) -> int | None:
@@ -56,8 +54,10 @@ def train(config: Config, workdir: Path) -> int | None:
       None when done, or the number of the signal that stopped it after a save.
 
     Raises:
-      ConfigError: the config does not fit the data, the devices or the run in the workdir.
-      TrainingError: the loss is no longer finite.
+      ConfigError: the config does not fit the data, the devices or the run in the workdir, or no
+        checkpoint of the workdir can be read.
+      TrainingError: the loss is no longer finite, or the first or last checkpoint could not be
+        saved.
     """
     settings = config.train
     mesh = build_mesh(config.mesh)
@@ -79,20 +79,23 @@ def train(config: Config, workdir: Path) -> int | None:
         Checkpoints(workdir, settings.keep_checkpoints) as checkpoints,
         Interrupt() as interrupt,
     ):
-        latest = checkpoints.latest_step()
-        _write_config(config, workdir, resuming=latest is not None)
-        write_latent_space(workdir, sources[0].latent_space, resuming=latest is not None)
-        state = init_state(config.model, optimizer, config.seed, mesh)
-        _describe(config, state, workdir, mesh)
-        if latest is not None:
-            state = checkpoints.restore(latest, state)
-            print(f"Resuming {workdir} from step {latest:,}.")
+        resuming = checkpoints.latest_step() is not None
+        _write_config(config, workdir, resuming=resuming)
+        write_latent_space(workdir, sources[0].latent_space, resuming=resuming)
+        like = abstract_state(config.model, optimizer, mesh)
+        _describe(config, like, workdir, mesh)
+        state = checkpoints.restore_newest(like)
+        if state is None:
+            state = init_state(config.model, optimizer, config.seed, mesh)
+        else:
+            print(f"Resuming {workdir} from step {int(state.step):,}.")
         first_step = int(state.step)
         step = jax.jit(build_step(config, optimizer), donate_argnums=0)
         every, grids = settings.sample_every, None
         if every:
             grids = _GridSampler(config, sources[0].latent_space, mesh)
         window = _Window(settings.batch_size)
+        skips = _Skips(settings.max_skipped)
         with (
             MetricsWriter(workdir, first_step) as writer,
             tqdm(
@@ -114,21 +117,29 @@ def train(config: Config, workdir: Path) -> int | None:
                 last = number == settings.steps or interrupt.signal is not None
 
                 save = number % settings.checkpoint_every == 0 or last
-                # A row before every save too, so that only states with finite losses are saved.
+                # A row before every save too, which shows whether updates are being skipped.
                 if number % settings.log_every == 0 or save:
-                    scalars = window.close()
-                    _check_finite(scalars, number, checkpoints.latest_step())
-                    writer.write(number, scalars)
+                    checkpoints.poll()
+                    scalars, reasons = window.close()
+                    skips.report(number, reasons, checkpoints.latest_step())
+                    with _reporting_failure("metrics"):
+                        writer.write(number, scalars)
                     bar.set_postfix_str(_postfix(scalars))
-                if save:
+                # A state whose own loss was not finite may be of no use: it replaces no checkpoint.
+                if save and (last or not skips.in_a_row):
                     with window.paused():
                         checkpoints.save(state)
                 if grids and (number % every == 0 or number == settings.steps):
-                    with window.paused():
+                    with window.paused(), _reporting_failure("samples"):
                         grids.draw(state, workdir / "samples" / f"step_{number:08d}.png")
                 if last:
                     break
         checkpoints.wait()
+        if checkpoints.latest_step() != int(state.step):
+            raise TrainingError(
+                f"the last state, of step {int(state.step):,}, could not be saved; the newest "
+                f"checkpoint is {_step_or_none(checkpoints.latest_step())}"
+            )
     return interrupt.signal
 
 
@@ -153,15 +164,24 @@ class _Window:
             # Bounds the queue of dispatched steps without waiting for the newest.
             self._steps[-3]["loss"].block_until_ready()
 
-    def close(self) -> dict[str, float]:
-        """Waits for the steps and returns their mean metrics; a new window begins."""
+    def close(self) -> tuple[dict[str, float], list[str | None]]:
+        """Waits for the steps and returns their metrics; a new window begins.
+
+        Returns:
+          The means over the steps whose update was not skipped (over all if all were), with the
+          number of those skipped, and for every step the reason why it was skipped, or None.
+        """
         assert self._start is not None
-        scalars = summarize(self._steps)
+        steps = jax.device_get(self._steps)
+        reasons = [_why_skipped(metrics) for metrics in steps]
+        done = [m for m, reason in zip(steps, reasons, strict=True) if reason is None]
+        scalars = summarize(done or steps)
+        scalars["skipped"] = float(len(steps) - len(done))
         seconds = time.perf_counter() - self._start
         images = self._timed_steps * self._batch_size
         scalars["images_per_second"] = images / seconds if images else math.nan
         self._steps, self._timed_steps, self._start = [], 0, time.perf_counter()
-        return scalars
+        return scalars, reasons
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -172,14 +192,55 @@ class _Window:
         self._start += time.perf_counter() - begin
 
 
-def _check_finite(scalars: dict[str, float], number: int, last_checkpoint: int | None) -> None:
-    for name in ("loss", "gradient_norm"):
-        if not math.isfinite(scalars[name]):
-            good = f"step {last_checkpoint:,}" if last_checkpoint is not None else "none"
+def _why_skipped(metrics: Metrics) -> str | None:
+    if not metrics["skipped"]:
+        return None
+    name = "gradient_norm" if np.isfinite(metrics["loss"]) else "loss"
+    return f"{name} is {float(metrics[name])}"
+
+
+class _Skips:
+    """Tells of skipped updates, and ends the training after too many in a row."""
+
+    def __init__(self, limit: int):
+        self._limit = limit
+        self.in_a_row = 0
+        """Updates skipped up to now, since the last that was not."""
+
+    def report(self, number: int, reasons: list[str | None], newest: int | None) -> None:
+        """Takes why each of the steps up to `number` was skipped (None: it was not).
+
+        Raises:
+          TrainingError: the limit is reached.
+        """
+        skipped: dict[str, list[str]] = collections.defaultdict(list)
+        longest = 0
+        for step, reason in enumerate(reasons, start=number - len(reasons) + 1):
+            self.in_a_row = 0 if reason is None else self.in_a_row + 1
+            longest = max(longest, self.in_a_row)
+            if reason is not None:
+                skipped[reason].append(f"{step:,}")
+        for reason, steps in skipped.items():
+            tqdm.write(f"update {', '.join(steps)} skipped: {reason}")
+        if longest >= self._limit:
             raise TrainingError(
-                f"{name} is {scalars[name]} at step {number:,}; the last good checkpoint is "
-                f"{good}: try a smaller learning_rate or a gradient_clip"
+                f"{longest} updates in a row were skipped up to step {number:,}, because "
+                f"{' and '.join(skipped)}; the last good checkpoint is {_step_or_none(newest)}: "
+                f"try a smaller learning_rate or a gradient_clip"
             )
+
+
+def _step_or_none(step: int | None) -> str:
+    return "none" if step is None else f"step {step:,}"
+
+
+@contextlib.contextmanager
+def _reporting_failure(what: str) -> Iterator[None]:
+    """A full disk costs no training, as long as the last checkpoint can be saved in the end."""
+    try:
+        yield
+    except OSError as error:
+        tqdm.write(f"{what} could not be written: {error}")
 
 
 class _GridSampler:

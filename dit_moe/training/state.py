@@ -1,5 +1,7 @@
 """Everything that changes during training and is saved: a pytree."""
 
+import functools
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -59,20 +61,35 @@ def init_state(
     model: ModelConfig, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh
 ) -> TrainState:
     """A fresh state, created in place on the mesh."""
-
-    def init(key: jax.Array) -> TrainState:
-        parameters = init_parameters(model, key)
-        # A copy, so that both can be donated.
-        ema = {path: jnp.copy(value) for path, value in parameters.items()}
-        return TrainState(
-            step=jnp.int32(0),
-            parameters=parameters,
-            ema=ema,
-            optimizer=optimizer.init(parameters),
-        )
-
+    init = functools.partial(_init, model, optimizer)
     shardings = state_shardings(model, optimizer, mesh)
     return jax.jit(init, out_shardings=shardings)(jax.random.key(seed))
+
+
+def abstract_state(
+    model: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
+    """Shapes, dtypes and shardings of the state, without memory for it."""
+    shapes = jax.eval_shape(functools.partial(_init, model, optimizer), jax.random.key(0))
+    return jax.tree.map(
+        lambda a, sharding: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding),
+        shapes,
+        state_shardings(model, optimizer, mesh),
+    )
+
+
+def _init(
+    model: ModelConfig, optimizer: optax.GradientTransformation, key: jax.Array
+) -> TrainState:
+    parameters = init_parameters(model, key)
+    # A copy, so that both can be donated.
+    ema = {path: jnp.copy(value) for path, value in parameters.items()}
+    return TrainState(
+        step=jnp.int32(0),
+        parameters=parameters,
+        ema=ema,
+        optimizer=optimizer.init(parameters),
+    )
 
 
 def state_shardings(

@@ -1,5 +1,6 @@
 """One optimiser step, pure and jitted."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import cast
 
@@ -25,6 +26,9 @@ def build_step(config: Config, optimizer: optax.GradientTransformation) -> Step:
     the step and its place in the batch: accumulation and the number of devices do not change
     them. With accumulation, the diffusion loss's gradient equals that of the whole batch; the
     auxiliary losses, which are not sums over tokens, are the mean over the parts.
+
+    When the loss or the norm of its gradient is not finite, everything but the step's number stays
+    as it was, and the metric `skipped` is 1, otherwise 0.
     """
     bind = functional(config.model)
     objective = build_objective(config.objective)
@@ -63,25 +67,28 @@ def build_step(config: Config, optimizer: optax.GradientTransformation) -> Step:
             for name, value in metrics.items()
         }
 
-    def step(state: TrainState, x_NxHxWxC: jax.Array, y_N: jax.Array) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(base_key, state.step)
-        key_N = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(len(y_N)))
-        gradient, metrics = gradients(state.parameters, key_N, x_NxHxWxC, y_N)
+    def update(state: TrainState, gradient: Parameters) -> TrainState:
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.parameters)
         parameters = cast(Parameters, optax.apply_updates(state.parameters, updates))
         decay = config.train.ema_decay
         ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state.ema, parameters)
+        return TrainState(state.step, parameters, ema, optimizer_state)
+
+    def step(state: TrainState, x_NxHxWxC: jax.Array, y_N: jax.Array) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(base_key, state.step)
+        key_N = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(len(y_N)))
+        gradient, metrics = gradients(state.parameters, key_N, x_NxHxWxC, y_N)
         metrics["gradient_norm"] = optax.tree.norm(gradient)
-        metrics["learning_rate"] = jnp.asarray(schedule(state.step))
-        for path, value in parameters.items():
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
+        metrics["skipped"] = 1 - finite.astype(jnp.int32)
+        # Behind state.step by the updates that were skipped.
+        updates_done = optax.tree.get(state.optimizer, "ScaleByScheduleState").count
+        metrics["learning_rate"] = jnp.asarray(schedule(updates_done))
+        # Selecting leaf by leaf would need a second state in memory.
+        new_state = jax.lax.cond(finite, update, lambda state, _: state, state, gradient)
+        for path, value in new_state.parameters.items():
             if path.endswith("router.prototypes") and value.shape[1] > 1:
                 metrics["moe/prototype_similarity"] = prototype_similarity(value)
-        new_state = TrainState(
-            step=state.step + 1,
-            parameters=parameters,
-            ema=ema,
-            optimizer=optimizer_state,
-        )
-        return new_state, metrics
+        return dataclasses.replace(new_state, step=state.step + 1), metrics
 
     return step

@@ -26,9 +26,15 @@ from dit_moe.config_io import to_json
 from dit_moe.loading import load, load_run
 from dit_moe.nn.parameters import functional
 from dit_moe.training.checkpoint import Checkpoints
-from dit_moe.training.loop import TrainingError, train
+from dit_moe.training.loop import train
 from dit_moe.training.mesh import batch_sharding, build_mesh
-from dit_moe.training.state import TrainState, build_optimizer, build_schedule, init_state
+from dit_moe.training.state import (
+    TrainState,
+    abstract_state,
+    build_optimizer,
+    build_schedule,
+    init_state,
+)
 from dit_moe.training.step import build_step
 from tests.tiny import DIT_MOE, PROMOE, tiny
 
@@ -150,7 +156,7 @@ def test_schedule(schedule):
 
 def final_state(config: Config, workdir) -> TrainState:
     mesh = build_mesh(config.mesh)
-    like = init_state(config.model, build_optimizer(config.train), 0, mesh)
+    like = abstract_state(config.model, build_optimizer(config.train), mesh)
     with Checkpoints(workdir) as checkpoints:
         return checkpoints.restore(config.train.steps, like)
 
@@ -198,22 +204,6 @@ def test_an_interrupt_while_a_grid_is_drawn_is_saved(tmp_path, monkeypatch):
 
     monkeypatch.setattr(loop._GridSampler, "draw", lambda *_: os.kill(os.getpid(), signal.SIGINT))
     assert train(tiny(sample_every=2), tmp_path) == signal.SIGINT
-    with Checkpoints(tmp_path) as checkpoints:
-        assert checkpoints.latest_step() == 3
-
-
-def test_bad_numbers_are_not_saved(tmp_path, monkeypatch):
-    from dit_moe.training import loop
-
-    original = loop.device_batches
-
-    def batches(*arguments):
-        for number, item in enumerate(original(*arguments), start=1):
-            yield item._replace(x=item.x * np.nan) if number == 4 else item
-
-    monkeypatch.setattr(loop, "device_batches", batches)
-    with pytest.raises(TrainingError, match=r"loss is nan at step 4; the last good .* is step 3"):
-        train(tiny(log_every=100, checkpoint_every=1), tmp_path)
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.latest_step() == 3
 
