@@ -3,7 +3,8 @@
 import argparse
 import signal
 import sys
-from pathlib import Path
+
+from etils import epath
 
 EPILOG = """\
 examples:
@@ -12,9 +13,17 @@ examples:
   python train.py --config configs/dit_moe.py:XL/2-8E2A --workdir runs/xl \\
       --config.data.path=data/imagenet256 --config.train.batch_size=512
 
+  python train.py --config configs/dit_moe.py:G/2-16E2A --workdir /shared/runs/g --distributed \\
+      --config.mesh.data=1 --config.mesh.fsdp=-1 --config.mesh.expert=8
+
 any field of the config can be set with --config.FIELD=VALUE; "none" empties an optional one.
 The workdir receives config.json, checkpoints/, TensorBoard events, metrics.csv and samples/.
-Ctrl-C saves a checkpoint and stops (exit code 130; SIGTERM: 143).
+Ctrl-C saves a checkpoint and stops (exit code 130; SIGTERM: 143); a second one stops at once.
+Other exit codes: 0 done, 1 training cannot go on, 2 a setting cannot be used.
+
+several processes (docs/scale.md): start the same command once per process, with --distributed
+under SLURM, Open MPI or on a TPU pod, or else with --coordinator_address, --num_processes and
+--process_id.
 """
 
 
@@ -30,26 +39,57 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--config", required=True, metavar="FILE[:ARGUMENT]", help="config file, see configs/"
     )
-    parser.add_argument("--workdir", required=True, type=Path, help="run folder, made if missing")
+    parser.add_argument(
+        "--workdir",
+        required=True,
+        type=epath.Path,
+        help="run folder, made if missing",
+    )
+    parser.add_argument(
+        "--profile_steps",
+        type=_steps,
+        default=range(0),
+        metavar="FIRST:LAST",
+        help="write a profiler trace of these steps to WORKDIR/profile",
+    )
+    parser.add_argument(
+        "--wandb", metavar="PROJECT", help="log to this Weights & Biases project too"
+    )
+    processes = parser.add_argument_group("several processes")
+    processes.add_argument(
+        "--distributed", action="store_true", help="find the other processes by the environment"
+    )
+    processes.add_argument(
+        "--coordinator_address", metavar="HOST:PORT", help="of process 0, reachable by all"
+    )
+    processes.add_argument("--num_processes", type=int, metavar="N", help="how many there are")
+    processes.add_argument("--process_id", type=int, metavar="I", help="which one this is, from 0")
     arguments, overrides = parser.parse_known_args(argv)
 
     try:
-        return run(arguments.config, overrides, arguments.workdir)
+        return run(arguments, overrides)
     except KeyboardInterrupt:
         print("\nStopped. Run the same command to go on from the newest checkpoint.")
         return 128 + signal.SIGINT
 
 
-def run(config_spec: str, overrides: list[str], workdir: Path) -> int:
+def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Trains; returns the exit code."""
     # After the arguments are parsed: JAX takes seconds to import.
+    from dit_moe import hosts
     from dit_moe.config import ConfigError
     from dit_moe.config_io import load_file
     from dit_moe.training.loop import TrainingError, train
 
+    explicit = (arguments.coordinator_address, arguments.num_processes, arguments.process_id)
+    workdir: epath.Path = arguments.workdir
     try:
-        config = load_file(config_spec, overrides)
-        stopped_by = train(config, workdir)
+        config = load_file(arguments.config, overrides)
+        if arguments.distributed or explicit != (None, None, None):
+            hosts.join(*explicit)
+        stopped_by = train(
+            config, workdir, profile_steps=arguments.profile_steps, wandb=arguments.wandb
+        )
     except (ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -57,10 +97,19 @@ def run(config_spec: str, overrides: list[str], workdir: Path) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if stopped_by is not None:
-        print(f"Saved. Run the same command to go on, in {workdir}.")
+        hosts.say(f"Saved. Run the same command to go on, in {workdir}.")
         return 128 + stopped_by
-    print(f"Done. Next: python sample.py --workdir {workdir} --output out/")
+    hosts.say(f"Done. Next: python sample.py --workdir {workdir} --output out/")
     return 0
+
+
+def _steps(text: str) -> range:
+    first, _, last = text.partition(":")
+    if not (first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last)):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}; allowed: FIRST:LAST, both 1 or more, such as 10:12"
+        )
+    return range(int(first), int(last) + 1)
 
 
 if __name__ == "__main__":

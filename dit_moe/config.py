@@ -17,6 +17,9 @@ NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
+MAX_SIGMA_REL = 12**-0.5
+"""Relative width of the plain mean over training; wider averages would favour its beginning."""
+SigmaRel = Annotated[float, Field(gt=0, lt=MAX_SIGMA_REL)]
 
 
 def _split(value: object) -> object:
@@ -265,9 +268,17 @@ class TrainConfig:
     """Updates with a loss or gradient that is not finite are skipped; after this many in a row,
     training stops."""
     ema_decay: Decay = 0.9999
+    post_hoc_ema: Listed[SigmaRel] = ()
+    """Relative widths of further moving averages (EDM2), such as 0.05,0.1: their snapshots give
+    averages of any width after training (docs/ema.md). Each costs memory for the parameters."""
+    post_hoc_ema_every: PositiveInt = 10_000
+    """Steps between those snapshots; all are kept."""
     log_every: PositiveInt = 100
     checkpoint_every: PositiveInt = 10_000
     keep_checkpoints: PositiveInt = 3
+    """How many of the newest to keep."""
+    keep_every: NonNegativeInt = 0
+    """Keeps every checkpoint whose step is a multiple of it, too; 0: no others."""
     sample_every: NonNegativeInt = 10_000
     """Steps between sample grids; 0: none."""
 
@@ -280,6 +291,10 @@ class TrainConfig:
         _require(
             self.warmup_steps < self.steps,
             f"warmup_steps is {self.warmup_steps}; allowed: 0 to steps - 1 ({self.steps - 1})",
+        )
+        _require(
+            len(set(self.post_hoc_ema)) == len(self.post_hoc_ema),
+            f"post_hoc_ema is {', '.join(map(str, self.post_hoc_ema))}; allowed: every width once",
         )
 
 
@@ -299,15 +314,20 @@ class MeshConfig:
     """Device mesh; -1 means what is left."""
 
     data: int = -1
+    """Copies of the parameters, each with its share of the batch."""
     fsdp: int = 1
+    """Parts of every parameter's width; devices gather a layer when they compute it."""
+    expert: int = 1
+    """Parts of every layer's experts; tokens travel to them. A divisor of model.moe.num_experts."""
 
     def __post_init__(self) -> None:
-        for name in ("data", "fsdp"):
-            size = getattr(self, name)
+        sizes = {name: getattr(self, name) for name in ("data", "fsdp", "expert")}
+        for name, size in sizes.items():
             _require(size == -1 or size > 0, f"{name} is {size}; allowed: -1 or a positive number")
+        free = [name for name, size in sizes.items() if size == -1]
         _require(
-            not self.data == self.fsdp == -1,
-            "data and fsdp are both -1; allowed: -1 for one of them",
+            len(free) <= 1,
+            f"{', '.join(free)} are all -1; allowed: -1 for one of them",
         )
 
 

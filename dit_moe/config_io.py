@@ -23,6 +23,7 @@ from dit_moe.config import (
     RectifiedFlowConfig,
     TopKRouterConfig,
 )
+from dit_moe.files import FilePath
 
 _VARIANT = re.compile(r"--config\.(.*\.)?(objective|router)\.name=")
 _VARIANTS = {
@@ -55,7 +56,7 @@ def to_json(config: Config) -> str:
     return json.dumps(to_dict(config), indent=2) + "\n"
 
 
-def load_json(path: Path) -> Config:
+def load_json(path: FilePath) -> Config:
     """Reads the `config.json` of a run folder.
 
     Raises:

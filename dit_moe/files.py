@@ -6,10 +6,21 @@ import hashlib
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeAlias, TypeVar, cast
+
+from etils import epath
+
+FilePath: TypeAlias = Path | epath.Path
+P = TypeVar("P", bound=FilePath)
+
+
+def is_remote(path: epath.PathLike) -> bool:
+    """Whether it is an address of an object store, such as gs://bucket/run, and no local file."""
+    return "://" in str(path)
 
 
 @contextlib.contextmanager
-def atomic(path: Path) -> Iterator[Path]:
+def atomic(path: P) -> Iterator[P]:
     """Yields a temporary name beside `path` that becomes `path` when the block succeeds.
 
     Raises:
@@ -17,7 +28,7 @@ def atomic(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays: NumPy and Pillow choose the format by it.
-    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
+    temporary = cast(P, path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}"))
     try:
         yield temporary
         temporary.replace(path)
@@ -32,12 +43,17 @@ def sha256(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def lock(path: Path, busy: Exception) -> Iterator[None]:
+def lock(path: FilePath, busy: Exception) -> Iterator[None]:
     """Holds the file `path`, made if absent, against other processes; ends with this process.
+
+    Object stores have no locks: there, nothing is held.
 
     Raises:
       the exception `busy`: another process holds it.
     """
+    if is_remote(path):
+        yield
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         try:

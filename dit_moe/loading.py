@@ -1,14 +1,16 @@
-"""Models from run folders and presets."""
+"""Models from run folders, open folders, the Hugging Face hub, and presets."""
 
 from pathlib import Path
 from typing import NamedTuple
 
+import jax.numpy as jnp
 from flax import nnx
 
 from dit_moe.config import Config, ConfigError
 from dit_moe.config_io import load_json
+from dit_moe.convert import published
 from dit_moe.nn.dit import DiT
-from dit_moe.nn.parameters import Parameters, abstract_parameters, set_parameters
+from dit_moe.nn.parameters import Parameters, abstract_parameters, functional
 from dit_moe.presets import preset
 from dit_moe.training.checkpoint import Checkpoints
 
@@ -21,16 +23,38 @@ class Run(NamedTuple):
     parameters: Parameters
 
 
+def locate(workdir: str | Path) -> Path:
+    """The folder of a model: on this machine, or downloaded from the hub as "user/name".
+
+    Raises:
+      ConfigError: there is no such folder.
+    """
+    path = Path(workdir)
+    if path.is_dir():
+        return path
+    # In a folder that is here, a name that is not is a slip of the pen.
+    if not path.exists() and not path.parent.is_dir() and published.is_hub_name(str(workdir)):
+        return published.download(str(workdir))
+    raise ConfigError(
+        f"workdir is {str(workdir)!r}, which is not a folder; allowed: a run, an exported folder, "
+        "or a Hugging Face name such as 'user/name'"
+    )
+
+
 def load_run(workdir: str | Path, ema: bool = True) -> Run:
-    """Reads config and parameters (or their moving average) of a run folder.
+    """Reads config and parameters (or their moving average) of a model; see `locate`.
+
+    A folder that `dit_moe.convert` exported holds one set of parameters, for either `ema`.
 
     Raises:
       ConfigError: if the folder is not a run or has no checkpoint yet.
     """
-    workdir = Path(workdir)
-    if not workdir.is_dir():
-        raise ConfigError(f"workdir is {str(workdir)!r}, which is not a folder; allowed: a run")
+    workdir = locate(workdir)
     config = load_json(workdir / "config.json")
+    if published.is_published(workdir):
+        tensors = published.read_tensors(workdir, config.model)
+        # One by one, so that little is in memory twice.
+        return Run(config, 0, {path: jnp.asarray(tensors.pop(path)) for path in list(tensors)})
     with Checkpoints(workdir) as checkpoints:
         step = checkpoints.latest_step()
         if step is None:
@@ -40,19 +64,18 @@ def load_run(workdir: str | Path, ema: bool = True) -> Run:
 
 
 def load(workdir: str | Path, *, ema: bool = True) -> DiT:
-    """The model of a run folder, ready to be called.
+    """A model, ready to be called.
 
     Args:
-      workdir: the run folder.
+      workdir: a run folder, a folder that `dit_moe.convert` exported, or the name of one on the
+        Hugging Face hub, such as "user/name"; what is on this machine goes before.
       ema: the moving average of the parameters rather than the parameters.
 
     Raises:
-      ConfigError: if the folder is not a run or has no checkpoint yet.
+      ConfigError: if there is no such model, or it has no checkpoint yet.
     """
     run = load_run(workdir, ema)
-    model = DiT(run.config.model, nnx.Rngs(0))
-    set_parameters(model, run.parameters)
-    return model
+    return functional(run.config.model)(run.parameters)
 
 
 def create(name: str, *, seed: int = 0) -> DiT:

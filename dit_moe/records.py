@@ -1,24 +1,23 @@
 """Validated dataclasses as JSON files."""
 
-from pathlib import Path
 from typing import Any, TypeVar
 
 import pydantic
 
 from dit_moe.config import ConfigError
-from dit_moe.files import atomic
+from dit_moe.files import FilePath, atomic
 
 T = TypeVar("T")
 
 
-def write_record(path: Path, record: Any) -> None:
+def write_record(path: FilePath, record: Any) -> None:
     """Writes a pydantic dataclass; the file is whole or absent."""
     with atomic(path) as temporary:
         text = pydantic.TypeAdapter(type(record)).dump_json(record, indent=2)
         temporary.write_bytes(text + b"\n")
 
 
-def read_record(path: Path, kind: type[T]) -> T:
+def read_record(path: FilePath, kind: type[T]) -> T:
     """Reads what `write_record` wrote.
 
     Raises:

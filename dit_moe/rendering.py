@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from dit_moe import images
+from dit_moe import hosts, images
 from dit_moe.autoencoder.loading import load
 from dit_moe.autoencoder.tiling import decode_tiled
 from dit_moe.config import ConfigError
@@ -70,7 +70,7 @@ def build_renderer(space: LatentSpace | None, autoencoder: str | None, mesh: Mes
             # Filled up to one shape, so that the decoder is compiled once.
             padded = np.resize(latent, (size, *latent.shape[1:]))
             picture = decode(model, jax.device_put(padded, batch_sharding(mesh)))
-            pictures.append(images.to_uint8(np.asarray(picture)[: len(latent)]))
+            pictures.append(images.to_uint8(hosts.fetch(picture)[: len(latent)]))
         return np.concatenate(pictures)
 
     description = {

@@ -1,15 +1,16 @@
 """From parameters to images: a jitted sampler, and sets of any size made in batches."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
+from dit_moe import hosts
 from dit_moe.config import SOLVERS, Config, ConfigError
 from dit_moe.diffusion.guidance import classifier_free
 from dit_moe.diffusion.sampling import build_objective, sample
@@ -126,15 +127,18 @@ def generate(
     floating-point rounding) give the same image. `sharding` spreads a batch over devices.
     """
     labels = request.labels()
-    key = jax.random.key(request.seed)
+
+    @functools.partial(jax.jit, out_shardings=sharding)
+    def spread(index_N: jax.Array, y_N: jax.Array) -> tuple[jax.Array, jax.Array]:
+        key = jax.random.key(request.seed)
+        return jax.vmap(lambda i: jax.random.fold_in(key, i))(index_N), y_N
+
     for first in range(start, request.num_samples, batch_size):
         # The last batch is filled up, so that the sampler is compiled once.
         index_N = np.arange(first, first + batch_size)
-        key_N = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.asarray(index_N))
         y_N = labels[index_N % request.num_samples]
-        key_N, y_N = jax.device_put((key_N, jnp.asarray(y_N)), sharding)
-        x_NxHxWxC = sampler(parameters, key_N, y_N)
-        yield np.asarray(x_NxHxWxC)[: request.num_samples - first]
+        x_NxHxWxC = sampler(parameters, *spread(index_N, y_N))
+        yield hosts.fetch(x_NxHxWxC)[: request.num_samples - first]
 
 
 def round_up(batch_size: int, devices: int) -> int:

@@ -8,12 +8,29 @@ ROOT = Path(__file__).parent.parent
 # Lowest first. Modules that are not listed belong to the entry of their folder.
 LAYERS = [
     {"dit_moe.config", "dit_moe.config_io", "dit_moe.files", "dit_moe.images", "dit_moe.records"},
+    {"dit_moe.hosts"},
     {"dit_moe.presets", "dit_moe.moe"},
     {"dit_moe.nn", "dit_moe.autoencoder"},
     {"dit_moe.diffusion", "dit_moe.data", "dit_moe.convert"},
-    {"dit_moe.sampling", "dit_moe.training", "dit_moe.rendering"},
+    {
+        "dit_moe.sampling",
+        "dit_moe.training",
+        "dit_moe.plan",
+        "dit_moe.rendering",
+        "dit_moe.convert.run_writer",
+    },
     {"dit_moe.loading"},
-    {"dit_moe.sample_set", "dit_moe", "dit_moe.data.preview", "eval"},
+    {
+        "dit_moe.sample_set",
+        "dit_moe",
+        "dit_moe.data.preview",
+        "dit_moe.convert.importing",
+        "dit_moe.convert.export",
+        "dit_moe.convert.upcycle",
+        "dit_moe.convert.command",
+        "dit_moe.convert.__main__",
+        "eval",
+    },
     {"train", "sample"},
 ]
 

@@ -1,19 +1,23 @@
 """The correspondence between this network's parameters and the peers' PyTorch tensors.
 
 One table of entries, made from the config, drives both directions. Covered: DiT
-(facebookresearch/DiT), DiT-MoE (feizc/DiT-MoE) and ProMoE's token-choice model (ali-vilab/ProMoE);
-which one follows from the config's router.
+(facebookresearch/DiT), SiT (willisma/SiT, see sit.py), DiT-MoE (feizc/DiT-MoE) and ProMoE's
+token-choice model (ali-vilab/ProMoE); which one follows from the config's router.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
-from dit_moe.config import ModelConfig
+from dit_moe.config import ConfigError, ModelConfig
 from dit_moe.nn.block import group_size
 from dit_moe.nn.embeddings import position_embedding
 from dit_moe.nn.parameters import abstract_parameters
+
+_LISTED = 20
+_POSITIONS = "pos_embed"
 
 
 class Entry(NamedTuple):
@@ -31,51 +35,111 @@ class Entry(NamedTuple):
     """PyTorch stores linear layers as [out, in]."""
 
 
-class MismatchError(ValueError):
+class MismatchError(ConfigError):
     """Tensors that do not fit the network; the message lists them."""
 
 
-def from_peer(config: ModelConfig, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Parameters by dotted path from a peer's state_dict.
+class Pieces:
+    """Our parameters, piece by piece, from a peer's tensors.
+
+    A piece is what lies at one leading index of a parameter: one layer's matrix, or one expert's.
+    Only the piece that is asked for is read.
 
     Args:
       config: the network that the tensors belong to.
-      tensors: the peer's tensors under its own names, any float type. The fixed position table
-        `pos_embed` is not needed.
+      tensors: the peer's by its own names: arrays of any float type, or whatever has `shape` and
+        `dtype` and becomes an array by `np.asarray`. The position table `pos_embed` may be absent.
 
     Raises:
       MismatchError: listing every missing, unexpected or wrongly shaped tensor.
     """
-    entries = list(_entries(config))
-    problems = [f"missing: {e.key}" for e in entries if e.key not in tensors]
-    known = {"pos_embed", *(e.key for e in entries)}
-    problems += [f"unexpected: {key}" for key in tensors if key not in known]
-    parameters = {
-        path: np.zeros(p.shape, np.float32) for path, p in abstract_parameters(config).items()
-    }
-    for entry in entries:
-        if entry.key not in tensors:
-            continue
-        target = _view(parameters[entry.path], entry)
-        value = _import_layout(tensors[entry.key], entry, config)
-        if value.shape != target.shape:
-            problems.append(
-                f"shape of {entry.key}: {tuple(tensors[entry.key].shape)} does not fit {entry.path}"
-            )
-        else:
-            target[...] = value
-    if problems:
-        raise MismatchError("; ".join(problems))
+
+    def __init__(self, config: ModelConfig, tensors: Mapping[str, Any]):
+        self.shapes = {path: p.shape for path, p in abstract_parameters(config).items()}
+        self._config = config
+        self._tensors = tensors
+        self._entries: dict[str, dict[tuple[int, ...], list[Entry]]] = {}
+        for entry in _entries(config):
+            at = self._entries.setdefault(entry.path, {})
+            at.setdefault(entry.leading, []).append(entry)
+        self._check()
+
+    def indices(self, path: str) -> list[tuple[int, ...]]:
+        """The leading indices of a parameter's pieces."""
+        return list(self._entries[path])
+
+    def read(self, path: str, index: tuple[int, ...]) -> np.ndarray:
+        """The piece of a parameter at a leading index, float32."""
+        target = np.empty(self.shapes[path][len(index) :], np.float32)
+        for entry in self._entries[path][index]:
+            value = np.asarray(self._tensors[entry.key])
+            _part(target, entry)[...] = _import_layout(value, entry, self._config)
+        return target
+
+    def _check(self) -> None:
+        known = {_POSITIONS: (1, self._config.num_tokens, self._config.width)}
+        problems = []
+        for path, at in self._entries.items():
+            for index, entries in at.items():
+                piece = np.broadcast_to(np.float32(0), self.shapes[path][len(index) :])
+                for entry in entries:
+                    part = _part(piece, entry)
+                    known[entry.key] = _export_layout(part, entry, self._config).shape
+                    if entry.key not in self._tensors:
+                        problems.append(f"missing: {entry.key}")
+        problems += [f"unexpected: {key}" for key in self._tensors if key not in known]
+        for key, tensor in self._tensors.items():
+            if key in known and tuple(tensor.shape) != known[key]:
+                problems.append(
+                    f"shape of {key}: {tuple(tensor.shape)}, but {known[key]} is expected"
+                )
+            elif key in known and not jnp.issubdtype(tensor.dtype, jnp.floating):
+                problems.append(f"type of {key}: {tensor.dtype}, which is no float type")
+        if not problems and _POSITIONS in self._tensors:
+            problems += self._check_positions()
+        if problems:
+            listed = [f"\n  {problem}" for problem in problems[:_LISTED]]
+            rest = len(problems) - len(listed)
+            more = f"\n  and {rest:,} more" if rest else ""
+            count = f"{len(problems):,} tensor{'s do' if len(problems) > 1 else ' does'}"
+            raise MismatchError(f"{count} not fit the network:{''.join(listed)}{more}")
+
+    def _check_positions(self) -> list[str]:
+        """The table is fixed, so it is not kept; one that was learned would be lost."""
+        expected = _positions(self._config)
+        found = np.asarray(self._tensors[_POSITIONS], np.float32)
+        # bfloat16 keeps 8 bits.
+        if np.abs(found - expected).max() < 0.01:
+            return []
+        return [f"values of {_POSITIONS}: they are not the fixed table of sines and cosines"]
+
+
+def from_peer(config: ModelConfig, tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """All parameters, float32 by dotted path, from a peer's state_dict; see `Pieces`.
+
+    Raises:
+      MismatchError: listing every missing, unexpected or wrongly shaped tensor.
+    """
+    pieces = Pieces(config, tensors)
+    parameters = {}
+    for path, shape in pieces.shapes.items():
+        parameters[path] = np.empty(shape, np.float32)
+        for index in pieces.indices(path):
+            parameters[path][index] = pieces.read(path, index)
     return parameters
 
 
 def to_peer(config: ModelConfig, parameters: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The peer's state_dict from parameters (or gradients) by dotted path; bit-exact inverse."""
     tensors = {
-        e.key: _export_layout(_view(parameters[e.path], e), e, config) for e in _entries(config)
+        e.key: _export_layout(_part(parameters[e.path][e.leading], e), e, config)
+        for e in _entries(config)
     }
-    side = config.image_size // config.patch_size
-    return {"pos_embed": position_embedding(side, config.width)[None], **tensors}
+    return {_POSITIONS: _positions(config), **tensors}
+
+
+def _positions(config: ModelConfig) -> np.ndarray:
+    return position_embedding(config.image_size // config.patch_size, config.width)[None]
 
 
 def _entries(config: ModelConfig) -> Iterator[Entry]:
@@ -142,9 +206,9 @@ def _linear(theirs: str, ours: str, *index: int) -> Iterator[Entry]:
     yield Entry(f"{theirs}.bias", f"{ours}.bias", index)
 
 
-def _view(array: np.ndarray, entry: Entry) -> np.ndarray:
+def _part(array: np.ndarray, entry: Entry) -> np.ndarray:
+    """The entry's part of a piece; a view."""
     part, parts = entry.part
-    array = array[entry.leading]
     size = array.shape[-1] // parts
     return array[..., part * size : (part + 1) * size]
 

@@ -1,13 +1,12 @@
 """The affine map between an autoencoder's latents and what the network sees."""
 
-from pathlib import Path
-
 import numpy as np
 import pydantic
 from pydantic.dataclasses import dataclass
 
 from dit_moe.config import ConfigError
 from dit_moe.data.prepared import AutoencoderCard, Card
+from dit_moe.files import FilePath
 from dit_moe.records import read_record, write_record
 
 _FILE = "latents.json"
@@ -43,7 +42,7 @@ def latent_space(card: Card, scaling: str) -> LatentSpace | None:
     return LatentSpace(card.autoencoder, (shift,) * channels, (std,) * channels)
 
 
-def write_latent_space(workdir: Path, space: LatentSpace | None, *, resuming: bool) -> None:
+def write_latent_space(workdir: FilePath, space: LatentSpace | None, *, resuming: bool) -> None:
     """Keeps it with the run; when resuming, only if it is what the run began with.
 
     Raises:
@@ -68,7 +67,7 @@ def same_latents(a: LatentSpace | None, b: LatentSpace | None) -> bool:
     return (a.autoencoder.sha256, a.mean, a.std) == (b.autoencoder.sha256, b.mean, b.std)
 
 
-def read_latent_space(workdir: Path) -> LatentSpace | None:
+def read_latent_space(workdir: FilePath) -> LatentSpace | None:
     """The latent space of a run, or None for a model of pictures.
 
     Raises:

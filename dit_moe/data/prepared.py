@@ -4,6 +4,8 @@
 Nothing here needs TensorFlow.
 """
 
+import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -236,6 +238,11 @@ class Prepared:
                 f"data set {str(self.folder)!r} has {len(self._records)} records and "
                 f"{len(self.label)} labels for {self.card.num_examples} examples; prepare it again"
             )
+
+    @property
+    def digest(self) -> str:
+        """The same for sets of the same records."""
+        return hashlib.sha256(json.dumps(sorted(self.card.sha256.items())).encode()).hexdigest()
 
     def __len__(self) -> int:
         return self.card.num_examples

@@ -1,5 +1,6 @@
 """Where examples come from: random access to pictures or latents with labels."""
 
+import hashlib
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -24,6 +25,8 @@ class Source(Protocol):
     """Their names."""
     latent_space: LatentSpace | None
     """None: examples are pictures in [-1, 1]."""
+    digest: str
+    """The same for the same records, wherever they lie."""
 
     def __len__(self) -> int: ...
 
@@ -47,6 +50,11 @@ class Pictures:
 
     def __init__(self, image: np.ndarray | Prepared, label_N: np.ndarray, classes: tuple[str, ...]):
         self._image = image
+        self.digest = (
+            image.digest
+            if isinstance(image, Prepared)
+            else hashlib.sha256(image.tobytes() + label_N.tobytes()).hexdigest()
+        )
         self.label = label_N
         self.classes = classes
         self.shape: tuple[int, ...] = (
@@ -75,6 +83,7 @@ class Latents:
         self._prepared = prepared
         self._space = space
         self.latent_space: LatentSpace | None = space
+        self.digest = prepared.digest
         self.label = prepared.label
         self.classes = prepared.card.classes
         self.shape: tuple[int, ...] = prepared.card.shape
@@ -108,6 +117,7 @@ class ClassSubset:
         self.classes = tuple(source.classes[c] for c in classes)
         self.shape: tuple[int, ...] = source.shape
         self.latent_space = source.latent_space
+        self.digest = source.digest  # which classes, the config says
         self.draw = source.draw
 
     def __len__(self) -> int:

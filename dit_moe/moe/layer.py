@@ -8,6 +8,12 @@ from jax.sharding import PartitionSpec
 
 from dit_moe.config import MoEConfig
 from dit_moe.moe.dispatch import ExpertWeights, dispatch
+from dit_moe.moe.expert_parallel import (
+    dispatch_to_shards,
+    expert_shards,
+    expert_specs,
+    own_experts,
+)
 from dit_moe.moe.experts import Experts, FeedForward
 from dit_moe.moe.routers import build_router
 from dit_moe.moe.routing import Conditioning, Routing
@@ -40,7 +46,10 @@ class MoELayer(nnx.Module):
 
 
 def _dispatch_over_mesh(x_TxD: jax.Array, routing: Routing, experts: ExpertWeights) -> jax.Array:
-    """Dispatch in which every device of the current mesh serves its own tokens.
+    """Dispatch on the devices of the current mesh, each with its own tokens.
+
+    Experts are where the axis "expert" puts them, and tokens travel to them; without that axis
+    every device has all experts.
 
     The routing must be token-choice in token order: the assignments of a device's share of the
     tokens are then its share of the assignments.
@@ -48,15 +57,18 @@ def _dispatch_over_mesh(x_TxD: jax.Array, routing: Routing, experts: ExpertWeigh
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return dispatch(x_TxD, routing, experts)
+    num_experts, shards = experts.w_in.shape[0], expert_shards()
 
     def local(x_TxD: jax.Array, routing: Routing, experts: ExpertWeights) -> jax.Array:
         first = jax.lax.axis_index(mesh.axis_names) * x_TxD.shape[0]
         routing = dataclasses.replace(routing, token=routing.token - first)
-        return dispatch(x_TxD, routing, experts)
+        if shards == 1:
+            return dispatch(x_TxD, routing, experts)
+        return dispatch_to_shards(x_TxD, routing, own_experts(experts, num_experts), num_experts)
 
     tokens = PartitionSpec(mesh.axis_names)
     return jax.shard_map(
         local,
-        in_specs=(tokens, tokens, PartitionSpec()),
+        in_specs=(tokens, tokens, expert_specs(experts) if shards > 1 else PartitionSpec()),
         out_specs=tokens,
     )(x_TxD, dataclasses.replace(routing, losses={}), experts)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from dit_moe.moe.expert_parallel import expert_shards
 from dit_moe.moe.losses import assignment_counts, cosine_similarity
 from dit_moe.moe.routing import Routing
 
@@ -33,6 +34,38 @@ def routing_statistics(routing: Routing, num_experts: int) -> dict[str, jax.Arra
         return {"load": load_E, "busiest": load_E.max(), "entropy": entropy}
 
     return jax.vmap(layer)(routing)
+
+
+def expert_traffic(routing: Routing, num_experts: int) -> dict[str, jax.Array]:
+    """Per-layer statistics of what expert parallelism sends over the current mesh.
+
+    Args:
+      routing: the record of all tokens with a leading layer axis, token-choice in token order.
+      num_experts: all experts, the unconditional one included.
+
+    Returns:
+      `sent` [L]: share of the assignments whose expert is on another device than their token.
+      `received_largest` [L]: the largest share of all assignments that the devices of one place
+      along the axis "expert" receive; 1 over the size of the axis when the load is even.
+      Nothing where the mesh does not split the experts.
+    """
+    shards = expert_shards()
+    if shards == 1:
+        return {}
+    mesh = jax.sharding.get_abstract_mesh()
+    num_assignments = routing.expert.shape[-1]
+    # Tokens are split over all devices, whose last axis is "expert".
+    device_A = jnp.arange(num_assignments) // (num_assignments // mesh.size)
+    owner_LxA = routing.expert // -(-num_experts // shards)
+
+    def layer(owner_A: jax.Array) -> dict[str, jax.Array]:
+        count_S = assignment_counts(owner_A, shards)
+        return {
+            "sent": jnp.mean(owner_A != device_A % shards, dtype=jnp.float32),
+            "received_largest": count_S.max() / num_assignments,
+        }
+
+    return jax.vmap(layer)(owner_LxA)
 
 
 def prototype_similarity(prototypes_LxExD: jax.Array) -> jax.Array:

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec
 
 from dit_moe.config import ModelConfig
 from dit_moe.moe.grouped import DISPATCH_RESIDUAL
@@ -81,7 +82,9 @@ class DiT(nnx.Module):
         graphdef, parameters = nnx.split(self.groups)
 
         def run_group(x_NxSxD: jax.Array, parameters: nnx.State):
-            return nnx.merge(graphdef, parameters)(x_NxSxD, c_NxD, is_null_N)
+            group = nnx.merge(graphdef, parameters)
+            x_NxSxD, routing = group(*map(_own_images, (x_NxSxD, c_NxD, is_null_N)))
+            return _own_images(x_NxSxD), routing
 
         if config.remat != "none":
             # Inside a scan, XLA cannot merge the recomputation with the forward pass anyway.
@@ -95,3 +98,11 @@ class DiT(nnx.Module):
         value = unpatchify(self.patch_out(x_NxSxD), config.patch_size, config.out_channels)
         losses = {} if routing is None else {k: v.sum() for k, v in routing.losses.items()}
         return Prediction(value=value, routing=routing, losses=losses)
+
+
+def _own_images(array: jax.Array) -> jax.Array:
+    """Keeps every image on its device: XLA might gather the batch rather than the weights."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return array
+    return jax.lax.with_sharding_constraint(array, PartitionSpec(mesh.axis_names))

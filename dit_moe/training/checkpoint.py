@@ -1,27 +1,31 @@
-"""Checkpoints of a run: atomic, written in the background, readable item by item.
+"""Checkpoints of a run: atomic, verified, written in the background, readable item by item.
 
-Neither damage to a checkpoint nor a full disk loses the others.
+Neither damage to a checkpoint nor a full disk loses the others. In a distributed run, all processes
+make the same calls.
 """
 
 import contextlib
 import itertools
 import logging
 import re
-import shutil
 import sys
 import textwrap
 import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import absl.logging
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
-from tqdm import tqdm
+from etils import epath
+from jax.experimental import multihost_utils
 
+from dit_moe import hosts
 from dit_moe.config import ConfigError
 from dit_moe.nn.parameters import Parameters
+from dit_moe.training import about
+from dit_moe.training.fingerprint import fingerprints
 from dit_moe.training.state import TrainState
 
 # Failures are told here in a sentence. Orbax and its event loops, which it closes while reads and
@@ -39,38 +43,50 @@ def _drop_leftovers(unraisable: Any, hook: Callable[[Any], object] = sys.unraisa
 
 sys.unraisablehook = _drop_leftovers
 
-_ITEMS = ("step", "parameters", "ema", "optimizer")
+_ITEMS = ("step", "parameters", "ema", "optimizer", "tracks")
+_ABOUT, _ABOUT_FILE = "about", "about.json"
 
 
 class TrainingError(RuntimeError):
     """Training cannot go on; the message is one sentence for the user."""
 
 
+class DamageError(ConfigError):
+    """Files of a checkpoint are missing, unreadable or changed."""
+
+
 class Checkpoints:
     """The `checkpoints` folder of a run. Use as a context: leaving it waits for open saves.
 
     Args:
-      workdir: the run folder.
-      keep: how many checkpoints to keep; None opens the folder for reading only, which is safe
-        while another process writes to it.
+      workdir: the run folder; what `etils.epath` can open, such as gs:// addresses, too.
+      keep: how many of the newest checkpoints to keep; None opens the folder for reading only,
+        which is safe while another process writes to it.
+      keep_every: keeps checkpoints whose step is a multiple of it, too; 0: no others.
 
     Raises:
       OSError: the folder cannot be made or written.
     """
 
-    def __init__(self, workdir: Path, keep: int | None = None):
+    def __init__(self, workdir: epath.PathLike, keep: int | None = None, keep_every: int = 0):
         if keep is None:
             self._options = ocp.CheckpointManagerOptions(read_only=True, create=False)
         else:
-            self._options = ocp.CheckpointManagerOptions(max_to_keep=keep)
-        self.folder = (workdir / "checkpoints").absolute()
+            self._options = ocp.CheckpointManagerOptions(
+                max_to_keep=keep, keep_period=keep_every or None
+            )
+        folder = epath.Path(workdir) / "checkpoints"
+        self.folder = folder if "://" in str(folder) else folder.absolute()
         self._saving: int | None = None
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
-        handlers = {name: ocp.StandardCheckpointHandler() for name in _ITEMS}
+        handlers = {
+            **{name: ocp.StandardCheckpointHandler() for name in _ITEMS},
+            _ABOUT: ocp.JsonCheckpointHandler(_ABOUT_FILE),
+        }
         return ocp.CheckpointManager(
-            self.folder, item_names=_ITEMS, item_handlers=handlers, options=self._options
+            self.folder, item_names=tuple(handlers), item_handlers=handlers, options=self._options
         )
 
     def __enter__(self) -> "Checkpoints":
@@ -91,22 +107,34 @@ class Checkpoints:
         left half-written.
 
         Raises:
-          TrainingError: this save or the one before failed and there is no checkpoint.
+          TrainingError: this save or the one before failed, and there is no checkpoint or there are
+            several processes (which it leaves out of step with each other).
         """
         self.wait()
         step = int(state.step)
         if step in self._manager.all_steps():
             return
-        # What was interrupted or failed. Orbax's own cleaning, as it starts, would compete with the
-        # threads of a save that just failed.
-        for leftover in self.folder.glob("*.orbax-checkpoint-tmp"):
-            shutil.rmtree(leftover, ignore_errors=True)
-        items = {name: ocp.args.StandardSave({"value": getattr(state, name)}) for name in _ITEMS}
+        if hosts.is_lead():
+            self._remove_leftovers()
+        stored = _items(state)
+        items: dict[str, Any] = {
+            name: ocp.args.StandardSave({"value": tree}) for name, tree in stored.items()
+        }
+        items[_ABOUT] = ocp.args.JsonSave(about.describe(about.measure(stored)))
         self._saving = step
         try:
             self._manager.save(step, args=ocp.args.Composite(**items))
         except Exception as error:
             self._give_up(error)
+
+    def _remove_leftovers(self) -> None:
+        """Of saves that were interrupted or failed.
+
+        Orbax's own cleaning, as it starts, would compete with the threads of a failed save.
+        """
+        for leftover in self.folder.glob("*.orbax-checkpoint-tmp"):
+            with contextlib.suppress(OSError):
+                leftover.rmtree()
 
     def wait(self) -> None:
         """Returns when all saves are complete or have failed; raises what `save` raises."""
@@ -123,27 +151,35 @@ class Checkpoints:
 
     def _give_up(self, error: Exception) -> None:
         failure = f"checkpoint {self._saving} could not be saved in {self.folder}: {_brief(error)}"
+        if jax.process_count() > 1:
+            raise TrainingError(failure) from error
         # Orbax would repeat the failure at the next save; a new manager does not.
         with contextlib.suppress(Exception):
             self._manager.close()
         self._manager = self._open()
         if self.latest_step() is None:
             raise TrainingError(failure) from error
-        tqdm.write(f"{failure}; training goes on, the newest is {self.latest_step()}")
+        hosts.say(f"{failure}; training goes on, the newest is {self.latest_step()}")
 
     def restore(self, step: int, like: TrainState) -> TrainState:
         """Reads a state with the structure and shardings of `like` (abstract or real).
 
         Raises:
-          ConfigError: the checkpoint is damaged or holds something else.
+          DamageError: the checkpoint is damaged, as one of the processes sees it.
+          ConfigError: it is of another layout or holds something else.
         """
-        items = {
-            name: ocp.args.StandardRestore({"value": _abstract(getattr(like, name))})
-            for name in _ITEMS
-        }
-        with self._reading(step):
-            restored = self._manager.restore(step, args=ocp.args.Composite(**items))
-            return TrainState(**{name: restored[name]["value"] for name in _ITEMS})
+        target = {name: _abstract(tree) for name, tree in _items(like).items()}
+        arrays, items, error = None, None, None
+        try:
+            arrays, items = self._read(step, target)
+        except ConfigError as raised:
+            error = raised
+        if _any_process(error is not None):
+            raise error or DamageError(f"{self._name(step)} cannot be read by another process")
+        assert arrays is not None
+        assert items is not None
+        self._verify(step, arrays, items)
+        return TrainState(**items)
 
     def restore_newest(self, like: TrainState) -> TrainState | None:
         """Reads the newest checkpoint that can be read, or None if there are no checkpoints.
@@ -151,18 +187,19 @@ class Checkpoints:
         Newer ones that are damaged are printed and renamed to `damaged-STEP`, out of the way.
 
         Raises:
-          ConfigError: there are checkpoints, but none can be read; they stay where they are.
+          ConfigError: there are checkpoints, but none can be read, or one is of another layout or
+            holds something else; all stay where they are.
         """
-        damaged: dict[int, ConfigError] = {}
+        damaged: dict[int, DamageError] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 state = self.restore(step, like)
-            except ConfigError as error:
+            except DamageError as error:
                 damaged[step] = error
                 continue
-            for bad, error in damaged.items():
-                print(f"{error}; it is now {self._move_aside(bad)}.")
-            self._manager.reload()
+            if damaged:
+                hosts.on_lead(lambda: self._move_aside(damaged))
+                self._manager.reload()
             return state
         if damaged:
             newest, error = next(iter(damaged.items()))
@@ -172,12 +209,14 @@ class Checkpoints:
             )
         return None
 
-    def _move_aside(self, step: int) -> Path:
-        names = itertools.chain(
-            [f"damaged-{step}"], (f"damaged-{step}-{i}" for i in itertools.count(2))
-        )
-        target = next(self.folder / name for name in names if not (self.folder / name).exists())
-        return (self.folder / str(step)).rename(target)
+    def _move_aside(self, damaged: dict[int, DamageError]) -> None:
+        for step, error in damaged.items():
+            names = itertools.chain(
+                [f"damaged-{step}"], (f"damaged-{step}-{i}" for i in itertools.count(2))
+            )
+            target = next(self.folder / name for name in names if not (self.folder / name).exists())
+            (self.folder / str(step)).rename(target)
+            hosts.say(f"{error}; it is now {target}.")
 
     def restore_parameters(
         self, step: int, like: dict[str, jax.ShapeDtypeStruct], ema: bool
@@ -185,37 +224,71 @@ class Checkpoints:
         """Reads only the parameters, or only their moving average, onto the first local device.
 
         Raises:
-          ConfigError: the checkpoint is damaged, or does not hold parameters of these shapes.
+          DamageError: what is read is damaged.
+          ConfigError: the checkpoint is of another layout, or does not hold parameters of these
+            shapes.
         """
         name = "ema" if ema else "parameters"
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         target = {
             path: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=here) for path, p in like.items()
         }
+        arrays, items = self._read(step, {name: target})
+        self._verify(step, arrays, items)
+        return items[name]
+
+    def _read(
+        self, step: int, target: dict[str, Any]
+    ) -> tuple[dict[str, about.Array], dict[str, Any]]:
+        """What the checkpoint says it holds, and the items of `target` as read."""
+        folder = self.folder / str(step)
         with self._reading(step):
-            stored = self._manager.item_metadata(step)[name]["value"]
-        wrong = [p for p in {**like, **stored} if not _same_shape(like.get(p), stored.get(p))]
+            text = (folder / _ABOUT / _ABOUT_FILE).read_text()
+            arrays = about.read(text, self._name(step))
+        wrong = about.misfits(arrays, target)
         if wrong:
             raise ConfigError(
-                f"checkpoint {step} in {self.folder} does not fit config.json: {wrong[0]} and "
-                f"{len(wrong) - 1} more parameters differ in shape"
+                f"{self._name(step)} does not fit config.json: {wrong[0]} and "
+                f"{len(wrong) - 1} more arrays differ in shape or dtype"
             )
-        arguments = {name: ocp.args.StandardRestore({"value": target})}
-        with self._reading(step):
-            return self._manager.restore(step, args=ocp.args.Composite(**arguments))[name]["value"]
+        # The handler alone waits for no other process, which may have failed to read.
+        handler = ocp.StandardCheckpointHandler()
+        with self._reading(step), contextlib.closing(handler):
+            items = {
+                name: handler.restore(folder / name, args=ocp.args.StandardRestore({"value": tree}))
+                for name, tree in target.items()
+            }
+        return arrays, {name: item["value"] for name, item in items.items()}
+
+    def _verify(self, step: int, arrays: dict[str, about.Array], items: dict[str, Any]) -> None:
+        found = fingerprints(items)
+        changed = [path for path in found if found[path] != arrays[path].fingerprint]
+        if changed:
+            raise DamageError(
+                f"{self._name(step)} cannot be used, it is damaged ({changed[0]} and "
+                f"{len(changed) - 1} more arrays are not what was saved)"
+            )
+
+    def _name(self, step: int) -> str:
+        return f"checkpoint {step} in {self.folder}"
 
     @contextlib.contextmanager
     def _reading(self, step: int) -> Iterator[None]:
-        """Turns whatever the files' damage leads to into a ConfigError."""
+        """Turns whatever the files' damage leads to into a DamageError."""
         try:
             yield
-        except (MemoryError, jax.errors.JaxRuntimeError):
+        except (ConfigError, MemoryError, jax.errors.JaxRuntimeError):
             raise  # the device's memory, for one: no fault of the files
         except Exception as error:
-            raise ConfigError(
-                f"checkpoint {step} in {self.folder} cannot be read, perhaps it is damaged "
-                f"({_brief(error)})"
+            raise DamageError(
+                f"{self._name(step)} cannot be read, perhaps it is damaged ({_brief(error)})"
             ) from error
+
+
+def _items(state: TrainState) -> dict[str, Any]:
+    """What is stored, by name; a run without tracks has no such item."""
+    trees = {name: getattr(state, name) for name in _ITEMS}
+    return {name: tree for name, tree in trees.items() if jax.tree.leaves(tree)}
 
 
 def _brief(error: Exception) -> str:
@@ -223,8 +296,10 @@ def _brief(error: Exception) -> str:
     return textwrap.shorten(without_paths, 160, placeholder=" ...")
 
 
-def _same_shape(a: Any, b: Any) -> bool:
-    return a is not None and b is not None and tuple(a.shape) == tuple(b.shape)
+def _any_process(here: bool) -> bool:
+    if jax.process_count() == 1:
+        return here
+    return bool(multihost_utils.process_allgather(np.array(here)).any())
 
 
 def _abstract(tree):

@@ -4,24 +4,33 @@ import math
 from collections.abc import Mapping, Sequence
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from dit_moe.config import ConfigError, MeshConfig
+from dit_moe.config import ConfigError, MeshConfig, ModelConfig
 
-AXES = ("data", "fsdp")
+AXES = ("data", "fsdp", "expert")
 
-RULES: dict[str | None, str | None] = {
-    "embed": "fsdp",
-    "mlp": None,
-    "heads": None,
-    "expert": None,
-    None: None,
+RULES: dict[str | None, tuple[str, ...]] = {
+    "embed": ("expert", "fsdp"),
+    "mlp": (),
+    "heads": (),
+    "expert": ("expert",),
+    None: (),
 }
-"""Logical axis of a parameter to mesh axis. The batch goes over all mesh axes."""
+"""Logical axis of a parameter to the mesh axes that split it. The batch goes over all mesh axes.
+
+A mesh axis goes to the first axis of a parameter that asks for it: routed experts are split over
+expert and, each of them, over fsdp; all else over both. `moe/expert_parallel.py` relies on it, and
+on the order of the two: gathering over fsdp must leave one whole part of the width.
+"""
 
 
 def build_mesh(config: MeshConfig, devices: Sequence | None = None) -> Mesh:
     """Arranges devices (all by default) as the config asks.
+
+    The devices of a process come one after another, and processes in order: each has a contiguous
+    part of the batch.
 
     Raises:
       ConfigError: if the sizes do not multiply to the number of devices.
@@ -37,9 +46,40 @@ def build_mesh(config: MeshConfig, devices: Sequence | None = None) -> Mesh:
             f"config.mesh is {wanted} on {len(devices)} devices; "
             f"allowed: sizes whose product is {len(devices)}"
         )
-    return jax.make_mesh(
-        tuple(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
-    )
+    types = (AxisType.Auto,) * len(AXES)
+    if len({device.process_index for device in devices}) == 1:
+        return jax.make_mesh(tuple(shape), AXES, axis_types=types, devices=devices)
+    # On a TPU pod jax.make_mesh follows the network, in and out of the hosts.
+    devices.sort(key=lambda device: (device.process_index, device.id))
+    return Mesh(np.array(devices).reshape(shape), AXES, axis_types=types)
+
+
+def check_mesh(mesh: Mesh, model: ModelConfig) -> None:
+    """Checks that the mesh splits the model evenly.
+
+    Raises:
+      ConfigError: it does not.
+    """
+    fsdp, expert = mesh.shape["fsdp"], mesh.shape["expert"]
+    experts = 1 if model.moe is None else model.moe.num_experts
+    if experts % expert:
+        of = "a dense model" if model.moe is None else f"model.moe.num_experts {experts}"
+        raise ConfigError(
+            f"config.mesh.expert is {expert} with {of} on {mesh.size} devices; allowed: "
+            f"{_divisors(experts, mesh.size)}"
+        )
+    if model.width % (fsdp * expert):
+        raise ConfigError(
+            f"config.mesh.fsdp is {fsdp} and config.mesh.expert {expert} with model.width "
+            f"{model.width} on {mesh.size} devices; allowed: a product of the two among "
+            f"{_divisors(model.width, mesh.size)}"
+        )
+
+
+def _divisors(*numbers: int) -> str:
+    """The common divisors."""
+    largest = math.gcd(*numbers)
+    return ", ".join(str(d) for d in range(1, largest + 1) if largest % d == 0)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -57,14 +97,17 @@ def parameter_shardings(
     parameters: Mapping[str, jax.ShapeDtypeStruct],
     axes: Mapping[str, tuple[str | None, ...]],
 ) -> dict[str, NamedSharding]:
-    """Where each parameter lives, by the table; an axis that does not divide is replicated."""
+    """Where each parameter lives, by the table; a mesh axis that does not divide is left out."""
 
     def sharding(path: str) -> NamedSharding:
-        spec = [
-            mesh_axis if mesh_axis and size % mesh.shape[mesh_axis] == 0 else None
-            for size, name in zip(parameters[path].shape, axes[path], strict=True)
-            for mesh_axis in (RULES[name],)
-        ]
-        return NamedSharding(mesh, PartitionSpec(*spec))
+        spec: list[tuple[str, ...]] = []
+        for size, name in zip(parameters[path].shape, axes[path], strict=True):
+            taken: list[str] = []
+            for axis in RULES[name]:
+                parts = math.prod(mesh.shape[a] for a in (*taken, axis))
+                if size % parts == 0 and not any(axis in other for other in spec):
+                    taken.append(axis)
+            spec.append(tuple(taken))
+        return NamedSharding(mesh, PartitionSpec(*(taken or None for taken in spec)))
 
     return {path: sharding(path) for path in parameters}

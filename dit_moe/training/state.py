@@ -1,6 +1,7 @@
 """Everything that changes during training and is saved: a pytree."""
 
 import functools
+from collections.abc import Sequence
 
 import flax.struct
 import jax
@@ -15,6 +16,7 @@ from dit_moe.nn.parameters import (
     init_parameters,
     logical_axes,
 )
+from dit_moe.training.ema_tracks import Tracks, init_tracks
 from dit_moe.training.mesh import parameter_shardings, replicated
 
 
@@ -31,6 +33,8 @@ class TrainState:
     parameters: Parameters
     ema: Parameters
     optimizer: optax.OptState
+    tracks: Tracks = flax.struct.field(default_factory=dict)
+    """Further moving averages, by their relative width; see `training.ema_tracks`."""
 
 
 def build_schedule(config: TrainConfig) -> optax.Schedule:
@@ -58,46 +62,59 @@ def build_optimizer(config: TrainConfig) -> optax.GradientTransformation:
 
 
 def init_state(
-    model: ModelConfig, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh
+    model: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    mesh: Mesh,
+    tracks: Sequence[float] = (),
 ) -> TrainState:
-    """A fresh state, created in place on the mesh."""
-    init = functools.partial(_init, model, optimizer)
-    shardings = state_shardings(model, optimizer, mesh)
+    """A fresh state, created in place on the mesh; `tracks` are the widths of further averages."""
+    init = functools.partial(_init, model, optimizer, tracks)
+    shardings = state_shardings(model, optimizer, mesh, tracks)
     return jax.jit(init, out_shardings=shardings)(jax.random.key(seed))
 
 
 def abstract_state(
-    model: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh
+    model: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    tracks: Sequence[float] = (),
 ) -> TrainState:
     """Shapes, dtypes and shardings of the state, without memory for it."""
-    shapes = jax.eval_shape(functools.partial(_init, model, optimizer), jax.random.key(0))
+    init = functools.partial(_init, model, optimizer, tracks)
     return jax.tree.map(
         lambda a, sharding: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding),
-        shapes,
-        state_shardings(model, optimizer, mesh),
+        jax.eval_shape(init, jax.random.key(0)),
+        state_shardings(model, optimizer, mesh, tracks),
     )
 
 
 def _init(
-    model: ModelConfig, optimizer: optax.GradientTransformation, key: jax.Array
+    model: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    tracks: Sequence[float],
+    key: jax.Array,
 ) -> TrainState:
     parameters = init_parameters(model, key)
-    # A copy, so that both can be donated.
-    ema = {path: jnp.copy(value) for path, value in parameters.items()}
     return TrainState(
         step=jnp.int32(0),
         parameters=parameters,
-        ema=ema,
+        # A copy, so that both can be donated.
+        ema={path: jnp.copy(value) for path, value in parameters.items()},
         optimizer=optimizer.init(parameters),
+        tracks=init_tracks(tracks, parameters),
     )
 
 
 def state_shardings(
-    model: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh
+    model: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    tracks: Sequence[float] = (),
 ) -> TrainState:
     """The sharding of every leaf of the state, as a state of shardings.
 
-    The optimiser's moments live where their parameters live.
+    Averages and the optimiser's moments live where their parameters live.
     """
     parameters = abstract_parameters(model)
     by_path = parameter_shardings(mesh, parameters, logical_axes(model))
@@ -109,4 +126,10 @@ def state_shardings(
         by_path,
         transform_non_params=lambda _: everywhere,
     )
-    return TrainState(step=everywhere, parameters=by_path, ema=by_path, optimizer=moments)  # pyright: ignore[reportArgumentType]
+    return TrainState(
+        step=everywhere,  # pyright: ignore[reportArgumentType]
+        parameters=by_path,  # pyright: ignore[reportArgumentType]
+        ema=by_path,  # pyright: ignore[reportArgumentType]
+        optimizer=moments,
+        tracks=dict.fromkeys(map(str, tracks), by_path),  # pyright: ignore[reportArgumentType]
+    )

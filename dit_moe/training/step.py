@@ -10,9 +10,10 @@ import optax
 
 from dit_moe.config import Config
 from dit_moe.diffusion.sampling import build_objective
-from dit_moe.moe.statistics import prototype_similarity, routing_statistics
+from dit_moe.moe.statistics import expert_traffic, prototype_similarity, routing_statistics
 from dit_moe.nn.embeddings import drop_labels
 from dit_moe.nn.parameters import Parameters, functional
+from dit_moe.training.ema_tracks import update_tracks
 from dit_moe.training.state import TrainState, build_schedule
 
 Metrics = dict[str, jax.Array]
@@ -43,6 +44,7 @@ def build_step(config: Config, optimizer: optax.GradientTransformation) -> Step:
         if prediction.routing is not None:
             assert config.model.moe is not None
             statistics = routing_statistics(prediction.routing, config.model.moe.total_experts)
+            statistics |= expert_traffic(prediction.routing, config.model.moe.total_experts)
             metrics |= {f"moe/{name}": value for name, value in statistics.items()}
         return value, metrics
 
@@ -72,7 +74,8 @@ def build_step(config: Config, optimizer: optax.GradientTransformation) -> Step:
         parameters = cast(Parameters, optax.apply_updates(state.parameters, updates))
         decay = config.train.ema_decay
         ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state.ema, parameters)
-        return TrainState(state.step, parameters, ema, optimizer_state)
+        tracks = update_tracks(state.tracks, parameters, state.step + 1)
+        return TrainState(state.step, parameters, ema, optimizer_state, tracks)
 
     def step(state: TrainState, x_NxHxWxC: jax.Array, y_N: jax.Array) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(base_key, state.step)

@@ -23,6 +23,7 @@ from dit_moe.config import (
     TrainConfig,
 )
 from dit_moe.config_io import to_json
+from dit_moe.data.sources import Pictures, build_sources
 from dit_moe.loading import load, load_run
 from dit_moe.nn.parameters import functional
 from dit_moe.training.checkpoint import Checkpoints
@@ -202,7 +203,7 @@ def test_resume_is_exact(step, tmp_path, monkeypatch, undisturbed):
 def test_an_interrupt_while_a_grid_is_drawn_is_saved(tmp_path, monkeypatch):
     from dit_moe.training import loop
 
-    monkeypatch.setattr(loop._GridSampler, "draw", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(loop.GridSampler, "draw", lambda *_: os.kill(os.getpid(), signal.SIGINT))
     assert train(tiny(sample_every=2), tmp_path) == signal.SIGINT
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.latest_step() == 3
@@ -271,6 +272,16 @@ def test_another_config_is_refused(undisturbed):
     assert load_run(undisturbed).config == tiny()
 
 
+def test_other_records_are_refused(tmp_path, undisturbed):
+    workdir = shutil.copytree(undisturbed, tmp_path / "run")
+    source = build_sources(tiny())[0]
+    other = Pictures(source[0]["image"][None], source.label[:1], source.classes)
+    assert json.loads((workdir / "data.json").read_text()) == [source.digest] != [other.digest]
+    (workdir / "data.json").write_text(json.dumps([other.digest]))
+    with pytest.raises(ConfigError, match="was trained on other records"):
+        train(tiny(), workdir)
+
+
 def test_more_steps_continue_the_run(tmp_path, undisturbed):
     assert train(tiny(steps=4), tmp_path) is None
     assert train(tiny(steps=6), tmp_path) is None
@@ -290,7 +301,7 @@ def test_old_checkpoints_are_removed_and_grids_drawn(tmp_path):
 def test_batch_must_fit_the_devices(tmp_path):
     with pytest.raises(ConfigError, match=r"batch_size is 12 .* allowed: a multiple of 8"):
         train(tiny(batch_size=12), tmp_path)
-    with pytest.raises(ConfigError, match=r"config\.mesh is data 3 x fsdp 1 on 8 devices"):
+    with pytest.raises(ConfigError, match=r"config\.mesh is data 3 x fsdp 1 x expert 1 on 8"):
         train(dataclasses.replace(tiny(), mesh=MeshConfig(data=3)), tmp_path)
 
 

@@ -3,9 +3,8 @@
 import csv
 import dataclasses
 import errno
-import resource
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -18,8 +17,9 @@ from dit_moe.config import Config, ConfigError, MeshConfig
 from dit_moe.loading import load_run
 from dit_moe.training import loop
 from dit_moe.training.checkpoint import Checkpoints, TrainingError
+from dit_moe.training.health import Skips
 from dit_moe.training.loop import train
-from dit_moe.training.mesh import batch_sharding, build_mesh
+from dit_moe.training.mesh import batch_sharding, build_mesh, replicated
 from dit_moe.training.state import TrainState, abstract_state, build_optimizer, init_state
 from dit_moe.training.step import build_step
 from tests.tiny import tiny
@@ -27,7 +27,17 @@ from tests.tiny import tiny
 
 def small(**train: object) -> Config:
     """Without experts or sharded parameters, whose compilation takes long."""
-    return dataclasses.replace(tiny(None, **train), mesh=MeshConfig(data=8))
+    config = tiny(None, accumulation=2, warmup_steps=4, **train)
+    return dataclasses.replace(config, mesh=MeshConfig(data=8))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_step() -> Iterator[None]:
+    """All runs here share one training step, traced and compiled once."""
+    step = build_step(small(), build_optimizer(small().train))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "build_step", lambda config, optimizer: step)
+        yield
 
 
 def like(config: Config) -> TrainState:
@@ -59,43 +69,46 @@ def assert_equal(actual: TrainState, expected: TrainState) -> None:
 # Bad numbers
 
 
-@pytest.mark.parametrize(
-    ("factor", "settings", "mesh", "loss_is_finite"),
-    [
-        (np.nan, {}, MeshConfig(data=1, fsdp=1), False),
-        (1e12, {"accumulation": 4, "batch_size": 32}, MeshConfig(data=8, fsdp=1), True),
-    ],
-    ids=["loss", "gradient"],
-)
-def test_a_bad_update_changes_nothing_but_the_step(factor, settings, mesh, loss_is_finite):
-    config = small(warmup_steps=4, **settings)
-    on = build_mesh(mesh, jax.devices()[: mesh.data * mesh.fsdp])
+def test_a_bad_update_changes_nothing_but_the_step():
+    config = small()
+    mesh = build_mesh(config.mesh)
+    optimizer = build_optimizer(config.train)
     x_NxHxWxC = jax.random.normal(jax.random.key(5), (config.train.batch_size, 8, 8, 1))
     y_N = jnp.arange(config.train.batch_size, dtype=jnp.int32) % 10
-    with jax.set_mesh(on):
-        optimizer = build_optimizer(config.train)
-        state = init_state(config.model, optimizer, 0, on)
+    with jax.set_mesh(mesh):
+        state = init_state(config.model, optimizer, 0, mesh)
         # Large activations before an output layer of zeros: a far larger gradient than loss.
         state.parameters["modulation.bias"] += 1e10
-        step = jax.jit(build_step(config, optimizer))
-        good = jax.device_put((x_NxHxWxC, y_N), batch_sharding(on))
-        bad = jax.device_put((x_NxHxWxC.at[0].multiply(factor), y_N), batch_sharding(on))
-        before, metrics = step(state, *good)
+        step = jax.jit(  # as `train` does, so that it is compiled for both
+            loop.build_step(config, optimizer),
+            donate_argnums=0,
+            out_shardings=(jax.tree.map(lambda a: a.sharding, state), replicated(mesh)),
+        )
+
+        def update(state: TrainState, factor: float):
+            x = x_NxHxWxC.at[0].multiply(factor)
+            copy = jax.tree.map(jnp.copy, state)
+            return step(copy, *jax.device_put((x, y_N), batch_sharding(mesh)))
+
+        state, metrics = update(state, 1)
         assert metrics["skipped"] == 0
         assert metrics["learning_rate"] == 0
-        after, metrics = step(before, *bad)
-        assert np.isfinite(metrics["loss"]) == loss_is_finite
-        assert not np.isfinite(metrics["gradient_norm"])
-        assert metrics["skipped"] == 1
-        assert after.step == before.step + 1 == 2
-        assert_equal(after, dataclasses.replace(before, step=after.step))
-        then, metrics = step(after, *good)
+        for factor, loss_is_finite in ((np.nan, False), (1e12, True)):
+            after, metrics = update(state, factor)
+            assert np.isfinite(metrics["loss"]) == loss_is_finite
+            assert not np.isfinite(metrics["gradient_norm"])
+            assert metrics["skipped"] == 1
+            assert after.step == state.step + 1
+            assert_equal(after, dataclasses.replace(state, step=after.step))
+            state = after
+        then, metrics = update(state, 1)
         assert metrics["skipped"] == 0
         # The second update that is made, so the second learning rate of the warm-up.
         np.testing.assert_allclose(
             metrics["learning_rate"], config.train.learning_rate / 4, rtol=1e-6
         )
-        assert any(np.any(then.parameters[p] != after.parameters[p]) for p in then.parameters)
+        before, after = jax.device_get((state.parameters, then.parameters))
+        assert any(np.any(before[path] != after[path]) for path in before)
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, is_bad: Callable[[int], bool]) -> None:
@@ -137,14 +150,14 @@ def test_too_many_in_a_row_stop_and_replace_no_checkpoint(tmp_path, monkeypatch)
 
 
 def test_a_row_of_skipped_updates_may_span_windows():
-    skips = loop._Skips(3)
+    skips = Skips(3, print)
     skips.report(2, [None, "loss is nan"], None)
     skips.report(4, ["loss is nan", None], None)
     skips.report(6, ["loss is nan", "loss is inf"], None)
     with pytest.raises(TrainingError, match=r"^3 updates .* step 7, .* checkpoint is none"):
         skips.report(7, ["loss is nan"], None)
     with pytest.raises(TrainingError, match=r"^3 updates .* step 5"):  # though it recovered
-        loop._Skips(3).report(5, [None, *["loss is nan"] * 3, None], 1)
+        Skips(3, print).report(5, [None, *["loss is nan"] * 3, None], 1)
 
 
 # Damaged checkpoints
@@ -163,77 +176,31 @@ def run(tmp_path, finished):
     return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
-def truncate(checkpoint: Path) -> None:
-    for path in [p for p in checkpoint.rglob("d/*") if p.is_file()]:
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def remove_arrays(checkpoint: Path) -> None:
-    shutil.rmtree(checkpoint / "ema" / "d")
-
-
-def remove_item(checkpoint: Path) -> None:
-    shutil.rmtree(checkpoint / "ema")
-
-
-def remove_all(checkpoint: Path) -> None:
-    shutil.rmtree(checkpoint)
-    checkpoint.mkdir()
-
-
-def garbage(checkpoint: Path) -> None:
-    path = checkpoint / "ema" / "manifest.ocdbt"
-    path.write_bytes(np.random.default_rng(0).bytes(path.stat().st_size))
-
-
-def no_json(checkpoint: Path) -> None:
-    (checkpoint / "ema" / "_METADATA").write_text("{")
-
-
-DAMAGES = [truncate, remove_arrays, remove_item, remove_all, garbage, no_json]
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_newest_checkpoint_is_moved_aside(damage, run, finished, capfd):
-    damage(run / "checkpoints" / "6")
-    remains = contents(run / "checkpoints" / "6")
-    with Checkpoints(run, keep=3) as checkpoints:
-        state = checkpoints.restore_newest(like(small()))
-        assert checkpoints.latest_step() == 4
-    assert state is not None
-    assert_equal(state, read(finished, 4))
-    assert saved(run) == ["2", "4", "damaged-6"]
-    assert contents(run / "checkpoints" / "damaged-6") == remains
-    out, err = capfd.readouterr()
-    assert out.startswith("checkpoint 6 in ")
-    assert out.endswith(f"{run}/checkpoints/damaged-6.\n")
-    assert "Traceback" not in err
+def damage(checkpoint: Path) -> None:
+    (checkpoint / "ema" / "manifest.ocdbt").unlink()
 
 
 def test_a_run_goes_on_from_the_checkpoint_before(run, finished, capsys):
-    for name in ("damaged-6", "damaged-6-2"):
-        truncate(run / "checkpoints" / "6")
-        train(small(checkpoint_every=2), run)
-        assert "from step 4" in capsys.readouterr().out
-        assert_equal(read(run, 6), read(finished, 6))
-        assert name in saved(run)
-    assert saved(run) == ["2", "4", "6", "damaged-6", "damaged-6-2"]
+    damage(run / "checkpoints" / "6")
+    train(small(checkpoint_every=2), run)
+    out = capsys.readouterr().out
+    assert f"it is now {run}/checkpoints/damaged-6." in out
+    assert "from step 4" in out
+    assert_equal(read(run, 6), read(finished, 6))
+    assert saved(run) == ["2", "4", "6", "damaged-6"]
     assert [row["step"] for row in rows(run)] == ["2", "4", "6"]
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_nothing_is_moved_when_no_checkpoint_is_good(damage, run):
+def test_a_run_without_a_good_checkpoint_is_left_alone(run):
     for step in (2, 4, 6):
         damage(run / "checkpoints" / str(step))
     remains = contents(run / "checkpoints")
-    with pytest.raises(ConfigError, match=r"^checkpoint 6 in .* nor can 4, 2 be read$") as raised:
+    with pytest.raises(ConfigError, match=r"^checkpoint 6 in .* nor can 4, 2 be read$"):
         train(small(), run)
-    assert "\n" not in str(raised.value)
     assert contents(run / "checkpoints") == remains
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_sampling_from_a_damaged_checkpoint(damage, run, capfd):
+def test_sampling_from_a_damaged_checkpoint(run, capfd):
     damage(run / "checkpoints" / "6")
     remains = contents(run)
     with pytest.raises(ConfigError, match=r"^checkpoint 6 in .* cannot be read, .*\)$") as raised:
@@ -247,7 +214,7 @@ def test_too_little_memory_is_no_damage(run, monkeypatch):
     def restore(*_, **__):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
 
-    monkeypatch.setattr(ocp.CheckpointManager, "restore", restore)
+    monkeypatch.setattr(ocp.StandardCheckpointHandler, "restore", restore)
     with pytest.raises(jax.errors.JaxRuntimeError, match="Out of memory"):
         train(small(), run)
     assert saved(run) == ["2", "4", "6"]
@@ -286,10 +253,16 @@ def full_disk(monkeypatch: pytest.MonkeyPatch, is_full: Callable[[int], bool]) -
     monkeypatch.setattr(ocp.CheckpointManager, "save", save)
 
 
-def test_a_failed_save_does_not_end_the_run(tmp_path, monkeypatch, capsys, finished):
+def test_failed_writes_do_not_end_the_run(tmp_path, monkeypatch, capsys, finished):
     full_disk(monkeypatch, lambda step: step == 4)
+
+    def write(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(loop.MetricsWriter, "write", write)
     assert train(small(checkpoint_every=2), tmp_path) is None
     out = capsys.readouterr().out
+    assert "metrics could not be written: " in out
     assert "checkpoint 4 could not be saved" in out
     assert "No space left on device; training goes on" in out
     assert saved(tmp_path) == ["2", "6"]
@@ -310,35 +283,3 @@ def test_a_first_save_that_fails_ends_the_run(tmp_path, monkeypatch):
     with pytest.raises(TrainingError, match=r"^checkpoint 2 could not be saved in .* No space"):
         train(small(checkpoint_every=2), tmp_path)
     assert saved(tmp_path) == []
-
-
-@pytest.mark.parametrize("largest_file", [0, 3_000, 20_000])
-def test_a_save_that_fails_in_the_background(largest_file, run, capsys):
-    """The system refuses larger files, as it refuses all on a full disk."""
-    state = read(run, 6)
-    with Checkpoints(run, keep=3) as checkpoints:
-        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, hard))
-        try:
-            checkpoints.save(dataclasses.replace(state, step=state.step + 2))
-            checkpoints.wait()
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        assert checkpoints.latest_step() == 6
-        assert {"2", "4", "6"} <= set(saved(run))
-        out = capsys.readouterr().out
-        assert out.startswith("checkpoint 8 could not be saved in ")
-        assert "File too large" in out
-        checkpoints.save(dataclasses.replace(state, step=state.step + 4))
-        checkpoints.wait()
-        assert [name for name in saved(run) if name.isdigit()] == ["10", "4", "6"]
-
-
-def test_metrics_that_cannot_be_written_do_not_end_the_run(tmp_path, monkeypatch, capsys):
-    def write(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(loop.MetricsWriter, "write", write)
-    assert train(small(), tmp_path) is None
-    assert "metrics could not be written: " in capsys.readouterr().out
-    assert saved(tmp_path) == ["6"]

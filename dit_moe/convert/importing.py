@@ -1,0 +1,62 @@
+"""Peers' checkpoints become run folders."""
+
+from pathlib import Path
+from typing import Literal
+
+from dit_moe.config import Config, ConfigError
+from dit_moe.convert import Family
+from dit_moe.convert.peers import Pieces
+from dit_moe.convert.recognise import read_arguments, recognise
+from dit_moe.convert.run_writer import write_run
+from dit_moe.convert.sit import exchange_clocks
+from dit_moe.convert.tensors import read_checkpoint
+from dit_moe.data.latents import LatentSpace
+from dit_moe.data.prepared import AutoencoderCard
+
+_FACTOR = 0.18215
+SD_VAE = LatentSpace(
+    AutoencoderCard(
+        source="stabilityai/sd-vae-ft-mse",
+        sha256="a1d993488569e928462932c8c38a0760b874d166399b14414135bd9c42df5815",
+        scaling_factor=_FACTOR,
+    ),
+    mean=(0.0,) * 4,
+    std=(1 / _FACTOR,) * 4,
+)
+"""The latents that all four families were trained on; the hash is of the published
+diffusion_pytorch_model.safetensors."""
+
+
+def import_checkpoint(
+    family: Family,
+    checkpoint: Path,
+    output: Path,
+    *,
+    model_json: Path | None = None,
+    which: Literal["ema", "raw"] | None = None,
+) -> Config:
+    """Writes a peer's checkpoint as a run folder, and returns its config.
+
+    Args:
+      family: whose checkpoint it is.
+      checkpoint: see `tensors.read_checkpoint`.
+      output: a new folder.
+      model_json: the peer's constructor arguments, for what shapes do not tell.
+      which: the moving average or the parameters; None takes the average where there is one.
+
+    Raises:
+      ConfigError: something does not fit; nothing is written.
+      OSError: the output cannot be written.
+    """
+    arguments = read_arguments(model_json) if model_json else None
+    tensors = read_checkpoint(checkpoint, which)
+    config = recognise(family, {key: t.shape for key, t in tensors.items()}, arguments)
+    if family == "sit":
+        tensors = exchange_clocks(tensors)
+    pieces = Pieces(config.model, tensors)
+    if config.model.channels not in (1, 3, 4):
+        raise ConfigError(
+            f"channels is {config.model.channels}; allowed: 4 (latents), or 1 or 3 (pictures)"
+        )
+    write_run(output, config, SD_VAE if config.model.channels == 4 else None, pieces)
+    return config

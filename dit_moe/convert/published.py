@@ -1,0 +1,115 @@
+"""A model as an open folder: safetensors, config.json, latents.json, README.md.
+
+The tensors have this package's names, one for each group of blocks: "groups.3.blocks.0.attention.
+qkv.kernel" is number 3 of the stack "groups.blocks.0.attention.qkv.kernel". Above `SHARD_BYTES`
+they lie in several files with an index, in the layout of the Hugging Face hub.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from dit_moe.config import ConfigError, ModelConfig
+from dit_moe.convert.tensors import INDEX, WEIGHTS, StoredTensor, read_safetensors, read_shards
+from dit_moe.files import atomic
+from dit_moe.nn.parameters import abstract_parameters
+
+SHARD_BYTES = 5_000_000_000
+_GROUPS = "groups."
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def is_published(folder: Path) -> bool:
+    """Whether a folder holds a model in this form."""
+    return any((folder / name).is_file() for name in (WEIGHTS, INDEX))
+
+
+def is_hub_name(source: str) -> bool:
+    """Whether it looks like "user/name"; anything on this machine goes before."""
+    return _HUB_NAME.fullmatch(source) is not None
+
+
+def download(name: str) -> Path:
+    """The local folder of a model on the Hugging Face hub, downloaded where it is not cached.
+
+    Raises:
+      ConfigError: it cannot be had.
+    """
+    import huggingface_hub
+
+    try:
+        return Path(huggingface_hub.snapshot_download(name))
+    except Exception as error:  # the client's errors have no common class, but one remedy
+        reason = str(error).strip().split("\n")[0]
+        raise ConfigError(
+            f"{name!r} is no folder here and cannot be downloaded ({type(error).__name__}: "
+            f"{reason}); by hand: put the files of https://huggingface.co/{name}/tree/main into a "
+            "folder, and pass that folder"
+        ) from error
+
+
+def write_tensors(folder: Path, parameters: Mapping[str, np.ndarray]) -> None:
+    """Writes parameters by dotted path as `model.safetensors`, or as shards with an index."""
+    shards: list[dict[str, np.ndarray]] = [{}]
+    size = 0
+    for name, array in _by_group(parameters):
+        if shards[-1] and size + array.nbytes > SHARD_BYTES:
+            shards.append({})
+            size = 0
+        shards[-1][name] = array
+        size += array.nbytes
+    names = [WEIGHTS]
+    if len(shards) > 1:
+        names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    for name, shard in zip(names, shards, strict=True):
+        with atomic(folder / name) as temporary:
+            save_file(shard, temporary, metadata={"format": "dit_moe"})
+    if len(shards) > 1:
+        total = sum(array.nbytes for array in parameters.values())
+        shard_of = {key: name for name, s in zip(names, shards, strict=True) for key in s}
+        index = {"metadata": {"total_size": total}, "weight_map": shard_of}
+        with atomic(folder / INDEX) as temporary:
+            temporary.write_text(json.dumps(index, indent=2) + "\n")
+
+
+def read_tensors(folder: Path, config: ModelConfig) -> dict[str, np.ndarray]:
+    """Parameters by dotted path, float32, from a folder of `write_tensors`.
+
+    Raises:
+      ConfigError: the files are damaged or do not fit the config.
+    """
+    sharded = (folder / INDEX).is_file()
+    tensors: dict[str, StoredTensor] = (
+        read_shards(folder / INDEX) if sharded else read_safetensors(folder / WEIGHTS)
+    )
+    parameters = {
+        path: np.empty(p.shape, np.float32) for path, p in abstract_parameters(config).items()
+    }
+    views = dict(_by_group(parameters))
+    wrong = [
+        name
+        for name in {**views, **tensors}
+        if name not in views or name not in tensors or views[name].shape != tensors[name].shape
+    ]
+    if wrong:
+        raise ConfigError(
+            f"the tensors in {folder} do not fit config.json: {wrong[0]} and {len(wrong) - 1:,} "
+            "more are missing, unexpected or of another shape"
+        )
+    for name, view in views.items():
+        view[...] = np.asarray(tensors[name])
+    return parameters
+
+
+def _by_group(parameters: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+    """Names and views of the single groups' parameters."""
+    for path, array in parameters.items():
+        if path.startswith(_GROUPS):
+            for group in range(len(array)):
+                yield f"{_GROUPS}{group}.{path.removeprefix(_GROUPS)}", array[group]
+        else:
+            yield path, array

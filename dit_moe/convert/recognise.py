@@ -1,0 +1,243 @@
+"""Which network a peer's tensors are: from their names and shapes, and its constructor arguments.
+
+Shapes tell the size and kind. Heads and the experts per token they do not: those come from the
+published model of the same size, or from the peer's constructor arguments (`--model_json`).
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dit_moe.config import (
+    Config,
+    ConfigError,
+    DDPMConfig,
+    ObjectiveConfig,
+    RectifiedFlowConfig,
+)
+from dit_moe.config_io import from_dict, to_dict
+from dit_moe.convert import Family
+from dit_moe.presets import SIZES, preset
+
+_TITLES = {"dit": "DiT", "sit": "SiT", "dit-moe": "DiT-MoE", "promoe": "ProMoE"}
+_GATE, _PROTOTYPES = ".moe.gate.weight", ".mlp.cluster_centers"
+
+# What the peers' constructors take for an argument that is not given.
+_DIT_MOE_TOP_K = 2
+_PROMOE_DEFAULTS = {
+    "top_k": 2,
+    "router_weight_mode": "softmax",
+    "routing_contrastive_lam": 0.0,
+    "routing_contrastive_temperature": 0.1,
+}
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def read_arguments(path: Path) -> dict[str, Any]:
+    """The peer's constructor arguments from a JSON file.
+
+    Raises:
+      ConfigError: it is not there, or no JSON object.
+    """
+    try:
+        arguments = json.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"model_json is {str(path)!r}, which cannot be read: {error}") from None
+    except ValueError as error:
+        raise ConfigError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(arguments, dict):
+        raise ConfigError(f"{path} holds no JSON object; allowed: constructor arguments by name")
+    return arguments
+
+
+def recognise(family: Family, shapes: Shapes, arguments: Mapping[str, Any] | None) -> Config:
+    """The experiment that a state_dict belongs to.
+
+    Args:
+      family: whose names the tensors have.
+      shapes: of all tensors by name.
+      arguments: the peer's constructor arguments, and "objective" ("ddpm" or "rectified_flow")
+        where the published habit does not hold. None: the published model of this size.
+
+    Raises:
+      ConfigError: the tensors are another family's, the size is not a published one and the
+        arguments are not given, or the arguments contradict the shapes.
+    """
+    _check_family(family, shapes)
+    width, channels, patch, _ = _shape(shapes, "x_embedder.proj.weight", 4)
+    rows = _shape(shapes, "y_embedder.embedding_table.weight", 2)[0]
+    out = _shape(shapes, "final_layer.linear.weight", 2)[0] // patch**2
+    depth = 1 + max(int(k.split(".")[1]) for k in shapes if k.startswith("blocks."))
+    size = next((s for s, (d, w, _) in SIZES.items() if (d, w) == (depth, width)), None)
+    side = 32 if arguments is None else arguments.get("input_size", 32)
+    if "pos_embed" in shapes:
+        side = patch * math.isqrt(_shape(shapes, "pos_embed", 3)[1])
+    if arguments is None and size is None:
+        raise ConfigError(
+            f"the tensors are of a network of width {width} and depth {depth}, which is no "
+            "published one, and do not tell its heads; allowed: with --model_json, a JSON file of "
+            "the constructor's arguments"
+        )
+    moe = _moe(family, shapes, depth, width, arguments)
+    arguments = arguments or {}
+    model = {
+        "width": width,
+        "depth": depth,
+        "heads": arguments.get("num_heads", SIZES[size][2] if size else None),
+        "image_size": side,
+        "channels": channels,
+        "patch_size": patch,
+        "mlp_ratio": _mlp_ratio(shapes, width),
+        "num_classes": rows - 1,
+        "label_dropout": arguments.get("class_dropout_prob", 0.1),
+        "learn_sigma": out == 2 * channels,
+        "qk_norm": "blocks.0.attn.q_norm.weight" in shapes,
+        "moe": moe,
+    }
+    told = {
+        "hidden_size": width,
+        "depth": depth,
+        "input_size": side,
+        "in_channels": channels,
+        "patch_size": patch,
+        "num_classes": rows - 1,
+        "learn_sigma": out == 2 * channels,
+        **({"num_experts": moe["num_experts"]} if moe and family == "dit-moe" else {}),
+    }
+    for name, value in told.items():
+        if arguments.get(name, value) != value:
+            raise ConfigError(
+                f"{name} is {arguments[name]!r} in --model_json, but the tensors' shapes say "
+                f"{value!r}"
+            )
+    if model["heads"] is None:
+        raise ConfigError("num_heads is missing in --model_json; shapes do not tell it")
+    return _experiment(family, size, model, arguments)
+
+
+def _experiment(
+    family: Family, size: str | None, model: dict[str, Any], arguments: Mapping[str, Any]
+) -> Config:
+    """The network in the setting that it was published in."""
+    title = f"{_TITLES[family]}-{size or 'custom'}/{model['patch_size']}"
+    published = "DiT-S/2"
+    if model["moe"] is not None and family == "dit-moe":
+        title += f"-{model['moe']['num_experts']}E{model['moe']['top_k']}A"
+        published = f"DiT-MoE-{size or 'S'}/2-8E2A"
+    elif family == "promoe":
+        published = "ProMoE-S/2"
+    pixels = 8 * model["image_size"]
+    base = preset(published)
+    values = to_dict(base)
+    values["name"] = f"{title}@{pixels if model['channels'] == 4 else model['image_size']}"
+    # What the setting does not say of the network: the defaults, among them float32.
+    values["model"] = model
+    values["objective"] = dataclasses.asdict(_objective(family, base, model, arguments))
+    values["data"]["path"] = (f"data/imagenet{pixels}",)
+    return from_dict(values)
+
+
+def _objective(
+    family: Family, base: Config, model: Mapping[str, Any], arguments: Mapping[str, Any]
+) -> ObjectiveConfig:
+    name = arguments.get("objective", "rectified_flow" if family == "sit" else base.objective.name)
+    allowed = ("ddpm", "rectified_flow") if family in ("dit", "dit-moe") else ("rectified_flow",)
+    if name not in allowed:
+        raise ConfigError(
+            f"objective is {name!r} in --model_json for family {family!r}; allowed: "
+            f"{', '.join(allowed)}"
+        )
+    if name == "ddpm":
+        return DDPMConfig(variance="learned_range" if model["learn_sigma"] else "fixed_small")
+    if family == "sit":
+        for argument, expected in (("path_type", "Linear"), ("prediction", "velocity")):
+            if arguments.get(argument, expected) != expected:
+                raise ConfigError(
+                    f"{argument} is {arguments[argument]!r} in --model_json; allowed: "
+                    f"{expected!r}, as published"
+                )
+        return RectifiedFlowConfig(time_distribution="uniform")
+    return RectifiedFlowConfig(time_scale=1000 if family == "promoe" else 1)
+
+
+def _moe(
+    family: Family, shapes: Shapes, depth: int, width: int, arguments: Mapping[str, Any] | None
+) -> dict[str, Any] | None:
+    if family in ("dit", "sit"):
+        return None
+    mark = _GATE if family == "dit-moe" else _PROTOTYPES
+    sparse = sorted(int(k.split(".")[1]) for k in shapes if k.endswith(mark))
+    every = sparse[0] + 1
+    if sparse != list(range(every - 1, depth, every)):
+        raise ConfigError(
+            f"the MoE blocks are {', '.join(map(str, sparse))} of {depth}; allowed: the last of "
+            "every so many"
+        )
+    block = f"blocks.{every - 1}"
+    num_experts = _shape(shapes, f"{block}{mark}", 2)[0]
+    if family == "dit-moe":
+        hidden = _shape(shapes, f"{block}.moe.experts.0.gate_proj.weight", 2)[0]
+        shared = shapes.get(f"{block}.moe.shared_experts.gate_proj.weight", (0,))[0]
+        top_k = (arguments or {}).get("num_experts_per_tok", _DIT_MOE_TOP_K)
+        router = {"name": "top_k"}
+        total = num_experts
+    else:
+        hidden = _shape(shapes, f"{block}.mlp.experts.0.up_proj.weight", 2)[0]
+        shared = shapes.get(f"{block}.mlp.shared_expert.up_proj.weight", (0,))[0]
+        experts = f"{block}.mlp.experts."
+        total = 1 + max(int(k.split(".")[4]) for k in shapes if k.startswith(experts))
+        router: dict[str, Any] = {"name": "prototype"}
+        top_k = 1
+        if arguments is not None:
+            given = {**_PROMOE_DEFAULTS, **(arguments.get("MoE_config") or {})}
+            top_k = given["top_k"]
+            router["activation"] = given["router_weight_mode"]
+            router["contrastive_coef"] = given["routing_contrastive_lam"]
+            router["contrastive_temperature"] = given["routing_contrastive_temperature"]
+    return {
+        "router": router,
+        "num_experts": num_experts,
+        "top_k": top_k,
+        "expert": "swiglu" if family == "dit-moe" else "gelu",
+        "hidden_ratio": _ratio(hidden, width),
+        "shared_hidden_ratio": _ratio(shared, width),
+        "unconditional_expert": total > num_experts,
+        "every": every,
+    }
+
+
+def _mlp_ratio(shapes: Shapes, width: int) -> float:
+    """Of the dense blocks; 4 where there are none."""
+    hidden = [shape[0] for key, shape in shapes.items() if key.endswith(".mlp.fc1.weight")]
+    return _ratio(hidden[0], width) if hidden else 4.0
+
+
+def _ratio(hidden: int, width: int) -> float:
+    """hidden / width, or the float beside it that gives `hidden` again when multiplied."""
+    ratio = hidden / width
+    return ratio if ratio * width == hidden else math.nextafter(ratio, math.inf)
+
+
+def _check_family(family: Family, shapes: Shapes) -> None:
+    kind = "dense"
+    if any(key.endswith(_GATE) for key in shapes):
+        kind = "dit-moe"
+    elif any(key.endswith(_PROTOTYPES) for key in shapes):
+        kind = "promoe"
+    families = {"dense": ("dit", "sit"), "dit-moe": ("dit-moe",), "promoe": ("promoe",)}[kind]
+    if family not in families:
+        raise ConfigError(
+            f"family is {family!r}, but the tensors are those of {' or '.join(families)}"
+        )
+
+
+def _shape(shapes: Shapes, key: str, axes: int) -> tuple[int, ...]:
+    if key not in shapes:
+        raise ConfigError(f"the checkpoint has no {key}, which tells the network's size")
+    if len(shapes[key]) != axes:
+        raise ConfigError(f"{key} has {len(shapes[key])} axes {shapes[key]}; expected {axes}")
+    return shapes[key]

@@ -1,0 +1,311 @@
+"""Expert parallelism: tokens travel to the devices that hold their experts, and back.
+
+Runs inside `jax.shard_map` over the whole mesh. Every device owns a share of the tokens, and the
+device at place i of the axis "expert" owns experts i E_loc to (i + 1) E_loc of the stack.
+
+Nothing is dropped, and shapes are static, although any number of assignments may want one device:
+they travel in rounds. In a round every device sends every other at most `round_rows` rows. Even
+load takes one round, the worst imbalance fewer than there are devices, in the same memory.
+
+Backward, the same rounds carry tokens and gradients to the experts, which run forward again there.
+Storing what a device has received instead would take memory that grows with the imbalance.
+"""
+
+import dataclasses
+import math
+from functools import partial
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec
+
+from dit_moe.moe.dispatch import BACKENDS
+from dit_moe.moe.grouped import ExpertWeights, keep, sort_by_expert
+from dit_moe.moe.routing import Routing
+
+EXPERT_AXIS, FSDP_AXIS = "expert", "fsdp"
+
+Residuals = tuple[jax.Array, jax.Array, jax.Array, ExpertWeights, "Plan"]
+Gradients = tuple[jax.Array, jax.Array, ExpertWeights]
+
+SLACK = 1.25
+"""Rows of a round over those of an even load. What each extra row costs in memory and padding, it
+saves in second rounds. The load of an even router still varies: with 256 assignments from one
+device to another the standard deviation is 16, and the largest of many pairs is 4 of them off,
+25%."""
+
+
+def expert_shards() -> int:
+    """Over how many devices the current mesh splits the experts; 1 without a mesh or the axis."""
+    return jax.sharding.get_abstract_mesh().shape.get(EXPERT_AXIS, 1)
+
+
+def expert_specs(experts: ExpertWeights) -> ExpertWeights:
+    """How `shard_map` should hand all experts to `own_experts`: as `training/mesh.py` stores them.
+
+    Split over the experts where their number allows it, otherwise over the width alone.
+    """
+    if experts.w_in.shape[0] % expert_shards() == 0:
+        first, width = EXPERT_AXIS, FSDP_AXIS
+    else:
+        first, width = None, (EXPERT_AXIS, FSDP_AXIS)
+    return dataclasses.replace(
+        experts,
+        w_in=PartitionSpec(first, width),
+        w_out=PartitionSpec(first, None, width),
+        b_in=PartitionSpec(first),
+        b_out=PartitionSpec(first, width),
+    )
+
+
+def own_experts(experts: ExpertWeights, num_experts: int) -> ExpertWeights:
+    """This device's experts, whole, from its part by `expert_specs`; inside `shard_map`.
+
+    No device ever holds all experts. Backward, gradients are scattered over "fsdp" and summed over
+    "data".
+
+    Returns:
+        [E_loc, ...]. Experts of zeros, to which nothing is routed, fill the last device up.
+    """
+    shards, axes = expert_shards(), jax.sharding.get_abstract_mesh().axis_names
+    missing = -num_experts % shards
+
+    def fill(w: jax.Array) -> jax.Array:
+        return jnp.pad(w, [(0, missing)] + [(0, 0)] * (w.ndim - 1))
+
+    def vary(w: jax.Array, *differs: str) -> jax.Array:
+        return lax.pcast(w, tuple(axis for axis in axes if axis not in differs), to="varying")
+
+    def own(w: jax.Array, width: int) -> jax.Array:
+        w = lax.all_gather(vary(w, EXPERT_AXIS, FSDP_AXIS), FSDP_AXIS, axis=width, tiled=True)
+        return lax.all_to_all(fill(w), EXPERT_AXIS, 0, width, tiled=True) if missing else w
+
+    def own_b_in(b_in: jax.Array) -> jax.Array:
+        """Its axis is no width of the model, so that only experts split it, or nothing."""
+        if not missing:
+            return vary(b_in, EXPERT_AXIS)
+        num_local = (num_experts + missing) // shards
+        first = lax.axis_index(EXPERT_AXIS) * num_local
+        return lax.dynamic_slice_in_dim(fill(vary(b_in)), first, num_local)
+
+    return dataclasses.replace(
+        experts,
+        w_in=own(experts.w_in, 1),
+        w_out=own(experts.w_out, 2),
+        b_in=None if experts.b_in is None else own_b_in(experts.b_in),
+        b_out=None if experts.b_out is None else own(experts.b_out, 1),
+    )
+
+
+def dispatch_to_shards(
+    x_TxD: jax.Array,
+    routing: Routing,
+    experts: ExpertWeights,
+    num_experts: int,
+    *,
+    backend: str = "auto",
+) -> jax.Array:
+    """`dispatch` of a device's tokens to the experts of all devices along the axis "expert".
+
+    Called by every device, inside `shard_map` over all axes of the mesh.
+
+    Args:
+        x_TxD: [T, D] float32 or bfloat16, this device's tokens.
+        routing: their assignments. `token` counts from this device's first token, `expert` over
+            the experts of all devices.
+        experts: this device's, from `own_experts`.
+        num_experts: all experts, without padding. Assignments from there on are left out.
+        backend: that of `dispatch`. With "ragged" ("auto" on GPU and TPU) only the rows in use
+            travel, with the others whole slots.
+
+    Returns:
+        [T, D] in the dtype of `x_TxD`. Differentiable in `x_TxD`, `routing.weight` and `experts`.
+    """
+    if backend == "auto":
+        backend = "blocked" if jax.default_backend() == "cpu" else "ragged"
+    axes = jax.sharding.get_abstract_mesh().axis_names
+    nowhere = lax.axis_size(EXPERT_AXIS) * experts.w_in.shape[0]
+    expert_A = jnp.where(routing.expert < num_experts, routing.expert, nowhere)
+    return _dispatch(axes, backend, x_TxD, routing.token, expert_A, routing.weight, experts)
+
+
+def round_rows(num_assignments: int, shards: int) -> int:
+    """Rows of one round from one device to another; `num_assignments` are one device's."""
+    return min(math.ceil(SLACK * num_assignments / shards), num_assignments)
+
+
+@flax.struct.dataclass
+class Plan:
+    """What one device sends and receives; S devices along the axis with E experts each."""
+
+    order: jax.Array
+    """[A] int32: the assignment at each place when sorted by expert, and so by device."""
+    sent: jax.Array
+    """[S] int32: how many of them go to each device."""
+    bound: jax.Array
+    """[S, E] int32: what each device sends here is sorted by expert; where each expert ends."""
+    rounds: jax.Array
+    """int32 scalar, the same on all devices of the mesh."""
+
+
+def make_plan(expert_A: jax.Array, num_local: int, axes: tuple[str, ...]) -> Plan:
+    """Sorts a device's assignments and tells the others how many to expect."""
+    shards = lax.axis_size(EXPERT_AXIS)
+    order_A, size_E = sort_by_expert(expert_A, shards * num_local)
+    size_SxE = size_E.reshape(shards, num_local)
+    sent_S = size_SxE.sum(axis=1)
+    rows = round_rows(len(expert_A), shards)
+    return Plan(
+        order=order_A,
+        sent=sent_S,
+        bound=jnp.cumsum(lax.all_to_all(size_SxE, EXPERT_AXIS, 0, 0), axis=1),
+        rounds=lax.pmax((sent_S.max() + rows - 1) // rows, axes),
+    )
+
+
+@flax.struct.dataclass
+class _Round:
+    """The part of a plan that travels in one round, in S slots of C rows."""
+
+    assignment: jax.Array
+    """[S, C] int32: what is sent; A where a row is unused."""
+    expert: jax.Array
+    """[S, C] int32: the local expert of each row that arrives; E where it is unused."""
+    sent: jax.Array
+    """[S] int32: rows in use of each slot that is sent."""
+    received: jax.Array
+    """[S] int32: the same of the slots that arrive."""
+    backend: str = flax.struct.field(pytree_node=False)
+
+    def there(self, rows_SxC: jax.Array) -> jax.Array:
+        """Slot s of the result is what device s had in its slot for this device: [S, C, ...]."""
+        return _exchange(rows_SxC, self.sent, self.received, self.backend)
+
+    def back(self, rows_SxC: jax.Array) -> jax.Array:
+        """The inverse of `there`."""
+        return _exchange(rows_SxC, self.received, self.sent, self.backend)
+
+
+def _round(plan: Plan, number: jax.Array, backend: str) -> _Round:
+    num, shards = plan.order.shape[0], plan.sent.shape[0]
+    rows = round_rows(num, shards)
+    first = number * rows
+    place_C = first + jnp.arange(rows, dtype=jnp.int32)
+    start_S = jnp.cumsum(plan.sent) - plan.sent
+    assignment_SxC = plan.order.at[start_S[:, None] + place_C].get(mode="clip")
+    return _Round(
+        assignment=jnp.where(place_C < plan.sent[:, None], assignment_SxC, num),
+        expert=jnp.sum(place_C[:, None] >= plan.bound[:, None], axis=-1, dtype=jnp.int32),
+        sent=jnp.clip(plan.sent - first, 0, rows),
+        received=jnp.clip(plan.bound[:, -1] - first, 0, rows),
+        backend=backend,
+    )
+
+
+def _exchange(
+    rows_SxC: jax.Array, sent_S: jax.Array, received_S: jax.Array, backend: str
+) -> jax.Array:
+    if backend != "ragged":
+        return lax.all_to_all(rows_SxC, EXPERT_AXIS, 0, 0)
+    slots, rows = rows_SxC.shape[:2]
+    flat = rows_SxC.reshape(slots * rows, *rows_SxC.shape[2:])
+    start_S = jnp.arange(slots, dtype=jnp.int32) * rows
+    mine_S = jnp.full_like(start_S, lax.axis_index(EXPERT_AXIS) * rows)
+    return lax.ragged_all_to_all(
+        flat, jnp.zeros_like(flat), start_S, sent_S, mine_S, received_S, axis_name=EXPERT_AXIS
+    ).reshape(rows_SxC.shape)
+
+
+def _serve(
+    this: _Round, rows_SxCxD: jax.Array, weight_SxC: jax.Array, experts: ExpertWeights
+) -> jax.Array:
+    """The rows that arrived, each through its expert and times its weight: [S, C, D]."""
+    rows_RxD = rows_SxCxD.reshape(-1, rows_SxCxD.shape[-1])
+    row_R = jnp.arange(len(rows_RxD), dtype=jnp.int32)
+    run = BACKENDS[this.backend]
+    out_RxD = run(rows_RxD, row_R, this.expert.ravel(), weight_SxC.ravel(), experts)
+    return out_RxD.reshape(rows_SxCxD.shape)
+
+
+def _forward(
+    axes: tuple[str, ...],
+    backend: str,
+    x_TxD: jax.Array,
+    token_A: jax.Array,
+    expert_A: jax.Array,
+    weight_A: jax.Array,
+    experts: ExpertWeights,
+) -> tuple[jax.Array, Residuals]:
+    plan = make_plan(expert_A, experts.w_in.shape[0], axes)
+    wide = jnp.promote_types(x_TxD.dtype, jnp.float32)
+
+    def step(number: jax.Array, y_TxD: jax.Array) -> jax.Array:
+        this = _round(plan, number, backend)
+        token_SxC = _take(token_A, this.assignment, len(x_TxD))
+        rows_SxCxD = this.there(_take(x_TxD, token_SxC, 0))
+        ones_SxC = jnp.ones_like(this.assignment, weight_A.dtype)
+        out_SxCxD = this.back(_serve(this, rows_SxCxD, ones_SxC, experts))
+        weight_SxC = _take(weight_A, this.assignment, 0)
+        return y_TxD.at[token_SxC].add(out_SxCxD * weight_SxC[..., None], mode="drop")
+
+    y_TxD = lax.fori_loop(0, plan.rounds, step, _zeros(x_TxD, wide, axes))
+    y_TxD, plan = keep((y_TxD.astype(x_TxD.dtype), plan))
+    return y_TxD, (x_TxD, token_A, weight_A, experts, plan)
+
+
+def _backward(
+    axes: tuple[str, ...], backend: str, residuals: Residuals, dy_TxD: jax.Array
+) -> tuple[jax.Array, None, None, jax.Array, ExpertWeights]:
+    x_TxD, token_A, weight_A, experts, plan = residuals
+    wide = jnp.promote_types(x_TxD.dtype, jnp.float32)
+
+    def step(number: jax.Array, gradients: Gradients) -> Gradients:
+        dx_TxD, dweight_A, dexperts = gradients
+        this = _round(plan, number, backend)
+        token_SxC = _take(token_A, this.assignment, len(x_TxD))
+        rows_SxCxD = this.there(_take(x_TxD, token_SxC, 0))
+        # The weight goes along, so that its gradient, which needs the expert's output, is made
+        # where the output is.
+        weight_SxC = this.there(_take(weight_A, this.assignment, 0))
+        _, pull = jax.vjp(partial(_serve, this), rows_SxCxD, weight_SxC, experts)
+        drows_SxCxD, dweight_SxC, more = pull(this.there(_take(dy_TxD, token_SxC, 0)))
+        dx_TxD = dx_TxD.at[token_SxC].add(this.back(drows_SxCxD), mode="drop")
+        dweight_SxC = this.back(dweight_SxC)
+        dweight_A = dweight_A.at[this.assignment].set(dweight_SxC, mode="drop")
+        return dx_TxD, dweight_A, jax.tree.map(jnp.add, dexperts, more)
+
+    zeros = (
+        _zeros(x_TxD, wide, axes),
+        _zeros(weight_A, weight_A.dtype, axes),
+        jax.tree.map(lambda w: _zeros(w, w.dtype, axes), experts),
+    )
+    dx_TxD, dweight_A, dexperts = lax.fori_loop(0, plan.rounds, step, zeros)
+    return dx_TxD.astype(x_TxD.dtype), None, None, dweight_A, dexperts
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _dispatch(
+    axes: tuple[str, ...],
+    backend: str,
+    x_TxD: jax.Array,
+    token_A: jax.Array,
+    expert_A: jax.Array,
+    weight_A: jax.Array,
+    experts: ExpertWeights,
+) -> jax.Array:
+    return _forward(axes, backend, x_TxD, token_A, expert_A, weight_A, experts)[0]
+
+
+_dispatch.defvjp(_forward, _backward)
+
+
+def _take(array: jax.Array, index: jax.Array, fill: int) -> jax.Array:
+    """array[index], and `fill` where the index is past the end: in the unused rows of a slot."""
+    return array.at[index].get(mode="fill", fill_value=fill)
+
+
+def _zeros(like: jax.Array, dtype: jnp.dtype, axes: tuple[str, ...]) -> jax.Array:
+    """Zeros that a loop can add to what differs between devices."""
+    return lax.pcast(jnp.zeros(like.shape, dtype), axes, to="varying")

@@ -1,0 +1,1 @@
+"""What a run will need: FLOPs, memory and time, before it starts."""

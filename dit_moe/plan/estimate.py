@@ -1,0 +1,184 @@
+"""What one experiment costs on one mesh: memory, FLOPs and, on a known accelerator, time.
+
+The time is a prediction from data sheets. Compute runs at a fixed share of the peak, the update of
+the state at the memory's bandwidth, and collectives at that of the links: parameters are gathered
+over fsdp and expert in the forward and again in the backward pass and their gradients scattered
+back, gradients are then summed over data, and the tokens of routed experts travel over expert.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from jax.sharding import AbstractMesh
+
+from dit_moe.config import Config, ConfigError, ModelConfig
+from dit_moe.plan.devices import Device
+from dit_moe.plan.flops import image_flops, num_moe_blocks, recomputed_flops
+from dit_moe.plan.memory import FLOAT32, abstract_mesh, device_bytes, itemsize, parameter_bytes
+from dit_moe.training.mesh import check_mesh
+
+UTILISATION = 0.4
+"""Share of the peak that the matrix products are assumed to reach. Not measured here."""
+
+USABLE = 0.75
+"""Share of a device's memory that an estimate may fill. It is what JAX takes of a GPU unless told
+otherwise, and leaves room for what the compiler does differently (docs/scale.md)."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will need."""
+
+    config: Config
+    mesh: Mapping[str, int]
+    device: Device | None
+    parts: Mapping[str, float]
+    """Bytes of one device; see `memory.device_bytes`."""
+    flops_per_image: float
+    """Model FLOPs of training on one image, for model FLOP utilisation."""
+    hardware_flops_per_image: float
+    """The same with what rematerialisation computes again."""
+    seconds: tuple[float, float] | None
+    """Of a step: communication hidden behind compute, and not hidden at all; None without a
+    known device."""
+
+    @property
+    def num_devices(self) -> int:
+        """Of the mesh."""
+        return math.prod(self.mesh.values())
+
+    @property
+    def bytes_per_device(self) -> float:
+        """All parts."""
+        return sum(self.parts.values())
+
+    @property
+    def fits(self) -> bool:
+        """Whether the device has the memory; true where the device is not known."""
+        return self.device is None or self.bytes_per_device <= USABLE * self.device.memory
+
+    @property
+    def images_per_second(self) -> tuple[float, float] | None:
+        """Of all devices, slowest first."""
+        if self.seconds is None:
+            return None
+        fast, slow = self.seconds
+        return self.config.train.batch_size / slow, self.config.train.batch_size / fast
+
+    def sentence(self) -> str:
+        """All of it in one sentence."""
+        shape = " x ".join(f"{axis} {size}" for axis, size in self.mesh.items())
+        title = "device" if self.device is None else self.device.title
+        train = self.config.train
+        batch = f"batch {train.batch_size}"
+        if train.accumulation > 1:
+            batch += f" in {train.accumulation} parts"
+        parts = ", ".join(f"{name} {size / 1e9:.3g}" for name, size in self.parts.items())
+        text = (
+            f"{self.config.name} on {self.num_devices} x {title}, mesh {shape}, {batch}: "
+            f"{self.bytes_per_device / 1e9:.3g} GB a device ({parts}); "
+            f"{self.flops_per_image / 1e9:,.4g} GFLOPs a training image"
+        )
+        if self.device is not None and not self.fits:
+            usable = USABLE * self.device.memory / 1e9
+            return f"{text}; does not fit: {usable:.3g} GB are counted on"
+        if self.seconds is not None and self.images_per_second is not None:
+            text += (
+                f"; predicted: {span(*self.seconds)} s a step, "
+                f"{span(*self.images_per_second)} images/s"
+            )
+        return text
+
+
+def span(low: float, high: float) -> str:
+    """Two numbers to two digits, or one where they agree."""
+    texts = [f"{float(f'{x:.2g}'):,.9g}" for x in (low, high)]
+    return texts[0] if texts[0] == texts[1] else " to ".join(texts)
+
+
+def estimate(
+    config: Config, mesh_shape: Mapping[str, int], device: Device | None = None
+) -> Estimate:
+    """Estimates a training run.
+
+    Args:
+      config: the experiment; its `mesh` is not read.
+      mesh_shape: sizes of the axes in training/mesh.py; those not given are 1.
+      device: the accelerator; None where it is not known, for memory and FLOPs alone.
+
+    Raises:
+      ConfigError: the mesh does not divide the model or the batch.
+    """
+    model, train = config.model, config.train
+    mesh = abstract_mesh(mesh_shape)
+    check_mesh(mesh, model)  # pyright: ignore[reportArgumentType]
+    if train.batch_size % (train.accumulation * mesh.size):
+        raise ConfigError(
+            f"config.train.batch_size is {train.batch_size} with accumulation "
+            f"{train.accumulation} on {mesh.size} devices; allowed: a multiple of "
+            f"{train.accumulation * mesh.size}"
+        )
+    fused = _fused_attention(model, device)
+    flops = image_flops(model).training
+    hardware = flops + recomputed_flops(
+        model, fused_attention=fused, expert_parallel=mesh.shape["expert"] > 1
+    )
+    return Estimate(
+        config=config,
+        mesh=dict(mesh.shape),
+        device=device,
+        parts=device_bytes(config, mesh, fused_attention=fused),
+        flops_per_image=flops,
+        hardware_flops_per_image=hardware,
+        seconds=None if device is None else _step_seconds(config, mesh, device, hardware),
+    )
+
+
+def _fused_attention(model: ModelConfig, device: Device | None) -> bool:
+    head = model.width // model.heads
+    fits = model.dtype == "bfloat16" and head % 8 == 0 and head <= 128  # nn/attention.py
+    return device is not None and device.fused_attention and fits
+
+
+def _step_seconds(
+    config: Config, mesh: AbstractMesh, device: Device, flops_per_image: float
+) -> tuple[float, float]:
+    model, train = config.model, config.train
+    data, fsdp, expert = (mesh.shape[axis] for axis in ("data", "fsdp", "expert"))
+    images = train.batch_size / mesh.size
+    parameters = parameter_bytes(model, mesh)
+
+    compute = images * flops_per_image / (UTILISATION * device.peak(model.dtype))
+    # Reads parameters, averages, two moments and gradients; writes all but the last.
+    copies = 4 + len(train.post_hoc_ema)
+    compute += (2 * copies + 1) * parameters.stored / device.memory_bandwidth
+
+    # Gathered twice, scattered once in each part of the batch, in the dtype of the computation: XLA
+    # casts before it gathers.
+    gathered = 3 * train.accumulation * (parameters.used - parameters.stored)
+    gathered *= itemsize(model) / FLOAT32
+    links = _link_seconds(device, gathered, fsdp * expert, stride=1)
+    # A ring's all-reduce is a scatter and a gather.
+    reduced = 2 * train.accumulation * parameters.stored * (data - 1) / data
+    links += _link_seconds(device, reduced, data, stride=fsdp * expert)
+    if model.moe is not None and expert > 1:
+        rows = images * model.num_tokens * model.moe.top_k * num_moe_blocks(model)
+        # Forward: there and back. Backward: tokens and gradients there, gradients back.
+        journeys = 5 + (2 if model.remat == "full" else 0)
+        moved = journeys * rows * model.width * itemsize(model) * (expert - 1) / expert
+        beyond = max(0.0, 1 - device.domain / expert)  # of these rows, for other hosts
+        links += moved / device.interconnect + moved * beyond / device.network
+    return max(compute, links), compute + links
+
+
+def _link_seconds(device: Device, size: float, members: int, stride: int) -> float:
+    """Time of a collective over `members` devices of which neighbours are `stride` apart.
+
+    Beyond one domain its members there share the traffic, each over a network card of its own.
+    """
+    seconds = size / device.interconnect
+    if members * stride > device.domain:
+        inside = min(max(device.domain // stride, 1), members)
+        seconds += size / inside / device.network
+    return seconds

@@ -1,0 +1,103 @@
+"""Floating-point operations of the network's matrix products, counted from its config.
+
+A multiplication and an addition are two operations. Elementwise work is left out, as is usual for
+model FLOP utilisation (Chowdhery et al. 2022, PaLM, appendix B).
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+from dit_moe.config import ModelConfig
+
+TIME_FEATURES = 256  # of nn.embeddings.timestep_features
+BACKWARD = 2  # one product for the gradient of each factor
+
+
+@dataclass(frozen=True)
+class ImageFlops:
+    """Operations of one forward pass of one image."""
+
+    attention: float
+    """Projections, scores and mixing."""
+    feed_forward: float
+    """Of the dense blocks."""
+    experts: float
+    """Routed: top_k of them per token, whichever they are (the unconditional one included)."""
+    shared: float
+    """The shared expert."""
+    router: float
+    modulation: float
+    """adaLN-zero, of the blocks and of the output."""
+    embedding: float
+    """Patches and time."""
+    output: float
+
+    @property
+    def total(self) -> float:
+        """All parts."""
+        return sum(dataclasses.astuple(self))
+
+    @property
+    def training(self) -> float:
+        """Forward and backward: the model FLOPs of a training image, without recomputation."""
+        return (1 + BACKWARD) * self.total
+
+
+def image_flops(model: ModelConfig) -> ImageFlops:
+    """Counts one forward pass of one image of the config's own size."""
+    s, d, depth = model.num_tokens, model.width, model.depth
+    patch = model.patch_size**2
+    experts = shared = router = 0.0
+    moe_blocks = num_moe_blocks(model)
+    if model.moe is not None:
+        moe = model.moe
+        per_hidden = 2 * s * d * (3 if moe.expert == "swiglu" else 2)
+        experts = moe_blocks * moe.top_k * per_hidden * (moe.hidden_ratio * d)
+        shared = moe_blocks * per_hidden * (moe.shared_hidden_ratio * d)
+        router = moe_blocks * 2 * s * d * moe.num_experts
+    return ImageFlops(
+        attention=depth * (2 * s * d * 4 * d + _attention_products(model)),
+        feed_forward=(depth - moe_blocks) * 2 * s * d * 2 * (model.mlp_ratio * d),
+        experts=experts,
+        shared=shared,
+        router=router,
+        modulation=2 * d * 6 * d * depth + 2 * d * 2 * d,
+        embedding=2 * s * patch * model.channels * d + 2 * TIME_FEATURES * d + 2 * d * d,
+        output=2 * s * d * patch * model.out_channels,
+    )
+
+
+def recomputed_flops(model: ModelConfig, *, fused_attention: bool, expert_parallel: bool) -> float:
+    """What a training image adds to `ImageFlops.training` because it was not kept (`model.remat`).
+
+    Model FLOP utilisation leaves these operations out; the hardware does them all the same.
+
+    Args:
+      model: the network.
+      fused_attention: attention is one kernel, whose scores are never stored (cuDNN). What it
+        recomputes inside of its own backward pass is not counted.
+      expert_parallel: the mesh axis "expert" is longer than 1.
+    """
+    flops = image_flops(model)
+    # Expert parallelism runs the experts again in its backward pass (moe/expert_parallel.py).
+    again = flops.experts if expert_parallel else 0.0
+    match model.remat:
+        case "none":
+            return again
+        case "dots":
+            scores = model.depth * _attention_products(model)
+            return again + (scores if fused_attention else 0.0)
+        case "full":
+            # Outside of the scan over blocks nothing is recomputed.
+            ends = flops.embedding + flops.output + 2 * model.width * 2 * model.width
+            return again + flops.total - ends
+
+
+def num_moe_blocks(model: ModelConfig) -> int:
+    """Blocks whose feed-forward is a mixture of experts."""
+    return 0 if model.moe is None else model.depth // model.moe.every
+
+
+def _attention_products(model: ModelConfig) -> float:
+    """Scores and mixing of one block: two products over all pairs of tokens."""
+    return 2 * 2 * model.num_tokens**2 * model.width

@@ -1,0 +1,180 @@
+"""Bytes that one device holds during a training step.
+
+Counted from shapes. Exact for the state; for what a step makes on the way, a model of what XLA
+keeps, measured in docs/scale.md.
+"""
+
+import functools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import jax
+from jax.sharding import AbstractMesh, AxisType
+
+from dit_moe.config import Config, ModelConfig, MoEConfig
+from dit_moe.nn.parameters import abstract_parameters, logical_axes
+from dit_moe.plan.flops import num_moe_blocks
+from dit_moe.training.mesh import AXES, parameter_shardings
+
+FLOAT32 = 4
+
+
+@dataclass(frozen=True)
+class ParameterBytes:
+    """Float32 bytes of the parameters on one device."""
+
+    stored: float
+    """Its shards."""
+    used: float
+    """What it computes with in a whole step: all, but for the experts of other devices."""
+    group_used: float
+    """The same of one group of blocks, which is what exists at a time."""
+
+
+def abstract_mesh(shape: Mapping[str, int]) -> AbstractMesh:
+    """A mesh without devices; axes that are not given have size 1."""
+    sizes = tuple(shape.get(axis, 1) for axis in AXES)
+    return AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def parameter_bytes(model: ModelConfig, mesh: AbstractMesh) -> ParameterBytes:
+    """Counts by the table that also places the parameters of a run (training/mesh.py)."""
+    parameters, axes = _parameters(model)
+    shardings = parameter_shardings(mesh, parameters, axes)  # pyright: ignore[reportArgumentType]
+    shards = mesh.shape["expert"]
+    stored = used = blocks = 0.0
+    for path, parameter in parameters.items():
+        stored += math.prod(shardings[path].shard_shape(parameter.shape)) * FLOAT32
+        size = parameter.size * FLOAT32
+        if "expert" in axes[path]:
+            experts = parameter.shape[axes[path].index("expert")]
+            size *= math.ceil(experts / shards) / experts  # a shared expert is on every device
+        used += size
+        blocks += size if path.startswith("groups.") else 0
+    return ParameterBytes(stored, used, blocks / num_groups(model))
+
+
+@functools.cache
+def _parameters(
+    model: ModelConfig,
+) -> tuple[dict[str, jax.ShapeDtypeStruct], dict[str, tuple[str | None, ...]]]:
+    return abstract_parameters(model), logical_axes(model)
+
+
+def num_groups(model: ModelConfig) -> int:
+    """Steps of the scan over blocks."""
+    return model.depth if model.moe is None else num_moe_blocks(model)
+
+
+def device_bytes(config: Config, mesh: AbstractMesh, *, fused_attention: bool) -> dict[str, float]:
+    """Bytes of one device by part, at the busiest moment of a step (the end of its backward pass).
+
+    Args:
+      config: the experiment; `train.batch_size` over `train.accumulation` must be a multiple of
+        the mesh's size.
+      mesh: axes as in training/mesh.py.
+      fused_attention: see `flops.recomputed_flops`.
+
+    Returns:
+      parameters, EMA, optimizer: the state; exact.
+      gradients: float32, in shards like the parameters; twice with accumulation.
+      activations: what is kept for the backward pass, see `saved_bytes`.
+      working set: of one group of blocks: what is recomputed, the parameters as it computes with
+        them where they are stored in shards or in another type, and their gradients.
+      batch: noisy input, target and noise included.
+    """
+    model, train = config.model, config.train
+    parameters = parameter_bytes(model, mesh)
+    part_images = train.batch_size / train.accumulation / mesh.size
+    expert_parallel = mesh.shape["expert"] > 1
+    saved = saved_bytes(model, fused_attention=fused_attention, expert_parallel=expert_parallel)
+    # In its own backward pass, expert parallelism makes the hidden units of a layer again.
+    recomputed = model.num_tokens * (
+        _group_bytes(model, "none", fused_attention, False)
+        - _group_bytes(model, model.remat, fused_attention, expert_parallel)
+    )
+    weights = parameters.group_used  # the gradients of one group
+    if mesh.shape["fsdp"] * mesh.shape["expert"] > 1 or model.dtype != "float32":
+        # Gathered after the cast, which "none" keeps.
+        copied = parameters.used if model.remat == "none" else parameters.group_used
+        weights += copied * itemsize(model) / FLOAT32
+    pixels = model.image_size**2 * (model.channels * 3 + model.out_channels)
+    return {
+        "parameters": parameters.stored,
+        "EMA": (1 + len(train.post_hoc_ema)) * parameters.stored,
+        "optimizer": 2 * parameters.stored,
+        "gradients": parameters.stored * (1 if train.accumulation == 1 else 2),
+        "activations": part_images * saved,
+        "working set": part_images * recomputed + weights,
+        "batch": train.batch_size / mesh.size * pixels * FLOAT32,
+    }
+
+
+def saved_bytes(model: ModelConfig, *, fused_attention: bool, expert_parallel: bool) -> float:
+    """Bytes that one image's forward pass keeps for the backward pass (`model.remat`).
+
+    `full`: the input of every group of blocks. `dots`: also the results of matrix products, that
+    is q, k, v, the scores in float32 and the mixture (none of the latter two in a fused kernel),
+    the projection, both layers of a feed-forward, both projections of the routed experts in
+    float32 (only their sum under expert parallelism), the router's scores, the modulation.
+    `none`: what differentiation of the elementwise functions needs as well.
+    """
+    remat = model.remat
+    # After the scan: the last normalisation.
+    ends = model.width * (3 * FLOAT32 + itemsize(model))
+    groups = num_groups(model) * _group_bytes(model, remat, fused_attention, expert_parallel)
+    return model.num_tokens * (ends + groups)
+
+
+def _group_bytes(
+    model: ModelConfig, remat: str, fused_attention: bool, expert_parallel: bool
+) -> float:
+    """Bytes per token that one group of blocks keeps."""
+    size, d = itemsize(model), model.width
+    if remat == "full":
+        return d * size
+    blocks = model.depth // num_groups(model)
+    dense = blocks if model.moe is None else blocks - 1
+    hidden = model.mlp_ratio * d
+    scores = 0.0 if fused_attention else model.heads * model.num_tokens
+    if remat == "dots":
+        # q, k, v, projection, modulation; scores and mixture.
+        attention = (4 * d + 6 * d / model.num_tokens) * size
+        attention += 0 if fused_attention else scores * FLOAT32 + d * size
+        total = d * size + blocks * attention + dense * (hidden + d) * size
+    else:
+        # Both normalisations, with their float32 inputs; q, k, v; scores before and after softmax.
+        attention = 9 * d * size + 4 * d * FLOAT32 + scores * (FLOAT32 + size)
+        total = blocks * attention + dense * (_ACTIVATION * hidden + d) * size
+    if model.moe is not None:
+        total += _moe_bytes(model, model.moe, remat, expert_parallel)
+    return total
+
+
+# Arrays of the hidden width that the derivative of GELU (tanh) or SwiGLU needs.
+_ACTIVATION = 6
+
+
+def _moe_bytes(model: ModelConfig, moe: MoEConfig, remat: str, expert_parallel: bool) -> float:
+    """Bytes per token that one mixture of experts keeps."""
+    size, d = itemsize(model), model.width
+    hidden, shared = moe.hidden_ratio * d, moe.shared_hidden_ratio * d
+    gated = 2 if moe.expert == "swiglu" else 1
+    total = moe.num_experts * FLOAT32  # the router's scores
+    if remat == "dots":
+        total += (gated * shared + (d if shared else 0)) * size
+        total += d * size if expert_parallel else moe.top_k * (gated * hidden + d) * FLOAT32
+        return total
+    # The router's float32 input; the prototypes' router normalises it.
+    total += d * FLOAT32 * (3 if moe.router.name == "prototype" else 1)
+    total += (_ACTIVATION * shared + (d if shared else 0)) * size
+    if expert_parallel:
+        return total + d * size
+    # Rows before (one dtype) and after (float32 and a mask) the experts.
+    return total + moe.top_k * ((_ACTIVATION * hidden + d) * size + d * (FLOAT32 + 1))
+
+
+def itemsize(model: ModelConfig) -> int:
+    """Bytes of an activation."""
+    return 4 if model.dtype == "float32" else 2

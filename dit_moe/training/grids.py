@@ -1,0 +1,54 @@
+"""Grids of samples during training."""
+
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+
+from dit_moe import hosts, images, sampling
+from dit_moe.autoencoder.sources import is_local
+from dit_moe.config import Config
+from dit_moe.data.latents import LatentSpace
+from dit_moe.files import atomic
+from dit_moe.rendering import build_renderer
+from dit_moe.training.mesh import batch_sharding
+from dit_moe.training.state import TrainState
+
+GRID_CLASSES, GRID_COLUMNS = 10, 8
+
+
+class GridSampler:
+    """Draws the same few images from the moving average each time.
+
+    Latents are decoded if their autoencoder is at hand; otherwise three channels are drawn.
+    """
+
+    def __init__(self, config: Config, space: LatentSpace | None, mesh: Mesh):
+        self.render = images.to_uint8
+        if space is not None and is_local(space.autoencoder.source):
+            self.render = build_renderer(space, None, mesh).render
+        elif space is not None:
+            hosts.say(
+                f"Sample grids show latents: autoencoder {space.autoencoder.source!r} is not here."
+            )
+        self.sharding = batch_sharding(mesh)
+        classes = min(config.model.num_classes, GRID_CLASSES)
+        self.request = sampling.build_request(
+            config,
+            num_samples=classes * GRID_COLUMNS,
+            classes=np.linspace(0, config.model.num_classes - 1, classes).astype(int).tolist(),
+            seed=config.seed,
+        )
+        self.sampler = sampling.build_sampler(config, self.request)
+
+    def draw(self, state: TrainState, path: epath.Path) -> None:
+        """Writes a grid of samples from the state to `path`."""
+        batch_size = sampling.round_up(self.request.num_samples, self.sharding.num_devices)
+        (x_NxHxWxC,) = sampling.generate(
+            self.sampler, state.ema, self.request, batch_size, sharding=self.sharding
+        )
+        pictures = self.render(x_NxHxWxC)
+        if not hosts.is_lead():
+            return
+        grid = images.grid(pictures, self.request.labels())
+        with atomic(path) as temporary, temporary.open("wb") as file:
+            grid.save(file, "PNG")

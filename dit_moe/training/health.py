@@ -1,0 +1,96 @@
+"""What a run should tell its user: skipped updates, jumps of the loss, experts without work."""
+
+import collections
+import re
+import statistics
+from collections.abc import Callable, Mapping
+
+from dit_moe.training.checkpoint import TrainingError
+
+_SPIKE = 1.5  # times the median of the last lines
+_SPIKE_HISTORY = 20  # lines
+_SPIKE_MINIMUM = 5  # lines before the first warning
+_DEAD_AFTER = 3  # lines
+_LOAD = re.compile(r"moe/load/layer(\d+)/expert(\d+)")
+
+
+class Skips:
+    """Tells of skipped updates, and ends the training after too many in a row.
+
+    Args:
+      limit: how many in a row are too many.
+      say: prints a line.
+    """
+
+    def __init__(self, limit: int, say: Callable[[str], object]):
+        self._limit = limit
+        self._say = say
+        self.in_a_row = 0
+        """Updates skipped up to now, since the last that was not."""
+
+    def report(self, number: int, reasons: list[str | None], newest: int | None) -> None:
+        """Takes why each of the steps up to `number` was skipped (None: it was not).
+
+        The batch of a step follows from the seed and the step's number.
+
+        Args:
+          number: the last step.
+          reasons: of every step since the last report.
+          newest: the step of the newest checkpoint, if any.
+
+        Raises:
+          TrainingError: the limit is reached.
+        """
+        skipped: dict[str, list[str]] = collections.defaultdict(list)
+        longest = 0
+        for step, reason in enumerate(reasons, start=number - len(reasons) + 1):
+            self.in_a_row = 0 if reason is None else self.in_a_row + 1
+            longest = max(longest, self.in_a_row)
+            if reason is not None:
+                skipped[reason].append(f"{step:,}")
+        for reason, steps in skipped.items():
+            self._say(f"update {', '.join(steps)} skipped: {reason}")
+        if longest >= self._limit:
+            good = "none" if newest is None else f"step {newest:,}"
+            raise TrainingError(
+                f"{longest} updates in a row were skipped up to step {number:,}, because "
+                f"{' and '.join(skipped)}; the last good checkpoint is {good}: "
+                "try a smaller learning_rate or a gradient_clip"
+            )
+
+
+class Warnings:
+    """Warns of a loss far above the last lines' and of experts that no token went to.
+
+    Args:
+      num_experts: the routed experts; the unconditional one has its work from the labels.
+      say: prints a line.
+    """
+
+    def __init__(self, num_experts: int, say: Callable[[str], object]):
+        self._num_experts = num_experts
+        self._say = say
+        self._losses: collections.deque[float] = collections.deque(maxlen=_SPIKE_HISTORY)
+        self._idle: dict[tuple[int, int], int] = collections.Counter()
+
+    def check(self, number: int, scalars: Mapping[str, float]) -> None:
+        """Takes the means of a log line up to step `number`."""
+        if len(self._losses) >= _SPIKE_MINIMUM:
+            usual = statistics.median(self._losses)
+            if scalars["loss"] > _SPIKE * usual:
+                self._say(
+                    f"step {number:,}: loss {scalars['loss']:.4g} jumped above {_SPIKE} times its "
+                    f"median of the last {len(self._losses)} lines ({usual:.4g})"
+                )
+        self._losses.append(scalars["loss"])
+
+        for name, load in scalars.items():
+            match = _LOAD.fullmatch(name)
+            if match is None or int(match[2]) >= self._num_experts:
+                continue
+            expert = int(match[1]), int(match[2])
+            self._idle[expert] = 0 if load > 0 else self._idle[expert] + 1
+        newly = [expert for expert, lines in self._idle.items() if lines == _DEAD_AFTER]
+        if newly:
+            names = ", ".join(f"layer {layer} expert {expert}" for layer, expert in newly)
+            self._say(f"step {number:,}: no token in the last {_DEAD_AFTER} lines went to {names}")

@@ -1,0 +1,76 @@
+"""What a run writes of itself into its folder as it starts."""
+
+import json
+from collections.abc import Sequence
+
+from clu import parameter_overview
+from etils import epath
+
+from dit_moe.config import Config, ConfigError
+from dit_moe.config_io import differences, load_json, to_json
+from dit_moe.data.sources import Source
+from dit_moe.files import atomic
+from dit_moe.training.state import TrainState
+
+# Fields (and what begins so) that do not change what is learned.
+_FREE_ON_RESUME = (
+    "name",
+    "mesh.",
+    "sample.",
+    "data.path",
+    "model.remat",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.keep_every",
+    "train.max_skipped",
+    "train.sample_every",
+)
+
+
+def write_config(config: Config, workdir: epath.Path, *, resuming: bool) -> None:
+    """Writes config.json; when resuming, only if it describes the same run as before.
+
+    Raises:
+      ConfigError: naming the fields that differ.
+    """
+    path = workdir / "config.json"
+    if resuming and path.exists():
+        free = _FREE_ON_RESUME
+        if config.train.schedule == "constant":
+            free = (*free, "train.steps")  # more steps continue the same trajectory
+        changed = [f for f in differences(load_json(path), config) if not f.startswith(free)]
+        if changed:
+            raise ConfigError(
+                f"workdir {str(workdir)!r} holds a run with another config; it differs in "
+                f"{', '.join(changed)}: use the same config or another --workdir"
+            )
+    with atomic(path) as temporary:
+        temporary.write_text(to_json(config))
+
+
+def write_data_digests(sources: Sequence[Source], workdir: epath.Path, *, resuming: bool) -> None:
+    """Writes what data the run learns from to data.json; when resuming, only if it is the same.
+
+    Raises:
+      ConfigError: the data set is another.
+    """
+    path = workdir / "data.json"
+    digests = [source.digest for source in sources]
+    if resuming and path.exists() and json.loads(path.read_text()) != digests:
+        raise ConfigError(
+            f"workdir {str(workdir)!r} was trained on other records (see {path}); allowed: the "
+            "same data set, wherever it lies, or another --workdir"
+        )
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(digests) + "\n")
+
+
+def write_parameter_overview(state: TrainState, workdir: epath.Path) -> None:
+    """Lists the state's parameters, real or abstract, in parameters.txt."""
+    overview = parameter_overview.get_parameter_overview(
+        state.parameters,  # pyright: ignore[reportArgumentType]
+        include_stats=False,
+    )
+    with atomic(workdir / "parameters.txt") as temporary:
+        temporary.write_text(overview + "\n")

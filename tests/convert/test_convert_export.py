@@ -1,0 +1,180 @@
+"""Models out: open folders, the hub, the peers' state_dicts."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import huggingface_hub
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+import dit_moe
+from dit_moe.config import ConfigError, MoEConfig, RectifiedFlowConfig
+from dit_moe.convert import command, published
+from dit_moe.convert.export import constructor_arguments
+from dit_moe.data.latents import read_latent_space
+from dit_moe.loading import load_run
+from tests.convert.converted import imported
+
+NAME = "promoe_tiny"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = imported(tmp_path_factory.mktemp("runs"), NAME)
+    result = {"metrics": {"fid": {"fid": 2.345}, "per_class": {"fid": {"0": 1.0}}}}
+    (folder / "fid.json").write_text(json.dumps(result))
+    (folder / "metrics.csv").write_text("step,loss\n100,0.9\n200,0.75\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(run):
+    folder = run.parent / "exported"
+    assert command.main([f"--workdir={run}", f"--output={folder}"]) == 0
+    return folder
+
+
+def assert_same_run(folder, run):
+    a, b = load_run(folder), load_run(run)
+    assert a.config == b.config
+    assert a.parameters.keys() == b.parameters.keys()
+    for path, value in b.parameters.items():
+        np.testing.assert_array_equal(a.parameters[path], value)
+
+
+def test_open_folder(exported, run):
+    assert_same_run(exported, run)
+    assert read_latent_space(exported) == read_latent_space(run)
+    assert dit_moe.load(exported).config == load_run(run).config.model
+
+
+def test_shards(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(published, "SHARD_BYTES", 200_000)
+    assert command.main([f"--workdir={run}", f"--output={tmp_path / 'shards'}"]) == 0
+    files = sorted((tmp_path / "shards").glob("*.safetensors"))
+    assert len(files) > 3
+    index = json.loads((tmp_path / "shards" / "model.safetensors.index.json").read_text())
+    total = 0
+    for file in files:
+        with safe_open(file, framework="numpy") as shard:
+            assert {index["weight_map"][key] for key in shard.keys()} == {file.name}  # noqa: SIM118
+            sizes = [shard.get_tensor(key).nbytes for key in shard.keys()]  # noqa: SIM118
+        assert sum(sizes) <= 200_000 or len(sizes) == 1
+        total += sum(sizes)
+    assert total == index["metadata"]["total_size"]
+    assert_same_run(tmp_path / "shards", run)
+    files[0].unlink()
+    with pytest.raises(ConfigError, match=files[0].name):
+        load_run(tmp_path / "shards")
+
+
+def test_model_card(exported, run):
+    card = (exported / "README.md").read_text()
+    count = sum(p.size for p in load_run(run).parameters.values())
+    for text in (
+        f"| parameters | {count:,} |",
+        "| experts | 4 of gelu, top 1, router prototype |",
+        "| latents of | `stabilityai/sd-vae-ft-mse` |",
+        "| fid: fid fid | 2.345 |",
+        "| training loss | 0.75 |",
+        'dit_moe.load("exported")',
+    ):
+        assert text in card
+
+
+def test_from_the_hub(exported, run, monkeypatch):
+    asked = []
+
+    def snapshot_download(name):
+        asked.append(name)
+        return str(exported)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert_same_run("someone/promoe", run)
+    assert asked == ["someone/promoe"]
+    # A folder of this machine goes before, and a missing one beside others is no name.
+    monkeypatch.chdir(run.parent.parent)
+    assert_same_run(f"{run.parent.name}/{run.name}", run)
+    with pytest.raises(ConfigError, match="which is not a folder"):
+        load_run(f"{run.parent.name}/nothing")
+    assert asked == ["someone/promoe"]
+
+
+def test_no_network(monkeypatch):
+    def snapshot_download(name):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    with pytest.raises(ConfigError, match=r"cannot be downloaded .*no route to host"):
+        dit_moe.load("someone/promoe")
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_upload(works, run, tmp_path, monkeypatch, capsys):
+    calls = {}
+
+    class Hub:
+        def create_repo(self, name, exist_ok):
+            assert exist_ok
+            if not works:
+                raise PermissionError("401 Unauthorized")
+
+        def upload_folder(self, repo_id, folder_path):
+            calls[repo_id] = sorted(path.name for path in Path(folder_path).iterdir())
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    flags = [f"--workdir={run}", f"--output={tmp_path / 'out'}", "--upload=someone/promoe"]
+    assert command.main(flags) == (0 if works else 2)
+    if works:
+        files = ["README.md", "config.json", "latents.json", "model.safetensors"]
+        assert calls == {"someone/promoe": files}
+    else:
+        assert "401 Unauthorized" in capsys.readouterr().err
+
+
+def with_model(config, **changes):
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, **changes))
+
+
+@pytest.mark.parametrize(
+    ("family", "preset", "changes", "message"),
+    [
+        ("dit", "DiT-MoE-S/2-8E2A", {}, "model.moe is 'a mixture' (allowed: none)"),
+        ("dit", "DiT-S/2", {"qk_norm": True}, "model.qk_norm is True (allowed: false)"),
+        ("sit", "DiT-S/2", {}, "(allowed: rectified_flow with time_scale 1)"),
+        ("dit-moe", "DiT-S/2", {}, "model.moe is None (allowed: a mixture)"),
+        ("dit-moe", "ProMoE-S/2", {}, "model.moe.router.name is 'prototype' (allowed: top_k)"),
+        ("dit-moe", "DiT-S/2", {"moe": MoEConfig(shared_hidden_ratio=1)}, "(allowed: 2)"),
+        ("promoe", "DiT-MoE-S/2-8E2A", {}, "model.moe.expert is 'swiglu' (allowed: gelu)"),
+        ("promoe", "ProMoE-S/2", {"num_classes": 10}, "model.num_classes is 10 (allowed: 1000"),
+    ],
+)
+def test_formats_that_have_no_such_network(family, preset, changes, message):
+    config = with_model(dit_moe.preset(preset), **changes)
+    with pytest.raises(ConfigError) as error:
+        constructor_arguments(family, config)
+    assert message in str(error.value)
+
+
+def test_sit_needs_its_own_unit_of_time():
+    config = dit_moe.preset("DiT-S/2")
+    config = dataclasses.replace(config, objective=RectifiedFlowConfig())
+    assert constructor_arguments("sit", config)["hidden_size"] == 384
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--format=promoe", "--output=a.bin"], "allowed: .safetensors, .pt or .pth"),
+        (["--format=dit", "--output=a.safetensors"], "format 'dit' has no such network"),
+        (["--output=."], "which is there already"),
+    ],
+)
+def test_outputs(flags, message, run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").touch()
+    assert command.main([f"--workdir={run}", *flags]) == 2
+    assert message in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]

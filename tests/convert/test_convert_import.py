@@ -1,0 +1,324 @@
+"""Published checkpoints in: forms of files, refusals, and the same answers as the peers' code."""
+
+import dataclasses
+import json
+import sys
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import dit_moe
+import sample
+from dit_moe.config import RectifiedFlowConfig
+from dit_moe.convert import command, peers
+from dit_moe.convert.importing import SD_VAE
+from dit_moe.convert.recognise import recognise
+from dit_moe.convert.run_writer import InMemory, write_run
+from dit_moe.data.latents import read_latent_space
+from dit_moe.diffusion.rectified_flow import RectifiedFlow
+from dit_moe.diffusion.sampling import sample as draw
+from dit_moe.diffusion.solvers import initial_noise
+from dit_moe.loading import load_run
+from dit_moe.nn.parameters import functional
+from dit_moe.training.fingerprint import fingerprints
+from tests.convert.converted import (
+    FAMILIES,
+    FIXTURES,
+    answer,
+    arguments,
+    arguments_of,
+    convert,
+    expected,
+    imported,
+    inputs,
+    relative_error,
+    store,
+    tensors_of,
+)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_there_and_back(name, tmp_path):
+    run = imported(tmp_path, name)
+    assert relative_error(answer(dit_moe.load(run), *inputs(name)), expected(name)) < 1e-5
+    assert read_latent_space(run) == SD_VAE
+    back = tmp_path / "back.safetensors"
+    exporting = [f"--workdir={run}", f"--format={FAMILIES[name]}", f"--output={back}"]
+    assert command.main(exporting) == 0
+    tensors, original = load_file(back), tensors_of(name)
+    assert tensors.keys() == original.keys()
+    for key in original:
+        np.testing.assert_array_equal(tensors[key], original[key], err_msg=key)
+    # What the peer's constructor needs is written beside it, and says the same.
+    written = json.loads(back.with_suffix(".json").read_text())
+    assert written.items() >= arguments(name).items()
+
+
+def test_samples_from_a_converted_folder(tmp_path):
+    run = imported(tmp_path, "dit_moe_tiny")
+    flags = ["--num_samples=8", "--steps=2", "--autoencoder=none", "--classes=3"]
+    for parameters in ("ema", "raw"):
+        output = tmp_path / parameters
+        command_line = [f"--workdir={run}", f"--output={output}", f"--parameters={parameters}"]
+        assert sample.main(command_line + flags) == 0
+    with (
+        np.load(tmp_path / "ema" / "samples.npz") as ema,
+        np.load(tmp_path / "raw" / "samples.npz") as raw,
+    ):
+        assert ema["arr_0"].shape == (8, 8, 8, 4)
+        np.testing.assert_array_equal(ema["arr_0"], raw["arr_0"])
+
+
+@pytest.mark.parametrize(
+    "preset",
+    ["DiT-XL/2", "DiT-B/2", "DiT-MoE-S/2-8E2A", "DiT-MoE-G/2-16E2A", "ProMoE-L/2"],
+)
+def test_published_sizes_need_no_arguments(preset):
+    config = dit_moe.preset(preset, image_pixels=512)
+    shapes = {
+        path: np.broadcast_to(np.float32(0), p.shape)
+        for path, p in peers.abstract_parameters(config.model).items()
+    }
+    tensors = {k: x.shape for k, x in peers.to_peer(config.model, shapes).items()}
+    family = preset.rpartition("-")[0] if "MoE-" not in preset else preset.partition("-")[0]
+    family = {"DiT": "dit", "ProMoE": "promoe"}[family] if "DiT-MoE" not in preset else "dit-moe"
+    found = recognise(family, tensors, None)
+    assert found.model == dataclasses.replace(config.model, dtype="float32")
+    assert found.objective == config.objective
+    assert found.name == f"{preset}@512"
+
+
+class TestSiT:
+    """SiT has DiT's network: the DiT fixture serves as one, under the other clock."""
+
+    @pytest.fixture
+    def run(self, tmp_path):
+        output = tmp_path / "sit"
+        flags = [f"--checkpoint={FIXTURES / 'dit_tiny.safetensors'}", "--family=sit"]
+        flags += [f"--model_json={arguments_of('dit_tiny')}", f"--output={output}"]
+        assert command.main(flags) == 0
+        return output
+
+    def test_network(self, run):
+        x, _, y = inputs("dit_tiny")
+        t = jnp.linspace(0.0, 1.0, len(y))
+        theirs = self.theirs(load_run(run).config)(x, t, y).value
+        ours = answer(dit_moe.load(run), x, 1 - t, y)
+        assert relative_error(ours, -np.asarray(theirs)) < 1e-5
+
+    def test_samples_are_those_of_its_own_equation(self, run):
+        loaded = load_run(run)
+        network = functional(loaded.config.model)
+        theirs = self.theirs(loaded.config)
+        key_N, y_N, steps = jax.random.split(jax.random.key(0), 4), jnp.arange(4), 6
+        assert isinstance(loaded.config.objective, RectifiedFlowConfig)
+        flow = RectifiedFlow(loaded.config.objective)
+        shape = (8, 8, 4)
+        ours = draw(flow, network(loaded.parameters), key_N, y_N, shape, "euler", steps)
+        # dx/dt = v(x, t), from noise at t = 0 to data at t = 1.
+        x = initial_noise(key_N, shape)
+        for i in range(steps):
+            x += theirs(x, jnp.full(4, i / steps), y_N).value[..., :4] / steps
+        np.testing.assert_allclose(ours, x, atol=1e-4)
+
+    def test_export_is_the_inverse(self, run, tmp_path):
+        back = tmp_path / "back.safetensors"
+        assert command.main([f"--workdir={run}", "--format=sit", f"--output={back}"]) == 0
+        original = tensors_of("dit_tiny")
+        for key, tensor in load_file(back).items():
+            rounding = 1e-7 if key == "t_embedder.mlp.0.weight" else 0
+            np.testing.assert_allclose(tensor, original[key], atol=rounding, err_msg=key)
+
+    def theirs(self, config):
+        tensors = peers.from_peer(config.model, tensors_of("dit_tiny"))
+        return functional(config.model)({k: jnp.asarray(v) for k, v in tensors.items()})
+
+
+class TestForms:
+    """Other files with the same network."""
+
+    name = "dit_tiny"
+
+    def check(self, tmp_path, checkpoint, expected, *flags):
+        assert convert(checkpoint, tmp_path / "run", self.name, *flags) == 0
+        run = load_run(tmp_path / "run")
+        original = peers.from_peer(run.config.model, expected)
+        for path, value in run.parameters.items():
+            np.testing.assert_array_equal(value, original[path])
+
+    @pytest.mark.parametrize(
+        "prefix",
+        ["module.", "_orig_mod.module.", "ema.", "model.", "state_dict.", "module._orig_mod."],
+    )
+    def test_prefixes(self, prefix, tmp_path):
+        tensors = tensors_of(self.name)
+        file = store(tmp_path / "a.safetensors", {prefix + k: x for k, x in tensors.items()})
+        self.check(tmp_path, file, tensors)
+
+    def test_compiled_blocks(self, tmp_path):
+        tensors = tensors_of(self.name)
+        renamed = {k.replace("blocks.0.", "blocks.0._orig_mod."): x for k, x in tensors.items()}
+        self.check(tmp_path, store(tmp_path / "a.safetensors", renamed), tensors)
+
+    @pytest.mark.parametrize(("flags", "sign"), [([], 1), (["--parameters=raw"], -1)])
+    def test_average_and_parameters(self, flags, sign, tmp_path):
+        tensors = tensors_of(self.name)
+        table = tensors.pop("pos_embed")
+        both = {f"ema.{k}": x for k, x in tensors.items()}
+        both |= {f"model.module.{k}": -x for k, x in tensors.items()}
+        both |= {"ema.pos_embed": table, "model.module.pos_embed": table}
+        wanted = {k: sign * x for k, x in tensors.items()}
+        self.check(tmp_path, store(tmp_path / "a.safetensors", both), wanted, *flags)
+
+    @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
+    def test_types_become_float32(self, dtype, tmp_path):
+        tensors = {k: x.astype(dtype) for k, x in tensors_of(self.name).items()}
+        file = store(tmp_path / "a.safetensors", tensors)
+        self.check(tmp_path, file, {k: x.astype(np.float32) for k, x in tensors.items()})
+
+    def test_shards(self, tmp_path):
+        tensors = tensors_of(self.name)
+        folder = tmp_path / "shards"
+        folder.mkdir()
+        names = {k: f"model-{i % 3 + 1:05d}-of-00003.safetensors" for i, k in enumerate(tensors)}
+        for name in set(names.values()):
+            store(folder / name, {k: x for k, x in tensors.items() if names[k] == name})
+        index = {"metadata": {}, "weight_map": names}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        self.check(tmp_path, folder, tensors)
+        (folder / names["pos_embed"]).unlink()
+        assert convert(folder, tmp_path / "other", self.name) == 2
+
+
+class TestRefusals:
+    name = "dit_tiny"
+
+    def refuse(self, capsys, tmp_path, checkpoint, *flags):
+        """The one message of a command that writes nothing."""
+        before = sorted(tmp_path.rglob("*"))
+        assert convert(checkpoint, tmp_path / "run", self.name, *flags) == 2
+        assert sorted(tmp_path.rglob("*")) == before
+        error = capsys.readouterr().err
+        assert error.startswith("error: ")
+        assert "Traceback" not in error
+        return error
+
+    def test_tensors_that_do_not_fit_are_listed(self, capsys, tmp_path):
+        tensors = tensors_of(self.name)
+        del tensors["blocks.0.attn.qkv.bias"]
+        tensors["extra"] = np.zeros(3, np.float32)
+        tensors["final_layer.linear.bias"] = np.zeros(5, np.float32)
+        tensors["t_embedder.mlp.2.bias"] = np.zeros(48, np.int32)
+        error = self.refuse(capsys, tmp_path, store(tmp_path / "a.safetensors", tensors))
+        assert "4 tensors do not fit" in error
+        for problem in (
+            "missing: blocks.0.attn.qkv.bias",
+            "unexpected: extra",
+            "shape of final_layer.linear.bias: (5,), but (32,) is expected",
+            "type of t_embedder.mlp.2.bias: int32",
+        ):
+            assert problem in error
+
+    def test_a_long_list_is_cut(self, capsys, tmp_path):
+        tensors = {k: x for k, x in tensors_of(self.name).items() if ".attn." not in k}
+        tensors |= {f"extra.{i}": np.zeros(1, np.float32) for i in range(20)}
+        error = self.refuse(capsys, tmp_path, store(tmp_path / "a.safetensors", tensors))
+        assert "28 tensors do not fit" in error
+        assert error.count("missing: ") + error.count("unexpected: ") == 20
+        assert "and 8 more" in error
+
+    def test_learned_positions(self, capsys, tmp_path):
+        tensors = tensors_of(self.name)
+        tensors["pos_embed"] += 0.1
+        error = self.refuse(capsys, tmp_path, store(tmp_path / "a.safetensors", tensors))
+        assert "pos_embed: they are not the fixed table" in error
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (
+                {"hidden_size": 64},
+                "hidden_size is 64 in --model_json, but the tensors' shapes say 48",
+            ),
+            ({"num_heads": 5}, "heads is 5; allowed: a divisor of width 48"),
+            ({"num_heads": None}, "num_heads is missing"),
+            ({"objective": "score"}, "objective is 'score' in --model_json"),
+        ],
+    )
+    def test_arguments(self, change, message, capsys, tmp_path):
+        values = {**arguments(self.name), **change}
+        path = tmp_path / "model.json"
+        path.write_text(json.dumps({k: v for k, v in values.items() if v is not None}))
+        file = FIXTURES / f"{self.name}.safetensors"
+        assert message in self.refuse(capsys, tmp_path, file, f"--model_json={path}")
+
+    def test_unpublished_size_needs_arguments(self, capsys, tmp_path):
+        file = FIXTURES / f"{self.name}.safetensors"
+        flags = ["--family=dit", f"--checkpoint={file}", f"--output={tmp_path / 'run'}"]
+        assert command.main(flags) == 2
+        assert "allowed: with --model_json" in capsys.readouterr().err
+
+    def test_another_family(self, capsys, tmp_path):
+        file = FIXTURES / "promoe_tiny.safetensors"
+        error = self.refuse(capsys, tmp_path, file)
+        assert "family is 'dit', but the tensors are those of promoe" in error
+
+    def test_files(self, capsys, tmp_path):
+        whole = (FIXTURES / f"{self.name}.safetensors").read_bytes()
+        (tmp_path / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
+        store(tmp_path / "other.safetensors", {"conv.weight": np.zeros((2, 2), np.float32)})
+        (tmp_path / "model.gguf").write_bytes(b"")
+        for file, message in {
+            "cut.safetensors": "is not a whole safetensors file",
+            "other.safetensors": "holds no diffusion transformer of these families",
+            "nowhere.pt": "does not exist",
+            "model.gguf": "allowed: .safetensors, .pt",
+        }.items():
+            assert message in self.refuse(capsys, tmp_path, tmp_path / file)
+
+    def test_no_pytorch(self, capsys, tmp_path, monkeypatch):
+        monkeypatch.setitem(sys.modules, "torch", None)
+        (tmp_path / "a.pt").write_bytes(b"whatever")
+        error = self.refuse(capsys, tmp_path, tmp_path / "a.pt")
+        assert "needs PyTorch to be read: pip install torch" in error
+
+    def test_output_is_there(self, capsys, tmp_path):
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "mine.txt").write_text("mine")
+        error = self.refuse(capsys, tmp_path, FIXTURES / f"{self.name}.safetensors")
+        assert "which is there already" in error
+
+    def test_flags_of_another_way(self, capsys, tmp_path):
+        with pytest.raises(SystemExit) as stopped:
+            command.main([f"--workdir={tmp_path}", "--family=dit", "--output=a"])
+        assert stopped.value.code == 2
+        assert "--family is given without --checkpoint" in capsys.readouterr().err
+
+
+def test_a_failure_half_way_leaves_nothing(tmp_path):
+    run = load_run(imported(tmp_path / "first", "dit_tiny"))
+    shapes = {path: p.shape for path, p in run.parameters.items()}
+
+    def read(path, index):
+        if path == "patch_out.bias":
+            raise OSError("the disk is full")
+        return np.asarray(run.parameters[path])[index]
+
+    with pytest.raises(OSError, match="the disk is full"):
+        write_run(tmp_path / "second", run.config, None, InMemory(shapes, read))
+    assert [path.name for path in tmp_path.iterdir()] == ["first"]
+
+
+def test_fingerprints(tmp_path):
+    """Those that are summed up piece by piece are those of the whole arrays."""
+    run = imported(tmp_path, "dit_tiny")
+    about = run / "checkpoints" / "0" / "about" / "about.json"
+    described = json.loads(about.read_text())["arrays"]
+    ema = {path: a for path, a in described.items() if path.startswith("ema/")}
+    assert len(ema) == len(load_run(run).parameters)
+    found = fingerprints({"ema": load_run(run).parameters})
+    assert found == {path: a["fingerprint"] for path, a in ema.items()}

@@ -1,0 +1,190 @@
+"""Small PyTorch networks with the peers' names and equations, of any size. Needs PyTorch.
+
+Written from the papers' equations for these tests; the peers' own outputs are in tests/fixtures.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+
+class Mlp(nn.Module):
+    def __init__(self, width: int, hidden: int, names: tuple[str, str] = ("fc1", "fc2")):
+        super().__init__()
+        self.names = names
+        self.add_module(names[0], nn.Linear(width, hidden))
+        self.add_module(names[1], nn.Linear(hidden, width))
+
+    def forward(self, x):
+        up, down = (self.get_submodule(name) for name in self.names)
+        return down(functional.gelu(up(x), approximate="tanh"))
+
+
+class SwiGLU(nn.Module):
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.gate_proj = nn.Linear(width, hidden, bias=False)
+        self.up_proj = nn.Linear(width, hidden, bias=False)
+        self.down_proj = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x):
+        return self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Gate(nn.Module):
+    def __init__(self, width: int, experts: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(experts, width))
+
+
+def weighted(experts: nn.ModuleList, x_TxD, weight_TxE):
+    return sum(w_T[:, None] * f(x_TxD) for f, w_T in zip(experts, weight_TxE.T, strict=True))
+
+
+def only_top(scores_TxE, k: int):
+    value, index = scores_TxE.topk(k, dim=-1)
+    return torch.zeros_like(scores_TxE).scatter(-1, index, value)
+
+
+class DiTMoELayer(nn.Module):
+    def __init__(self, width: int, ratio: int, experts: int, top_k: int):
+        super().__init__()
+        self.top_k = top_k
+        self.gate = Gate(width, experts)
+        self.experts = nn.ModuleList(SwiGLU(width, ratio * width) for _ in range(experts))
+        self.shared_experts = SwiGLU(width, 2 * width)
+
+    def forward(self, x_TxD, null_T):
+        scores = (x_TxD @ self.gate.weight.T).softmax(-1)
+        return weighted(self.experts, x_TxD, only_top(scores, self.top_k)) + self.shared_experts(
+            x_TxD
+        )
+
+
+class ProMoELayer(nn.Module):
+    def __init__(self, width: int, settings: dict):
+        super().__init__()
+        self.settings = settings
+        experts, hidden = settings["num_routed_experts"], settings["moe_intermediate_size"]
+        names = ("up_proj", "down_proj")
+        self.cluster_centers = nn.Parameter(torch.empty(experts, width))
+        total = experts + settings["use_uncond_expert"]
+        self.experts = nn.ModuleList(Mlp(width, hidden, names) for _ in range(total))
+        if settings["use_shared_expert"]:
+            shared = settings["shared_expert_intermediate_size"]
+            self.shared_expert = Mlp(width, shared, names)
+
+    def forward(self, x_TxD, null_T):
+        cosine = (
+            functional.normalize(x_TxD, dim=-1)
+            @ functional.normalize(self.cluster_centers, dim=-1).T
+        )
+        mode = self.settings["router_weight_mode"]
+        scores = {"identity": cosine, "softmax": cosine.softmax(-1), "sigmoid": cosine.sigmoid()}
+        weight_TxE = only_top(scores[mode], self.settings["top_k"])
+        if self.settings["use_uncond_expert"]:
+            null = null_T[:, None].float()
+            weight_TxE = torch.cat([weight_TxE * (1 - null), null], dim=-1)
+        y = weighted(self.experts, x_TxD, weight_TxE)
+        return y + self.shared_expert(x_TxD) if self.settings["use_shared_expert"] else y
+
+
+class Attention(nn.Module):
+    def __init__(self, width: int, heads: int, qk_norm: bool):
+        super().__init__()
+        self.heads = heads
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        make = (lambda: nn.LayerNorm(width // heads)) if qk_norm else nn.Identity
+        self.q_norm, self.k_norm = make(), make()
+
+    def forward(self, x):
+        n, s, d = x.shape
+        q, k, v = self.qkv(x).view(n, s, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        y = functional.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v)
+        return self.proj(y.transpose(1, 2).reshape(n, s, d))
+
+
+def modulated(x, shift, scale):
+    return functional.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale[:, None]) + shift[:, None]
+
+
+class Block(nn.Module):
+    def __init__(self, number: int, family: str, arguments: dict):
+        super().__init__()
+        width, ratio = arguments["hidden_size"], arguments.get("mlp_ratio", 4)
+        self.attn = Attention(width, arguments["num_heads"], arguments.get("qk_norm", False))
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+        self.sparse = "moe" if family == "dit-moe" else "mlp"
+        if family == "dit-moe":
+            experts, top_k = arguments["num_experts"], arguments["num_experts_per_tok"]
+            self.moe = DiTMoELayer(width, ratio, experts, top_k)
+        elif family == "promoe" and (number % 2 or not arguments["MoE_config"]["interleave"]):
+            self.mlp = ProMoELayer(width, arguments["MoE_config"])
+        else:
+            self.mlp = Mlp(width, int(ratio * width))
+
+    def forward(self, x, c, null_N):
+        parts = self.adaLN_modulation(c).chunk(6, dim=1)
+        x = x + parts[2][:, None] * self.attn(modulated(x, *parts[:2]))
+        h = modulated(x, *parts[3:5])
+        layer = self.get_submodule(self.sparse)
+        if isinstance(layer, Mlp):
+            h = layer(h)
+        else:
+            null_T = null_N.repeat_interleave(h.shape[1])
+            h = layer(h.flatten(0, 1), null_T).view_as(h)
+        return x + parts[5][:, None] * h
+
+
+class Table(nn.Module):
+    def __init__(self, rows: int, width: int):
+        super().__init__()
+        self.embedding_table = nn.Embedding(rows, width)
+
+
+class Net(nn.Module):
+    """The network of a family, from the arguments of the peer's constructor."""
+
+    def __init__(self, family: str, arguments: dict):
+        super().__init__()
+        width, p = arguments["hidden_size"], arguments["patch_size"]
+        channels = arguments.get("in_channels", 4)
+        self.patch, self.null = p, arguments["num_classes"]
+        self.out = channels * (2 if arguments.get("learn_sigma", True) else 1)
+        self.x_embedder = nn.ModuleDict({"proj": nn.Conv2d(channels, width, p, p)})
+        mlp = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
+        self.t_embedder = nn.ModuleDict({"mlp": mlp})
+        self.y_embedder = Table(self.null + 1, width)
+        side = arguments["input_size"] // p
+        self.pos_embed = nn.Parameter(positions(side, width)[None], requires_grad=False)
+        self.blocks = nn.ModuleList(Block(i, family, arguments) for i in range(arguments["depth"]))
+        final = nn.Module()
+        final.linear = nn.Linear(width, p * p * self.out)
+        final.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+        self.final_layer = final
+        for name, parameter in self.named_parameters():
+            if name != "pos_embed":
+                nn.init.normal_(parameter, std=0.3 if parameter.ndim == 1 else 0.1)
+
+    def forward(self, x, t, y):
+        """[N, C, H, W] as the peers."""
+        n, _, height, _ = x.shape
+        frequency = torch.exp(-torch.log(torch.tensor(1e4)) * torch.arange(128) / 128)
+        angle = t[:, None] * frequency
+        c = self.t_embedder["mlp"](torch.cat([angle.cos(), angle.sin()], dim=-1))
+        c = c + self.y_embedder.embedding_table(y)
+        x = self.x_embedder["proj"](x).flatten(2).transpose(1, 2) + self.pos_embed
+        for block in self.blocks:
+            x = block(x, c, y == self.null)
+        shift, scale = self.final_layer.adaLN_modulation(c).chunk(2, dim=1)
+        x = self.final_layer.linear(modulated(x, shift, scale))
+        p, side = self.patch, height // self.patch
+        x = x.view(n, side, side, p, p, self.out)
+        return x.permute(0, 5, 1, 3, 2, 4).reshape(n, self.out, height, height)
+
+
+def positions(side: int, width: int) -> torch.Tensor:
+    omega = 1 / 10000.0 ** (torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    angle = torch.arange(side, dtype=torch.float64)[:, None] * omega
+    axis = torch.cat([angle.sin(), angle.cos()], dim=1)
+    return torch.cat([axis.repeat(side, 1), axis.repeat_interleave(side, 0)], dim=1).float()

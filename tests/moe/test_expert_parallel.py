@@ -1,0 +1,220 @@
+"""Experts spread over eight devices against the reference on one."""
+
+import dataclasses
+import functools
+import math
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from dit_moe.config import MeshConfig
+from dit_moe.moe import layer
+from dit_moe.moe.dispatch import ExpertWeights
+from dit_moe.moe.expert_parallel import dispatch_to_shards, make_plan, round_rows
+from dit_moe.moe.routing import Routing
+from dit_moe.moe.statistics import expert_traffic
+from dit_moe.training.mesh import build_mesh, parameter_shardings
+from tests.moe.test_dispatch import assert_close, make_experts, make_routing, value_and_grads
+
+WIDTH, HIDDEN, TOKENS, TOP_K = 16, 24, 64, 2
+AXES = {
+    "w_in": ("expert", "embed", "mlp"),
+    "w_out": ("expert", "mlp", "embed"),
+    "b_in": ("expert", "mlp"),
+    "b_out": ("expert", "embed"),
+}
+# Mesh sizes, experts (9 and 5 do not divide: the last is an unconditional one), activation, dtype.
+SETUPS = {
+    "8 devices for 8 experts": ((1, 1, 8), 8, "swiglu", jnp.float32),
+    "all axes": ((2, 2, 2), 8, "swiglu", jnp.float32),
+    "5 experts on 2 devices": ((2, 2, 2), 5, "gelu", jnp.float32),
+    "9 experts on 4 devices": ((1, 2, 4), 9, "gelu", jnp.bfloat16),
+}
+LOADS = ["uniform", "zipf", "all to the first", "all to the last", "none", "all weights 0"]
+
+
+def inputs(num_experts: int, activation: str, dtype: Any, load: str) -> tuple[Any, ...]:
+    """Tokens, their routing, experts with biases for gelu, and a cotangent."""
+    rng = np.random.default_rng(0)
+    experts = make_experts(rng, num_experts, WIDTH, HIDDEN, activation, activation == "gelu")
+    num = TOKENS * TOP_K
+    weight = rng.random(num) * (load != "all weights 0")
+    match load:
+        case "zipf":
+            share = 1 / np.arange(1, num_experts + 1)
+            expert = rng.choice(num_experts, num, p=share / share.sum())
+        case "all to the first":
+            expert = np.zeros(num)
+        case "all to the last":
+            expert = np.full(num, num_experts - 1)
+        case "none":
+            expert = num_experts + np.arange(num) % 3
+        case _:
+            expert = rng.integers(num_experts, size=num)
+    token = np.repeat(np.arange(TOKENS), TOP_K)
+    routing = make_routing(token, expert, weight, TOKENS, num_experts)
+    x, cotangent = (jnp.asarray(rng.normal(size=(TOKENS, WIDTH)), dtype) for _ in range(2))
+    return x, routing, experts, cotangent
+
+
+def stored(mesh: Mesh, experts: ExpertWeights) -> ExpertWeights:
+    """The shardings in which the trainer stores these weights."""
+    arrays = {name: w for name in AXES if (w := getattr(experts, name)) is not None}
+    return dataclasses.replace(experts, **parameter_shardings(mesh, arrays, AXES))  # pyright: ignore[reportArgumentType]
+
+
+def over_mesh(x: jax.Array, routing: Routing, experts: ExpertWeights, cotangent: jax.Array) -> Any:
+    """The layer's dispatch and its gradients, as `value_and_grads` of test_dispatch.py."""
+
+    def run(x: jax.Array, weight: jax.Array, experts: ExpertWeights) -> jax.Array:
+        routed = dataclasses.replace(routing, weight=weight)
+        return layer._dispatch_over_mesh(x, routed, experts)
+
+    y, pull = jax.vjp(run, x, routing.weight, experts)
+    return y, pull(cotangent)
+
+
+@functools.cache
+def compiled(setup: str) -> tuple[Any, jax.stages.Compiled]:
+    """The shardings of all arguments, and `over_mesh` compiled for them."""
+    sizes, num_experts, activation, dtype = SETUPS[setup]
+    mesh = build_mesh(MeshConfig(*sizes))
+    x, routing, experts, cotangent = inputs(num_experts, activation, dtype, "uniform")
+    tokens, weights = NamedSharding(mesh, PartitionSpec(mesh.axis_names)), stored(mesh, experts)
+    shardings = (tokens, tokens, weights, tokens)
+    with jax.set_mesh(mesh):
+        run = jax.jit(
+            over_mesh, in_shardings=shardings, out_shardings=(tokens, (tokens, tokens, weights))
+        )
+        return shardings, run.lower(x, routing, experts, cotangent).compile()
+
+
+@pytest.mark.parametrize("load", LOADS)
+@pytest.mark.parametrize("setup", SETUPS)
+def test_values_and_gradients_are_those_of_one_device(setup: str, load: str) -> None:
+    _, num_experts, activation, dtype = SETUPS[setup]
+    arrays = inputs(num_experts, activation, dtype, load)
+    shardings, run = compiled(setup)
+    y, gradients = run(*jax.device_put(arrays, shardings))
+    if dtype == jnp.bfloat16:
+        x, routing, experts, cotangent = arrays
+        arrays = x.astype(jnp.float32), routing, experts, cotangent.astype(jnp.float32)
+    expected_y, expected_gradients = value_and_grads(*arrays, "reference")
+    assert_close(y, expected_y, 1e-5 if dtype == jnp.float32 else 2e-2)
+    assert_close(gradients, expected_gradients, 1e-4 if dtype == jnp.float32 else 2e-2)
+
+
+def collectives(program: jax.stages.Compiled, kind: str) -> list[tuple[int, ...]]:
+    """The shapes of all results of the collectives of one kind in a compiled program."""
+    results = re.findall(rf"= (.*) {kind}(?:-start)?\(", program.as_text() or "")
+    shapes = re.findall(r"\w+\[([\d,]+)\]", " ".join(results))
+    return [tuple(map(int, shape.split(","))) for shape in shapes]
+
+
+@pytest.mark.parametrize("setup", SETUPS)
+def test_tokens_travel_and_no_device_gathers_the_experts(setup: str) -> None:
+    (_, _, shards), num_experts, activation, _ = SETUPS[setup]
+    (_, _, weights, _), run = compiled(setup)
+    slot = (1, round_rows(TOKENS * TOP_K // 8, shards), WIDTH)
+    # Forward: there and back. Backward: tokens and gradients there, gradients back.
+    assert collectives(run, "all-to-all").count(slot) == 5 * shards
+
+    stack = (num_experts, WIDTH, HIDDEN * (2 if activation == "swiglu" else 1))
+    share = num_experts * WIDTH * stack[2] // shards
+    assert all(math.prod(shape) <= share for shape in collectives(run, "all-gather"))
+    # The search does find such a gather where there is one.
+    everywhere = NamedSharding(weights.w_in.mesh, PartitionSpec())
+    whole = jax.jit(jnp.copy, in_shardings=weights.w_in, out_shardings=everywhere)
+    assert stack in collectives(whole.lower(jnp.ones(stack)).compile(), "all-gather")
+
+
+@pytest.mark.parametrize(
+    ("load", "expected"),
+    # A slot has 1.25 times the rows of an even load.
+    [("even", 1), ("all to the first", 7), ("all to the last", 7), ("none", 0)],
+)
+def test_number_of_rounds(load: str, expected: int) -> None:
+    mesh = build_mesh(MeshConfig(data=1, expert=8))
+    num = 64  # assignments of a device
+    if load == "even":
+        expert = np.arange(8 * num) % 8
+    else:
+        expert = np.full(8 * num, {"all to the first": 0, "all to the last": 7, "none": 8}[load])
+        if load != "none":
+            expert[num:] = 8  # one device alone sets the pace of all
+
+    def rounds(expert_A: jax.Array) -> jax.Array:
+        return make_plan(expert_A, 1, mesh.axis_names).rounds[None]
+
+    with jax.set_mesh(mesh):
+        specs = PartitionSpec(mesh.axis_names), PartitionSpec(None)
+        run = jax.jit(jax.shard_map(rounds, in_specs=specs[0], out_specs=specs[1]))
+        assert run(jnp.asarray(expert, jnp.int32)).item() == expected
+    assert round_rows(num, 8) == 10
+
+
+def ragged_all_to_all(
+    operand: jax.Array,
+    output: jax.Array,
+    input_offsets: jax.Array,
+    send_sizes: jax.Array,
+    output_offsets: jax.Array,
+    recv_sizes: jax.Array,
+    *,
+    axis_name: str,
+) -> jax.Array:
+    """What JAX documents of `lax.ragged_all_to_all`, which does not run on CPU."""
+    gather = functools.partial(lax.all_gather, axis_name=axis_name)
+    operands, starts, sizes, targets = map(
+        gather, (operand, input_offsets, send_sizes, output_offsets)
+    )
+    me, row = lax.axis_index(axis_name), jnp.arange(len(operand))
+    # Sizes that do not match are undefined behaviour; here they spoil the result.
+    output = jnp.where((sizes[:, me] == recv_sizes).all(), output, jnp.nan)
+    for device in range(lax.axis_size(axis_name)):
+        target = jnp.where(row < sizes[device, me], targets[device, me] + row, len(output))
+        source = operands[device].at[starts[device, me] + row].get(mode="clip")
+        output = output.at[target].set(source, mode="drop")
+    return output
+
+
+def test_ragged_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lax, "ragged_all_to_all", ragged_all_to_all)
+    to_shards = functools.partial(dispatch_to_shards, backend="ragged")
+    monkeypatch.setattr(layer, "dispatch_to_shards", to_shards)
+    arrays = inputs(8, "swiglu", jnp.float32, "zipf")
+    with jax.set_mesh(build_mesh(MeshConfig(data=2, expert=4))):
+        actual = jax.jit(over_mesh)(*arrays)
+    assert_close(actual, value_and_grads(*arrays, "reference"), 1e-5)
+
+
+def test_ragged_exchange_lowers_for_tpu_and_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    to_shards = functools.partial(dispatch_to_shards, backend="ragged")
+    monkeypatch.setattr(layer, "dispatch_to_shards", to_shards)
+    arrays = inputs(8, "swiglu", jnp.bfloat16, "uniform")
+    with jax.set_mesh(build_mesh(MeshConfig(data=2, expert=4))):
+        traced = jax.jit(over_mesh).trace(*arrays)
+    for platform in ("tpu", "cuda"):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        # Forward: there and back. Backward: tokens, weights and gradients there; two back.
+        assert text.count("ragged_all_to_all") == 7
+
+
+def test_expert_traffic_is_counted_by_device() -> None:
+    """By hand: 2 x 2 devices, 4 assignments each, 3 experts padded to 4, two on each place."""
+    expert = np.array([[0, 1, 2, 2], [0, 0, 0, 0], [2, 2, 0, 1], [2, 2, 1, 2]]).ravel()
+    # Devices 0 and 2 hold experts 0 and 1, devices 1 and 3 expert 2.
+    routing = make_routing(np.arange(16), expert, np.ones(16), 16, 3)
+    stack = jax.tree.map(lambda a: a[None], routing)
+    mesh = build_mesh(MeshConfig(data=2, expert=2), jax.devices()[:4])
+    with jax.set_mesh(mesh):
+        traffic = expert_traffic(stack, 3)
+    np.testing.assert_allclose(traffic["sent"], [(2 + 4 + 2 + 1) / 16])
+    np.testing.assert_allclose(traffic["received_largest"], [9 / 16])
+    assert expert_traffic(stack, 3) == {}

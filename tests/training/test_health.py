@@ -1,0 +1,77 @@
+"""Warnings of a run, and what else it writes when asked."""
+
+import sys
+import types
+
+import pytest
+
+from dit_moe.config import ConfigError
+from dit_moe.training.health import Skips, Warnings
+from dit_moe.training.logging import MetricsWriter
+
+
+def lines(losses: list[float], num_experts: int = 0, loads=()) -> list[str]:
+    said: list[str] = []
+    warnings = Warnings(num_experts, said.append)
+    for number, loss in enumerate(losses, start=1):
+        scalars = {"loss": loss}
+        if loads:
+            scalars |= {
+                f"moe/load/layer02/expert{e:02d}": load
+                for e, load in enumerate(loads[(number - 1) % len(loads)])
+            }
+        warnings.check(number, scalars)
+    return said
+
+
+def test_a_jump_of_the_loss():
+    assert lines([1.0] * 5 + [1.4]) == []
+    assert lines([1.0] * 4 + [9.0]) == []  # too early to know what is usual
+    (line,) = lines([1.0] * 6 + [1.6] + [1.0])
+    assert line == "step 7: loss 1.6 jumped above 1.5 times its median of the last 6 lines (1)"
+    # A new level becomes usual after half the history.
+    assert len(lines([1.0] * 20 + [2.0] * 20)) == 10
+
+
+def test_experts_without_work():
+    dead = [[0.5, 0.0, 0.5, 0.0]]  # expert 3 is the unconditional one
+    (line,) = lines([1.0] * 10, num_experts=3, loads=dead)
+    assert line == "step 3: no token in the last 3 lines went to layer 2 expert 1"
+    revived = [[0.5, 0.0, 0.5]] * 2 + [[0.5, 0.1, 0.4]]
+    assert lines([1.0] * 10, num_experts=3, loads=revived) == []
+
+
+def test_skips_say_which_steps_and_why():
+    said: list[str] = []
+    Skips(5, said.append).report(
+        1002, [None, "loss is nan", "gradient_norm is inf", "loss is nan"], 900
+    )
+    assert said == [
+        "update 1,000, 1,002 skipped: loss is nan",
+        "update 1,001 skipped: gradient_norm is inf",
+    ]
+
+
+def test_wandb_receives_the_metrics_of_one_run(tmp_path, monkeypatch):
+    inits, logged = [], []
+    run = types.SimpleNamespace(
+        log=lambda values, step: logged.append((step, values)), finish=lambda: None
+    )
+    module = types.ModuleType("wandb")
+    module.init = lambda **arguments: (inits.append(arguments), run)[1]
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    (tmp_path / "config.json").write_text('{"name": "x"}')
+    for first_step in (0, 1):
+        with MetricsWriter(tmp_path, first_step, "project") as writer:
+            writer.write(first_step + 1, {"loss": 0.5, "images_per_second": float("nan")})
+    assert logged == [(1, {"loss": 0.5}), (2, {"loss": 0.5})]
+    assert inits[0]["project"] == "project"
+    assert inits[0]["config"] == {"name": "x"}
+    assert inits[0]["id"] == inits[1]["id"]
+    assert inits[0]["resume"] == "allow"
+
+
+def test_wandb_that_is_not_installed(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ConfigError, match=r"^--wandb is 'p', but wandb is not installed: pip"):
+        MetricsWriter(tmp_path, 0, "p")

@@ -1,0 +1,108 @@
+"""Several processes train as one."""
+
+import csv
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from dit_moe import hosts
+from dit_moe.config import ConfigError
+from dit_moe.config_io import to_json
+from dit_moe.training.loop import train
+from tests.tiny import tiny
+
+STEPS, SIGNAL_AT = 8, 3
+CONFIG = tiny(steps=STEPS, log_every=1, sample_every=4)
+ROOT = Path(__file__).parents[2]
+
+
+def losses(workdir: Path) -> dict[int, float]:
+    with (workdir / "metrics.csv").open() as file:
+        return {int(row["step"]): float(row["loss"]) for row in csv.DictReader(file)}
+
+
+def start(workdir: Path, num_processes: int, signalled: int) -> list[tuple[int, str, str]]:
+    """Exit code, stdout and stderr of every process."""
+    config_path = workdir.parent / "config.json"
+    config_path.write_text(to_json(CONFIG))
+    with socket.create_server(("localhost", 0)) as server:
+        port = server.getsockname()[1]
+    devices = f"--xla_force_host_platform_device_count={8 // num_processes}"
+    flags = [f for f in os.environ["XLA_FLAGS"].split() if "device_count" not in f]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, ROOT / "tests" / "training" / "host_process.py", config_path, workdir]
+            + [str(a) for a in (port, num_processes, process_id, signalled, SIGNAL_AT)],
+            env={
+                **os.environ,
+                "XLA_FLAGS": " ".join([*flags, devices]),
+                "PYTHONPATH": str(ROOT),
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for process_id in range(num_processes)
+    ]
+    try:
+        output = [process.communicate(timeout=500) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(p.returncode, *o) for p, o in zip(processes, output, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("alone")
+    assert train(CONFIG, workdir) is None
+    return workdir
+
+
+@pytest.mark.parametrize("num_processes", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_processes_give_the_losses_of_one_and_stop_together(num_processes, tmp_path, alone):
+    """A signal to the last process stops all of them at one step; one process then goes on."""
+    tmp_path = tmp_path / "run"
+    results = start(tmp_path, num_processes, signalled=num_processes - 1)
+    assert [code for code, _, _ in results] == [128 + signal.SIGTERM] * num_processes, results
+    stopped_at = SIGNAL_AT + 2
+    assert sorted(losses(tmp_path)) == list(range(1, stopped_at + 1))
+    assert "stopped by 15" in results[0][1]
+    assert (tmp_path / "samples" / "step_00000004.png").exists()
+    for _, out, err in results[1:]:  # only the lead speaks, but for the signal's own line
+        spoken = [line for line in out.splitlines() if line and "Stopping" not in line]
+        assert not [line for line in spoken if "Gloo" not in line]
+        assert "step/s" not in err
+
+    assert train(CONFIG, tmp_path) is None
+    expected, actual = losses(alone), losses(tmp_path)
+    assert sorted(actual) == list(range(1, STEPS + 1))
+    for step, loss in expected.items():
+        np.testing.assert_allclose(actual[step], loss, rtol=1e-5)
+
+
+def test_one_process_needs_no_others():
+    said = []
+    hosts.on_lead(lambda: said.append(hosts.is_lead()))
+    assert said == [True]
+    assert hosts.Agreement(jax.make_mesh((8,), ("data",)))(15) == 15
+    with pytest.raises(ConfigError, match="busy"):
+        hosts.on_lead(lambda: (_ for _ in ()).throw(ConfigError("busy")))
+
+
+def test_processes_that_cannot_find_each_other():
+    command = [sys.executable, "train.py", "--config", "configs/digits.py", "--workdir", "unused"]
+    result = subprocess.run(
+        [*command, "--num_processes", "2"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: the processes of this run did not find each other")
+    assert len(result.stderr.splitlines()) == 1
+    assert not (ROOT / "unused").exists()

@@ -1,0 +1,108 @@
+"""The mesh, what it splits, and that it changes no numbers."""
+
+import dataclasses
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from dit_moe.config import ConfigError, MeshConfig
+from dit_moe.presets import preset
+from dit_moe.training.mesh import build_mesh, check_mesh
+from dit_moe.training.state import abstract_state, build_optimizer
+from tests.tiny import DIT_MOE, PROMOE, tiny
+from tests.training.test_training import assert_close, one_device, run_steps
+
+
+@pytest.mark.parametrize("moe", [DIT_MOE, PROMOE], ids=["DiT-MoE", "ProMoE"])
+def test_experts_on_several_devices_change_no_numbers(moe):
+    """ProMoE's unconditional expert makes five, which two devices do not share evenly."""
+    config = tiny(moe, batch_size=16, beta1=0.0)
+    expected, expected_metrics = run_steps(config, one_device())
+    actual, metrics = run_steps(config, build_mesh(MeshConfig(data=2, fsdp=2, expert=2)))
+    assert_close(actual, expected, 1e-4)
+    for name, value in expected_metrics.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=2e-4, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("sizes", [(1, 2, 4), (1, 4, 2)])
+@pytest.mark.parametrize("name", ["DiT-MoE-S/2-8E2A", "ProMoE-S/2"])
+def test_a_device_stores_its_share(name, sizes):
+    """Parameters, EMA and optimiser: an eighth of the bytes, expert or not."""
+    config = preset(name)
+    mesh = build_mesh(MeshConfig(*sizes))
+    check_mesh(mesh, config.model)
+    state = abstract_state(config.model, build_optimizer(config.train), mesh)
+    for part in (state, {k: v for k, v in state.parameters.items() if "experts" not in k}):
+        leaves = jax.tree.leaves(part)
+        total = sum(leaf.size for leaf in leaves)
+        share = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves)
+        assert total / 8 <= share < 1.15 * total / 8
+    w_in = next(v for k, v in state.parameters.items() if k.endswith("feed_forward.experts.w_in"))
+    fsdp, expert = sizes[1:]
+    _, num_experts, width, inner = w_in.shape
+    by_expert = 1 if num_experts % expert else expert
+    shape = (num_experts // by_expert, width // (8 // by_expert), inner)
+    assert w_in.sharding.shard_shape(w_in.shape)[1:] == shape
+    assert fsdp * expert == 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """What a mesh needs to know of a device."""
+
+    id: int
+    process_index: int
+    device_kind: str = "cpu"
+    platform: str = "cpu"
+
+
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2), (1, 1, 8)])
+def test_a_process_has_a_contiguous_part_of_the_batch(sizes):
+    devices = [Device(id, process_index=id // 2 % 4) for id in (5, 2, 7, 0, 3, 1, 4, 6)]
+    mesh = build_mesh(MeshConfig(*sizes), devices)
+    assert mesh.devices.shape == sizes
+    order = [(device.process_index, device.id) for device in mesh.devices.flat]
+    assert order == [(id // 2, id) for id in range(8)]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        (
+            {"data": 3, "expert": 2},
+            "config.mesh is data 3 x fsdp 1 x expert 2 on 8 devices; "
+            "allowed: sizes whose product is 8",
+        ),
+        (
+            {"expert": 8},
+            "config.mesh.expert is 8 with model.moe.num_experts 4 on 8 devices; allowed: 1, 2, 4",
+        ),
+        (
+            {"fsdp": 4, "expert": 2},
+            "config.mesh.fsdp is 4 and config.mesh.expert 2 with model.width 20 on 8 devices; "
+            "allowed: a product of the two among 1, 2, 4",
+        ),
+    ],
+)
+def test_a_mesh_that_does_not_fit_is_refused(sizes, message):
+    model = dataclasses.replace(tiny(PROMOE).model, width=20)
+    with pytest.raises(ConfigError) as error:
+        check_mesh(build_mesh(MeshConfig(**sizes)), model)
+    assert str(error.value) == message
+
+
+def test_a_dense_model_has_no_expert_axis():
+    mesh = build_mesh(MeshConfig(expert=2))
+    with pytest.raises(ConfigError, match=r"expert is 2 with a dense model .* allowed: 1$"):
+        check_mesh(mesh, tiny(None).model)
+    check_mesh(build_mesh(MeshConfig(fsdp=8)), tiny(None).model)
+
+
+def test_one_size_is_free():
+    assert build_mesh(MeshConfig(data=2, fsdp=1, expert=-1)).shape["expert"] == 4
+    with pytest.raises(ValueError, match="fsdp, expert are all -1; allowed: -1 for one of them"):
+        MeshConfig(data=1, fsdp=-1, expert=-1)
+    with pytest.raises(ValueError, match="expert is 0; allowed: -1 or a positive number"):
+        MeshConfig(expert=0)
