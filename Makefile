@@ -19,7 +19,7 @@ help:
 	@echo "make folder     the same from your pictures: IMAGES=FOLDER [IMAGE_SIZE=32 STEPS=10000]"
 	@echo "make test       the test suite"
 	@echo "make test-peers comparisons with PyTorch packages, in an environment of their own"
-	@echo "make test-slow  train the demo and hold it to its promises"
+	@echo "make test-slow  train the demo, kill runs, four processes: ten minutes"
 	@echo "make lint       ruff and pyright"
 	@echo "make bench      the benchmarks"
 
@@ -57,6 +57,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/compile_time.py
 	$(BIN)/python benchmarks/rematerialisation.py
 	$(BIN)/python benchmarks/input.py
+	$(BIN)/python -m benchmarks.ahead_of_time
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -4,13 +4,17 @@ import dataclasses
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 
 from dit_moe.config import ConfigError, MeshConfig
 from dit_moe.presets import preset
-from dit_moe.training.mesh import build_mesh, check_mesh
-from dit_moe.training.state import abstract_state, build_optimizer
+from dit_moe.training.checkpoint import Checkpoints
+from dit_moe.training.mesh import batch_sharding, build_mesh, check_mesh
+from dit_moe.training.state import TrainState, abstract_state, build_optimizer, init_state
+from dit_moe.training.step import build_step
 from tests.tiny import DIT_MOE, PROMOE, tiny
 from tests.training.test_training import assert_close, one_device, run_steps
 
@@ -106,3 +110,40 @@ def test_one_size_is_free():
         MeshConfig(data=1, fsdp=-1, expert=-1)
     with pytest.raises(ValueError, match="expert is 0; allowed: -1 or a positive number"):
         MeshConfig(expert=0)
+
+
+@pytest.mark.slow
+def test_a_state_saved_on_eight_devices_goes_on_elsewhere(tmp_path):
+    """On 1, 2 and 4 devices and other axes: the same losses."""
+    config = tiny(DIT_MOE)
+    optimizer = build_optimizer(config.train)
+    batch = (
+        jax.random.normal(jax.random.key(5), (16, 8, 8, 1)),
+        jnp.arange(16, dtype=jnp.int32) % 10,
+    )
+
+    def losses(state, mesh: Mesh) -> tuple[TrainState, list[float]]:
+        with jax.set_mesh(mesh):
+            step = jax.jit(build_step(config, optimizer))
+            arrays, found = jax.device_put(batch, batch_sharding(mesh)), []
+            for _ in range(3):
+                state, metrics = step(state, *arrays)
+                found.append(float(metrics["loss"]))
+        return state, found
+
+    mesh = build_mesh(MeshConfig(data=2, fsdp=2, expert=2))
+    with jax.set_mesh(mesh):
+        state, _ = losses(init_state(config.model, optimizer, 0, mesh), mesh)
+        with Checkpoints(tmp_path, keep=1) as checkpoints:
+            checkpoints.save(state)
+    _, expected = losses(state, mesh)
+    for sizes in [(1, 1, 1), (1, 1, 2), (1, 4, 1)]:
+        data, fsdp, expert = sizes
+        other = build_mesh(
+            MeshConfig(data=data, fsdp=fsdp, expert=expert), jax.devices()[: math.prod(sizes)]
+        )
+        with Checkpoints(tmp_path) as checkpoints:
+            like = abstract_state(config.model, optimizer, other)
+            restored = checkpoints.restore(3, like)
+        _, actual = losses(restored, other)
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, err_msg=str(sizes))
