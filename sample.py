@@ -4,6 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from dit_moe.command_line import command_parser
+
 EPILOG = """\
 examples:
   python sample.py --workdir runs/digits --output out/
@@ -20,13 +22,7 @@ training data, or by that of --autoencoder.
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="sample.py",
-        description=__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_parser("sample.py", __doc__, EPILOG)
     add = parser.add_argument
     add("--workdir", required=True, type=Path, help="run folder of train.py")
     add("--output", required=True, type=Path, help="folder for samples.npz and grid.png")

@@ -6,6 +6,8 @@ import sys
 
 from etils import epath
 
+from dit_moe.command_line import command_parser
+
 EPILOG = """\
 examples:
   python train.py --config configs/digits.py --workdir runs/digits
@@ -29,13 +31,7 @@ under SLURM, Open MPI or on a TPU pod, or else with --coordinator_address, --num
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="train.py",
-        description=__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_parser("train.py", __doc__, EPILOG)
     parser.add_argument(
         "--config", required=True, metavar="FILE[:ARGUMENT]", help="config file, see configs/"
     )

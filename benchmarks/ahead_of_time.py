@@ -48,34 +48,28 @@ def collectives(hlo: str) -> dict[str, list[list[tuple[int, ...]]]]:
 def compile_case(name: str, mesh_text: str, side: int) -> bool:
     """Compiles and prints one case; whether no collective makes a full stack of experts."""
     import jax
-    import jax.numpy as jnp
 
+    from benchmarks.plan import compile_step
     from dit_moe.config import MeshConfig, TrainConfig
     from dit_moe.presets import preset
-    from dit_moe.training.mesh import batch_sharding, build_mesh, check_mesh
+    from dit_moe.training.mesh import build_mesh, check_mesh
     from dit_moe.training.state import abstract_state, build_optimizer
-    from dit_moe.training.step import build_step
 
     config = preset(name)
     data, fsdp, expert = (int(size) for size in mesh_text.split("x"))
-    mesh = build_mesh(MeshConfig(data=data, fsdp=fsdp, expert=expert))
+    mesh_config = MeshConfig(data=data, fsdp=fsdp, expert=expert)
+    mesh = build_mesh(mesh_config)
     image_size = side * config.model.patch_size
     config = dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, image_size=image_size, remat="full"),
         train=TrainConfig(batch_size=mesh.size),
+        mesh=mesh_config,
     )
     model = config.model
     check_mesh(mesh, model)
-    optimizer = build_optimizer(config.train)
-    with jax.set_mesh(mesh):
-        state = abstract_state(model, optimizer, mesh)
-        sharding = batch_sharding(mesh)
-        shape = (mesh.size, image_size, image_size, model.channels)
-        x = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
-        y = jax.ShapeDtypeStruct((mesh.size,), jnp.int32, sharding=sharding)
-        compiled = jax.jit(build_step(config, optimizer), donate_argnums=0).lower(state, x, y)
-        compiled = compiled.compile()
+    compiled = compile_step(config)
+    state = abstract_state(model, build_optimizer(config.train), mesh)
     memory = compiled.memory_analysis()
     total = sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(state))
     print(f"\n{name}, mesh {data} x {fsdp} x {expert} ({mesh.size} devices), {side**2} tokens")

@@ -17,8 +17,8 @@ SETTINGS = ("none", "dots", "full")
 MADE = ("gradients", "activations", "working set")
 
 
-def temporary_bytes(config: Config) -> int:
-    """What XLA plans for one device, besides the step's arguments."""
+def compile_step(config: Config) -> jax.stages.Compiled:
+    """The train step of the config on its mesh, compiled from shapes alone."""
     model, optimizer, mesh = config.model, build_optimizer(config.train), build_mesh(config.mesh)
     n, split = config.train.batch_size, batch_sharding(mesh)
     shape = (n, model.image_size, model.image_size, model.channels)
@@ -27,9 +27,7 @@ def temporary_bytes(config: Config) -> int:
     with jax.set_mesh(mesh):
         state = abstract_state(model, optimizer, mesh)
         step = jax.jit(build_step(config, optimizer), donate_argnums=0)
-        plan = step.lower(state, x, y).compile().memory_analysis()
-    assert plan is not None
-    return plan.temp_size_in_bytes
+        return step.lower(state, x, y).compile()
 
 
 def main() -> None:
@@ -52,7 +50,9 @@ def main() -> None:
             model = dataclasses.replace(config.model, remat=remat)
             config = dataclasses.replace(config, model=model, train=train, mesh=mesh)
             parts = device_bytes(config, abstract_mesh(sizes), fused_attention=False)
-            counted, planned = sum(parts[part] for part in MADE), temporary_bytes(config)
+            memory = compile_step(config).memory_analysis()
+            assert memory is not None
+            counted, planned = sum(parts[part] for part in MADE), memory.temp_size_in_bytes
             print(f"{name:20s} {remat:5s} {planned / 1e9:6.2f} GB, {planned / counted:5.2f} of it")
 
 

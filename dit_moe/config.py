@@ -38,6 +38,11 @@ class ConfigError(ValueError):
     """A config that cannot be used; the message is one sentence for the user."""
 
 
+def divisors(number: int) -> list[int]:
+    """From 1 to the number itself."""
+    return [d for d in range(1, number + 1) if number % d == 0]
+
+
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)
@@ -127,21 +132,19 @@ class ModelConfig:
     is the fastest on CPU too (less to write and read). `full`: whole blocks. `none`: nothing."""
 
     def __post_init__(self) -> None:
-        divisors = [h for h in range(1, self.width + 1) if self.width % h == 0]
         _require(
             self.width % self.heads == 0,
             f"heads is {self.heads}; allowed: a divisor of width {self.width} "
-            f"({_listing(divisors)})",
+            f"({_listing(divisors(self.width))})",
         )
         _require(
             self.width % 4 == 0,
             f"width is {self.width}; allowed: a multiple of 4 (two axes of sine and cosine)",
         )
-        patches = [p for p in range(1, self.image_size + 1) if self.image_size % p == 0]
         _require(
             self.image_size % self.patch_size == 0,
             f"patch_size is {self.patch_size}; allowed: a divisor of image_size "
-            f"{self.image_size} ({_listing(patches)})",
+            f"{self.image_size} ({_listing(divisors(self.image_size))})",
         )
         ratios = {"mlp_ratio": self.mlp_ratio}
         if self.moe is not None:

@@ -1,14 +1,17 @@
-"""Files that are either whole or absent."""
+"""Files and folders that are either whole or absent."""
 
 import contextlib
 import fcntl
 import hashlib
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeAlias, TypeVar, cast
 
 from etils import epath
+
+from dit_moe.config import ConfigError
 
 FilePath: TypeAlias = Path | epath.Path
 P = TypeVar("P", bound=FilePath)
@@ -17,6 +20,12 @@ P = TypeVar("P", bound=FilePath)
 def is_remote(path: epath.PathLike) -> bool:
     """Whether it is an address of an object store, such as gs://bucket/run, and no local file."""
     return "://" in str(path)
+
+
+def absolute(path: epath.PathLike) -> epath.Path:
+    """A local path from the root; an address as it is."""
+    path = epath.Path(path)
+    return path if is_remote(path) else path.absolute()
 
 
 @contextlib.contextmanager
@@ -34,6 +43,26 @@ def atomic(path: P) -> Iterator[P]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(output: Path) -> Iterator[Path]:
+    """Yields a folder that becomes `output` when the block succeeds, and is removed otherwise.
+
+    Raises:
+      ConfigError: `output` is there and not an empty folder.
+    """
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise ConfigError(f"output is {str(output)!r}, which is there already; allowed: a new one")
+    output = output.absolute()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = output.with_name(f".{output.name}.{secrets.token_hex(4)}")
+    try:
+        temporary.mkdir()
+        yield temporary
+        temporary.replace(output)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def sha256(path: Path) -> str:

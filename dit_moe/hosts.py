@@ -84,6 +84,13 @@ def on_lead(action: Callable[[], object]) -> None:
         raise ConfigError(bytes(text).rstrip(b"\0").decode(errors="replace"))
 
 
+def any_process(here: bool) -> bool:
+    """Whether it is so in any of the processes; all wait for each other."""
+    if jax.process_count() == 1:
+        return here
+    return bool(multihost_utils.process_allgather(np.array(here)).any())
+
+
 def fetch(tree: Any) -> Any:
     """Arrays spread over all devices as NumPy arrays, whole in every process."""
     if jax.process_count() == 1:

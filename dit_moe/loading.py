@@ -9,6 +9,7 @@ from flax import nnx
 from dit_moe.config import Config, ConfigError
 from dit_moe.config_io import load_json
 from dit_moe.convert import published
+from dit_moe.hub import is_hub_name
 from dit_moe.nn.dit import DiT
 from dit_moe.nn.parameters import Parameters, abstract_parameters, functional
 from dit_moe.presets import preset
@@ -33,7 +34,7 @@ def locate(workdir: str | Path) -> Path:
     if path.is_dir():
         return path
     # In a folder that is here, a name that is not is a slip of the pen.
-    if not path.exists() and not path.parent.is_dir() and published.is_hub_name(str(workdir)):
+    if not path.exists() and not path.parent.is_dir() and is_hub_name(str(workdir)):
         return published.download(str(workdir))
     raise ConfigError(
         f"workdir is {str(workdir)!r}, which is not a folder; allowed: a run, an exported folder, "

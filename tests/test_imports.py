@@ -7,7 +7,15 @@ ROOT = Path(__file__).parent.parent
 
 # Lowest first. Modules that are not listed belong to the entry of their folder.
 LAYERS = [
-    {"dit_moe.config", "dit_moe.config_io", "dit_moe.files", "dit_moe.images", "dit_moe.records"},
+    {
+        "dit_moe.command_line",
+        "dit_moe.config",
+        "dit_moe.config_io",
+        "dit_moe.files",
+        "dit_moe.hub",
+        "dit_moe.images",
+        "dit_moe.records",
+    },
     {"dit_moe.hosts"},
     {"dit_moe.presets", "dit_moe.moe"},
     {"dit_moe.nn", "dit_moe.autoencoder"},

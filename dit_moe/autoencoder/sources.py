@@ -1,15 +1,14 @@
 """Where the weights of an autoencoder are: in a folder, in a file, or on the Hugging Face hub."""
 
-import re
 from pathlib import Path
 from typing import NamedTuple
 
 import huggingface_hub
 
 from dit_moe.config import ConfigError
+from dit_moe.hub import is_hub_name, reason
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _CONVERSION = (
     "python -c \"import torch; from safetensors.torch import save_file; t = torch.load('{path}', "
     "map_location='cpu', weights_only=True); t = t.get('state_dict', t); "
@@ -44,7 +43,7 @@ def locate(source: str) -> Files:
         _check_format(path)
         config = path.with_name(CONFIG)
         return Files(path, config if config.is_file() else None)
-    if not _HUB_NAME.fullmatch(source):
+    if not is_hub_name(source):
         raise ConfigError(
             f"autoencoder is {source!r}, which does not exist; allowed: a folder with {CONFIG} and "
             f"{WEIGHTS}, a .safetensors file, or a Hugging Face name such as "
@@ -57,7 +56,7 @@ def is_local(source: str) -> bool:
     """Whether `locate` finds the source without a download."""
     if Path(source).exists():
         return True
-    return _HUB_NAME.fullmatch(source) is not None and _cached(source) is not None
+    return is_hub_name(source) and _cached(source) is not None
 
 
 def _folder(folder: Path) -> Files:
@@ -98,10 +97,9 @@ def _download(name: str) -> Files:
             Path(huggingface_hub.hf_hub_download(name, file)) for file in (CONFIG, WEIGHTS)
         )
     except Exception as error:  # the client's errors have no common class, but one remedy
-        reason = str(error).strip().split("\n")[0]
         raise ConfigError(
             f"autoencoder is {name!r}, which is no file or folder here and cannot be downloaded "
-            f"({type(error).__name__}: {reason}); by hand: put {CONFIG} and {WEIGHTS} from "
+            f"({reason(error)}); by hand: put {CONFIG} and {WEIGHTS} from "
             f"https://huggingface.co/{name}/tree/main into a folder, and pass that folder"
         ) from error
     return Files(weights, config)

@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from dit_moe.command_line import command_parser
 from dit_moe.convert import FAMILIES
 
 EPILOG = """\
@@ -26,13 +27,7 @@ docs/convert.md says more.
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m dit_moe.convert",
-        description=__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_parser("python -m dit_moe.convert", __doc__, EPILOG)
     ways = parser.add_mutually_exclusive_group(required=True)
     ways.add_argument(
         "--checkpoint",

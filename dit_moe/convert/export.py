@@ -13,10 +13,10 @@ from dit_moe.config_io import to_json
 from dit_moe.convert import Family
 from dit_moe.convert.peers import to_peer
 from dit_moe.convert.published import write_tensors
-from dit_moe.convert.run_writer import new_folder
 from dit_moe.convert.sit import exchange_clocks
 from dit_moe.data.latents import read_latent_space, write_latent_space
-from dit_moe.files import atomic
+from dit_moe.files import atomic, new_folder
+from dit_moe.hub import reason
 from dit_moe.loading import Run, load_run, locate
 
 Format = Literal["safetensors"] | Family
@@ -266,9 +266,8 @@ def upload(folder: Path, name: str) -> str:
         hub.create_repo(name, exist_ok=True)
         hub.upload_folder(repo_id=name, folder_path=folder)
     except Exception as error:  # the client's errors have no common class, but one remedy
-        reason = str(error).strip().split("\n")[0]
         raise ConfigError(
-            f"{name!r} cannot be uploaded ({type(error).__name__}: {reason}); {folder} is written: "
+            f"{name!r} cannot be uploaded ({reason(error)}); {folder} is written: "
             f"log in with `hf auth login`, then: hf upload {name} {folder}"
         ) from error
     return f"https://huggingface.co/{name}"

@@ -6,7 +6,6 @@ they lie in several files with an index, in the layout of the Hugging Face hub.
 """
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -16,21 +15,16 @@ from safetensors.numpy import save_file
 from dit_moe.config import ConfigError, ModelConfig
 from dit_moe.convert.tensors import INDEX, WEIGHTS, StoredTensor, read_safetensors, read_shards
 from dit_moe.files import atomic
+from dit_moe.hub import reason
 from dit_moe.nn.parameters import abstract_parameters
 
 SHARD_BYTES = 5_000_000_000
 _GROUPS = "groups."
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def is_published(folder: Path) -> bool:
     """Whether a folder holds a model in this form."""
     return any((folder / name).is_file() for name in (WEIGHTS, INDEX))
-
-
-def is_hub_name(source: str) -> bool:
-    """Whether it looks like "user/name"; anything on this machine goes before."""
-    return _HUB_NAME.fullmatch(source) is not None
 
 
 def download(name: str) -> Path:
@@ -44,11 +38,10 @@ def download(name: str) -> Path:
     try:
         return Path(huggingface_hub.snapshot_download(name))
     except Exception as error:  # the client's errors have no common class, but one remedy
-        reason = str(error).strip().split("\n")[0]
         raise ConfigError(
-            f"{name!r} is no folder here and cannot be downloaded ({type(error).__name__}: "
-            f"{reason}); by hand: put the files of https://huggingface.co/{name}/tree/main into a "
-            "folder, and pass that folder"
+            f"{name!r} is no folder here and cannot be downloaded ({reason(error)}); by hand: put "
+            f"the files of https://huggingface.co/{name}/tree/main into a folder, and pass that "
+            "folder"
         ) from error
 
 

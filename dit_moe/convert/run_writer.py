@@ -5,13 +5,11 @@ compress to nothing, in chunks of one piece each; the pieces are then written ov
 TensorStore.
 """
 
-import contextlib
 import json
 import math
 import os
-import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -21,10 +19,10 @@ import tensorstore as ts
 from orbax.checkpoint import type_handlers
 from tqdm import tqdm
 
-from dit_moe.config import Config, ConfigError
+from dit_moe.config import Config
 from dit_moe.config_io import to_json
 from dit_moe.data.latents import LatentSpace, write_latent_space
-from dit_moe.files import atomic
+from dit_moe.files import atomic, new_folder
 from dit_moe.training import about, fingerprint
 
 
@@ -71,26 +69,6 @@ def write_run(output: Path, config: Config, space: LatentSpace | None, source: S
         arrays = _write_pieces(step / "ema", source)
         shutil.copytree(step / "ema", step / "parameters", copy_function=_link)
         _write_about(step / "about" / "about.json", arrays)
-
-
-@contextlib.contextmanager
-def new_folder(output: Path) -> Iterator[Path]:
-    """Yields a folder that becomes `output` when the block succeeds, and is removed otherwise.
-
-    Raises:
-      ConfigError: `output` is there and not an empty folder.
-    """
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise ConfigError(f"output is {str(output)!r}, which is there already; allowed: a new one")
-    output = output.absolute()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(f".{output.name}.{secrets.token_hex(4)}")
-    try:
-        temporary.mkdir()
-        yield temporary
-        temporary.replace(output)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _write_zeros(folder: Path, source: Source) -> None:

@@ -1,8 +1,9 @@
 """Draws a grid of a prepared data set, decoded and labelled, to see that the data are right."""
 
-import argparse
 import sys
 from pathlib import Path
+
+from dit_moe.command_line import command_parser
 
 EPILOG = """\
 examples:
@@ -18,13 +19,7 @@ ROWS, COLUMNS = 8, 8
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m dit_moe.data.preview",
-        description=__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_parser("python -m dit_moe.data.preview", __doc__, EPILOG)
     add = parser.add_argument
     add("--input", required=True, type=Path, help="folder of dit_moe.data.prepare")
     add("--output", type=Path, default=Path("preview.png"), help="picture (default: preview.png)")

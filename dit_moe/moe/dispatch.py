@@ -43,12 +43,18 @@ def dispatch(
     Raises:
         ValueError: the back end or the activation is unknown.
     """
-    if backend == "auto":
-        backend = "blocked" if jax.default_backend() == "cpu" else "ragged"
+    backend = resolve_backend(backend)
     if backend not in BACKENDS:
         allowed = ", ".join(["auto", *BACKENDS])
         raise ValueError(f"backend is {backend!r}, allowed are {allowed}")
     return BACKENDS[backend](x_TxD, routing.token, routing.expert, routing.weight, experts)
+
+
+def resolve_backend(backend: str) -> str:
+    """What "auto" means on this platform; other names as they are."""
+    if backend != "auto":
+        return backend
+    return "blocked" if jax.default_backend() == "cpu" else "ragged"
 
 
 def _reference(

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from dit_moe.moe.dispatch import BACKENDS
+from dit_moe.moe.dispatch import BACKENDS, resolve_backend
 from dit_moe.moe.grouped import ExpertWeights, keep, sort_by_expert
 from dit_moe.moe.routing import Routing
 
@@ -123,8 +123,7 @@ def dispatch_to_shards(
     Returns:
         [T, D] in the dtype of `x_TxD`. Differentiable in `x_TxD`, `routing.weight` and `experts`.
     """
-    if backend == "auto":
-        backend = "blocked" if jax.default_backend() == "cpu" else "ragged"
+    backend = resolve_backend(backend)
     axes = jax.sharding.get_abstract_mesh().axis_names
     nowhere = lax.axis_size(EXPERT_AXIS) * experts.w_in.shape[0]
     expert_A = jnp.where(routing.expert < num_experts, routing.expert, nowhere)

@@ -3,6 +3,8 @@
 import argparse
 import sys
 
+from dit_moe.command_line import command_parser
+
 EPILOG = """\
 examples:
   python -m dit_moe.plan --preset DiT-MoE-XL/2-8E2A --device h100 --devices 8
@@ -22,13 +24,7 @@ sheets, not measurements. See docs/scale.md.
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m dit_moe.plan",
-        description=__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_parser("python -m dit_moe.plan", __doc__, EPILOG)
     add = parser.add_argument
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--preset", metavar="NAME", help="a published model, such as DiT-XL/2")
@@ -49,6 +45,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     # After the arguments are parsed: JAX takes seconds to import.
     from dit_moe.config import ConfigError
     from dit_moe.plan.command import plan, table
+    from dit_moe.training.mesh import AXES
 
     try:
         if arguments.batch_size is not None:
@@ -56,11 +53,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
         if arguments.table:
             print(table(overrides))
             return 0
-        mesh = {
-            axis: size
-            for axis in ("data", "fsdp", "expert")
-            if (size := getattr(arguments, axis)) is not None
-        }
+        mesh = {axis: size for axis in AXES if (size := getattr(arguments, axis)) is not None}
         found = plan(
             arguments.preset,
             arguments.config,

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from tqdm import tqdm
 
-from dit_moe.config import Config, ConfigError
+from dit_moe.config import Config, ConfigError, divisors
 from dit_moe.config_io import load_file, override
 from dit_moe.plan.devices import DEVICES, Device
 from dit_moe.plan.estimate import Estimate, estimate, span
@@ -105,16 +105,12 @@ def _preference(e: Estimate) -> tuple[int, int, float]:
 def _candidates(config: Config, num_devices: int) -> Iterator[tuple[dict[str, int], int]]:
     batch_size, parts = config.train.batch_size, [config.train.accumulation]
     if batch_size % num_devices == 0:
-        parts = [p for p in _divisors(batch_size // num_devices) if p >= parts[0]] or parts
-    for data in reversed(_divisors(num_devices)):
-        for fsdp in _divisors(num_devices // data):
+        parts = [p for p in divisors(batch_size // num_devices) if p >= parts[0]] or parts
+    for data in reversed(divisors(num_devices)):
+        for fsdp in divisors(num_devices // data):
             shape = {"data": data, "fsdp": fsdp, "expert": num_devices // data // fsdp}
             for accumulation in parts:
                 yield shape, accumulation
-
-
-def _divisors(number: int) -> list[int]:
-    return [d for d in range(1, number + 1) if number % d == 0]
 
 
 def table(overrides: Sequence[str]) -> str:

@@ -112,7 +112,7 @@ def estimate(
     """
     model, train = config.model, config.train
     mesh = abstract_mesh(mesh_shape)
-    check_mesh(mesh, model)  # pyright: ignore[reportArgumentType]
+    check_mesh(mesh, model)
     if train.batch_size % (train.accumulation * mesh.size):
         raise ConfigError(
             f"config.train.batch_size is {train.batch_size} with accumulation "

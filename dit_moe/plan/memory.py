@@ -41,7 +41,7 @@ def abstract_mesh(shape: Mapping[str, int]) -> AbstractMesh:
 def parameter_bytes(model: ModelConfig, mesh: AbstractMesh) -> ParameterBytes:
     """Counts by the table that also places the parameters of a run (training/mesh.py)."""
     parameters, axes = _parameters(model)
-    shardings = parameter_shardings(mesh, parameters, axes)  # pyright: ignore[reportArgumentType]
+    shardings = parameter_shardings(mesh, parameters, axes)
     shards = mesh.shape["expert"]
     stored = used = blocks = 0.0
     for path, parameter in parameters.items():

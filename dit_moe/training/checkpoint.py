@@ -16,13 +16,12 @@ from typing import Any
 
 import absl.logging
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from jax.experimental import multihost_utils
 
 from dit_moe import hosts
 from dit_moe.config import ConfigError
+from dit_moe.files import absolute
 from dit_moe.nn.parameters import Parameters
 from dit_moe.training import about
 from dit_moe.training.fingerprint import fingerprints
@@ -75,8 +74,7 @@ class Checkpoints:
             self._options = ocp.CheckpointManagerOptions(
                 max_to_keep=keep, keep_period=keep_every or None
             )
-        folder = epath.Path(workdir) / "checkpoints"
-        self.folder = folder if "://" in str(folder) else folder.absolute()
+        self.folder = absolute(workdir) / "checkpoints"
         self._saving: int | None = None
         self._manager = self._open()
 
@@ -174,7 +172,7 @@ class Checkpoints:
             arrays, items = self._read(step, target)
         except ConfigError as raised:
             error = raised
-        if _any_process(error is not None):
+        if hosts.any_process(error is not None):
             raise error or DamageError(f"{self._name(step)} cannot be read by another process")
         assert arrays is not None
         assert items is not None
@@ -229,11 +227,7 @@ class Checkpoints:
             shapes.
         """
         name = "ema" if ema else "parameters"
-        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        target = {
-            path: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=here) for path, p in like.items()
-        }
-        arrays, items = self._read(step, {name: target})
+        arrays, items = self._read(step, {name: on_one_device(like)})
         self._verify(step, arrays, items)
         return items[name]
 
@@ -296,10 +290,10 @@ def _brief(error: Exception) -> str:
     return textwrap.shorten(without_paths, 160, placeholder=" ...")
 
 
-def _any_process(here: bool) -> bool:
-    if jax.process_count() == 1:
-        return here
-    return bool(multihost_utils.process_allgather(np.array(here)).any())
+def on_one_device(like: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.ShapeDtypeStruct]:
+    """The same shapes, to be read onto the first local device."""
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return {path: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=here) for path, p in like.items()}
 
 
 def _abstract(tree):

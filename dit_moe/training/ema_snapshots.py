@@ -11,8 +11,9 @@ from etils import epath
 
 from dit_moe import hosts
 from dit_moe.config import ConfigError
+from dit_moe.files import absolute
 from dit_moe.nn.parameters import Parameters
-from dit_moe.training.checkpoint import TrainingError
+from dit_moe.training.checkpoint import TrainingError, on_one_device
 from dit_moe.training.ema_tracks import Tracks
 from dit_moe.training.fingerprint import fingerprints
 
@@ -21,8 +22,7 @@ _FINGERPRINTS = "fingerprints"
 
 def snapshot_folder(workdir: epath.PathLike) -> epath.Path:
     """Where the snapshots of a run are."""
-    folder = epath.Path(workdir) / "ema_snapshots"
-    return folder if "://" in str(folder) else folder.absolute()
+    return absolute(workdir) / "ema_snapshots"
 
 
 def snapshot_steps(workdir: epath.PathLike) -> list[int]:
@@ -79,11 +79,8 @@ def read_track(
       ConfigError: it is damaged, or does not hold parameters of these shapes.
     """
     name = _item(sigma_rel)
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    target = {
-        path: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=here) for path, p in like.items()
-    }
-    arguments = {name: ocp.args.StandardRestore(target), _FINGERPRINTS: ocp.args.JsonRestore()}
+    target = ocp.args.StandardRestore(on_one_device(like))
+    arguments = {name: target, _FINGERPRINTS: ocp.args.JsonRestore()}
     try:
         with _open(workdir, reading=True) as manager:
             restored = manager.restore(step, args=ocp.args.Composite(**arguments))

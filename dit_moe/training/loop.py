@@ -175,7 +175,7 @@ def _reporting_failure(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        tqdm.write(f"{what} could not be written: {error}")
+        hosts.say(f"{what} could not be written: {error}")
 
 
 def _postfix(scalars: dict[str, float]) -> str:

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from dit_moe.config import ConfigError, MeshConfig, ModelConfig
+from dit_moe.config import ConfigError, MeshConfig, ModelConfig, divisors
 
 AXES = ("data", "fsdp", "expert")
 
@@ -54,7 +54,7 @@ def build_mesh(config: MeshConfig, devices: Sequence | None = None) -> Mesh:
     return Mesh(np.array(devices).reshape(shape), AXES, axis_types=types)
 
 
-def check_mesh(mesh: Mesh, model: ModelConfig) -> None:
+def check_mesh(mesh: Mesh | AbstractMesh, model: ModelConfig) -> None:
     """Checks that the mesh splits the model evenly.
 
     Raises:
@@ -66,20 +66,18 @@ def check_mesh(mesh: Mesh, model: ModelConfig) -> None:
         of = "a dense model" if model.moe is None else f"model.moe.num_experts {experts}"
         raise ConfigError(
             f"config.mesh.expert is {expert} with {of} on {mesh.size} devices; allowed: "
-            f"{_divisors(experts, mesh.size)}"
+            f"{_common_divisors(experts, mesh.size)}"
         )
     if model.width % (fsdp * expert):
         raise ConfigError(
             f"config.mesh.fsdp is {fsdp} and config.mesh.expert {expert} with model.width "
             f"{model.width} on {mesh.size} devices; allowed: a product of the two among "
-            f"{_divisors(model.width, mesh.size)}"
+            f"{_common_divisors(model.width, mesh.size)}"
         )
 
 
-def _divisors(*numbers: int) -> str:
-    """The common divisors."""
-    largest = math.gcd(*numbers)
-    return ", ".join(str(d) for d in range(1, largest + 1) if largest % d == 0)
+def _common_divisors(*numbers: int) -> str:
+    return ", ".join(map(str, divisors(math.gcd(*numbers))))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -93,7 +91,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def parameter_shardings(
-    mesh: Mesh,
+    mesh: Mesh | AbstractMesh,
     parameters: Mapping[str, jax.ShapeDtypeStruct],
     axes: Mapping[str, tuple[str | None, ...]],
 ) -> dict[str, NamedSharding]:

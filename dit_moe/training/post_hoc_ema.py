@@ -1,7 +1,6 @@
 """Makes moving averages of any length from the EMA snapshots of a run, after training."""
 
 import argparse
-import secrets
 import shutil
 import sys
 from collections.abc import Sequence
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from dit_moe.command_line import command_parser
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -208,7 +209,7 @@ def write_run(recipe: Recipe, parameters: "Parameters", output: Path) -> None:
     from dit_moe.training.checkpoint import Checkpoints
     from dit_moe.training.state import TrainState
 
-    output.mkdir(parents=True)
+    output.mkdir(exist_ok=True)
     for name in ("config.json", "latents.json"):
         source = Path(recipe.workdir) / name
         if source.exists():
@@ -223,13 +224,7 @@ def write_run(recipe: Recipe, parameters: "Parameters", output: Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m dit_moe.training.post_hoc_ema",
-        description=__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_parser("python -m dit_moe.training.post_hoc_ema", __doc__, EPILOG)
     add = parser.add_argument
     add("--workdir", required=True, type=Path, help="run folder of train.py")
     add(
@@ -261,12 +256,12 @@ def run(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from dit_moe.config import ConfigError
+    from dit_moe.files import new_folder
     from dit_moe.training.checkpoint import TrainingError
 
     # There is little to compute, and the training may be using the accelerator.
     jax.config.update("jax_platforms", "cpu")
     output: Path = arguments.output
-    temporary = output.with_name(f".{output.name}.{secrets.token_hex(4)}")
     try:
         if output.exists():
             raise ConfigError(f"output is {str(output)!r}, which exists; allowed: a new folder")
@@ -277,18 +272,18 @@ def run(arguments: argparse.Namespace) -> int:
                 f"{recipe.error:.2%}"
             )
         total = sum(recipe.num_reads for recipe in recipes)
-        with tqdm(total=total, unit="snapshot", dynamic_ncols=True) as bar:
+        with (
+            new_folder(output) as folder,
+            tqdm(total=total, unit="snapshot", dynamic_ncols=True) as bar,
+        ):
             for recipe in recipes:
-                target = temporary
+                target = folder
                 if len(recipes) > 1:
-                    target = temporary / f"sigma_{recipe.sigma_rel:g}"
+                    target = folder / f"sigma_{recipe.sigma_rel:g}"
                 write_run(recipe, rebuild(recipe, bar), target)
-        temporary.rename(output)
     except (ConfigError, TrainingError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     first = f"sigma_{recipes[0].sigma_rel:g}" if len(recipes) > 1 else ""
     print(f"Wrote {output}. Next: python sample.py --workdir {output / first} --output out/")
     return 0

@@ -4,7 +4,6 @@ import json
 import os
 import resource
 import shutil
-import socket
 import subprocess
 import sys
 import zlib
@@ -24,6 +23,7 @@ from dit_moe.training.about import LAYOUT
 from dit_moe.training.checkpoint import Checkpoints, DamageError
 from dit_moe.training.fingerprint import fingerprints
 from dit_moe.training.state import TrainState
+from tests.processes import free_port, run_together
 
 
 def make_state(step: int) -> TrainState:
@@ -376,28 +376,16 @@ with Checkpoints(workdir, keep=3) as checkpoints:
 
 
 def test_two_processes_take_one_decision(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROCESS, str(process), str(port), str(tmp_path)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=environment,
-            text=True,
-        )
-        for process in range(2)
-    ]
-    try:
-        results = [process.communicate(timeout=120) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [p.returncode for p in processes] == [0, 0], results
+    port = free_port()
+    results = run_together(
+        2,
+        lambda process_id: [sys.executable, "-c", PROCESS, process_id, port, tmp_path],
+        {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"},
+        timeout=120,
+    )
+    assert [code for code, _, _ in results] == [0, 0], results
     assert names(tmp_path) == ["2", "5", "damaged-3", "damaged-4"]
-    (lead, _), (other, _) = results
+    (_, lead, _), (_, other, _) = results
     # Depending on where the bit falls, one process cannot read or all find another number.
     (line,) = [line for line in lead.splitlines() if line.endswith("damaged-4.")]
     assert line.startswith("checkpoint 4 in ")

@@ -3,7 +3,6 @@
 import csv
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from dit_moe import hosts
 from dit_moe.config import ConfigError
 from dit_moe.config_io import to_json
 from dit_moe.training.loop import train
+from tests.processes import free_port, run_together
 from tests.tiny import tiny
 
 STEPS, SIGNAL_AT = 8, 3
@@ -32,31 +32,20 @@ def start(workdir: Path, num_processes: int, signalled: int) -> list[tuple[int, 
     """Exit code, stdout and stderr of every process."""
     config_path = workdir.parent / "config.json"
     config_path.write_text(to_json(CONFIG))
-    with socket.create_server(("localhost", 0)) as server:
-        port = server.getsockname()[1]
+    port = free_port()
     devices = f"--xla_force_host_platform_device_count={8 // num_processes}"
     flags = [f for f in os.environ["XLA_FLAGS"].split() if "device_count" not in f]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, ROOT / "tests" / "training" / "host_process.py", config_path, workdir]
-            + [str(a) for a in (port, num_processes, process_id, signalled, SIGNAL_AT)],
-            env={
-                **os.environ,
-                "XLA_FLAGS": " ".join([*flags, devices]),
-                "PYTHONPATH": str(ROOT),
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for process_id in range(num_processes)
-    ]
-    try:
-        output = [process.communicate(timeout=500) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    return [(p.returncode, *o) for p, o in zip(processes, output, strict=True)]
+    script = [sys.executable, ROOT / "tests" / "training" / "host_process.py", config_path, workdir]
+    return run_together(
+        num_processes,
+        lambda process_id: [*script, port, num_processes, process_id, signalled, SIGNAL_AT],
+        {
+            **os.environ,
+            "XLA_FLAGS": " ".join([*flags, devices]),
+            "PYTHONPATH": str(ROOT),
+        },
+        timeout=500,
+    )
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ import dataclasses
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh
@@ -16,7 +15,7 @@ from dit_moe.training.mesh import batch_sharding, build_mesh, check_mesh
 from dit_moe.training.state import TrainState, abstract_state, build_optimizer, init_state
 from dit_moe.training.step import build_step
 from tests.tiny import DIT_MOE, PROMOE, tiny
-from tests.training.test_training import assert_close, one_device, run_steps
+from tests.training.test_training import assert_close, batch, one_device, run_steps
 
 
 @pytest.mark.parametrize("moe", [DIT_MOE, PROMOE], ids=["DiT-MoE", "ProMoE"])
@@ -117,15 +116,11 @@ def test_a_state_saved_on_eight_devices_goes_on_elsewhere(tmp_path):
     """On 1, 2 and 4 devices and other axes: the same losses."""
     config = tiny(DIT_MOE)
     optimizer = build_optimizer(config.train)
-    batch = (
-        jax.random.normal(jax.random.key(5), (16, 8, 8, 1)),
-        jnp.arange(16, dtype=jnp.int32) % 10,
-    )
 
     def losses(state, mesh: Mesh) -> tuple[TrainState, list[float]]:
         with jax.set_mesh(mesh):
             step = jax.jit(build_step(config, optimizer))
-            arrays, found = jax.device_put(batch, batch_sharding(mesh)), []
+            arrays, found = jax.device_put(batch(16), batch_sharding(mesh)), []
             for _ in range(3):
                 state, metrics = step(state, *arrays)
                 found.append(float(metrics["loss"]))

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dit_moe.command_line import command_parser
+
 if TYPE_CHECKING:
     from dit_moe.data.prepare.job import Job, Settings
     from dit_moe.data.prepared import Card
@@ -31,13 +33,7 @@ docs/data.md says more.
 
 def build_parser(program: str, description: str | None) -> argparse.ArgumentParser:
     """The flags that all ways of running the work share."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {program}",
-        description=description,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_parser(f"python -m {program}", description, EPILOG)
     add = parser.add_argument
     add("--input", required=True, help="folder, .zip file, or TFDS folder or name")
     add("--output", required=True, type=Path, help="folder for the data set: new, or to go on with")
