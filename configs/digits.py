@@ -1,4 +1,7 @@
-"""Handwritten digits, 8x8: a few minutes on two CPU cores. Argument: promoe, dit-moe or dit."""
+"""Handwritten digits, 8x8: a few minutes on two CPU cores.
+
+Argument: promoe, promoe-ec, tc-dit, ec-dit, diffmoe, dit-moe or dit.
+"""
 
 from dit_moe.config import (
     Config,

@@ -1,6 +1,7 @@
 """The published ProMoE models on ImageNet latents.
 
-Argument: S/2, B/2, L/2 or XL/2, with "@512" for 512 px images (default 256).
+Argument: S/2, B/2, L/2 or XL/2, or EC-L/2 where experts choose tokens, with "@512" for 512 px
+images (default 256).
 """
 
 from dit_moe.config import Config

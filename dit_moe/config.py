@@ -66,7 +66,53 @@ class PrototypeRouterConfig:
     contrastive_temperature: PositiveFloat = 0.07
 
 
-RouterConfig = Annotated[TopKRouterConfig | PrototypeRouterConfig, Field(discriminator="name")]
+@dataclass(frozen=True, config=_RULES)
+class ExpertChoiceRouterConfig:
+    """Each expert takes its top tokens of every image, by softmax over experts (EC-DiT)."""
+
+    name: Literal["expert_choice"] = "expert_choice"
+
+
+@dataclass(frozen=True, config=_RULES)
+class PrototypeExpertChoiceRouterConfig:
+    """Each prototype takes its top tokens of every image (the expert-choice form of ProMoE)."""
+
+    name: Literal["prototype_expert_choice"] = "prototype_expert_choice"
+    activation: Literal["identity", "softmax", "sigmoid"] = "identity"
+    """Of the cosines; `softmax` is over the tokens of an image."""
+    contrastive_coef: NonNegativeFloat = 1.0
+    contrastive_temperature: PositiveFloat = 0.07
+
+
+@dataclass(frozen=True, config=_RULES)
+class BatchPoolRouterConfig:
+    """In training each expert takes its top tokens of the whole batch; when sampling, a predictor
+    of that choice and a threshold per expert decide (DiffMoE)."""
+
+    name: Literal["batch_pool"] = "batch_pool"
+    capacity_coef: NonNegativeFloat = 0.01
+    """Of the predictor's cross-entropy, whose gradient reaches nothing but the predictor. 0.01 is
+    the default of the public code; DiffMoE's own config has 1."""
+    threshold_decay: Decay = 0.95
+    """Per update, of the moving average of each expert's threshold."""
+    inference: Literal["token", "batch"] = "token"
+    """Which tokens an expert computes when sampling. `token`: those whose own prediction passes its
+    threshold, so that an image depends on nothing else. `batch` (the public code): as many as
+    pass, but those with the highest scores of the batch."""
+
+
+RouterConfig = Annotated[
+    TopKRouterConfig
+    | PrototypeRouterConfig
+    | ExpertChoiceRouterConfig
+    | PrototypeExpertChoiceRouterConfig
+    | BatchPoolRouterConfig,
+    Field(discriminator="name"),
+]
+
+
+UNCONDITIONAL_ROUTERS = ("prototype", "prototype_expert_choice")
+"""Those that can send the tokens of images with the null label to an expert of their own."""
 
 
 @dataclass(frozen=True, config=_RULES)
@@ -77,6 +123,8 @@ class MoEConfig:
     num_experts: PositiveInt = 8
     """Routed experts; the unconditional expert is not counted."""
     top_k: PositiveInt = 2
+    """Experts of each token. Where experts choose tokens, the mean number of experts of a token
+    (the capacity factor of EC-DiT and DiffMoE)."""
     expert: Literal["swiglu", "gelu"] = "swiglu"
     """`swiglu`: gate, up, down without biases. `gelu`: up, down with biases."""
     hidden_ratio: PositiveFloat = 4.0
@@ -94,9 +142,9 @@ class MoEConfig:
             f"top_k is {self.top_k}; allowed: 1 to num_experts ({self.num_experts})",
         )
         _require(
-            not self.unconditional_expert or self.router.name == "prototype",
+            not self.unconditional_expert or self.router.name in UNCONDITIONAL_ROUTERS,
             f"unconditional_expert is true with router {self.router.name!r}; "
-            "allowed: true only with router 'prototype'",
+            f"allowed: true only with router {' or '.join(map(repr, UNCONDITIONAL_ROUTERS))}",
         )
 
     @property
@@ -151,6 +199,13 @@ class ModelConfig:
             _require(
                 self.depth % self.moe.every == 0,
                 f"moe.every is {self.moe.every}; allowed: a divisor of depth {self.depth}",
+            )
+            _require(
+                self.moe.router.name != "expert_choice"
+                or self.num_tokens * self.moe.top_k >= self.moe.num_experts,
+                f"moe.num_experts is {self.moe.num_experts} with router 'expert_choice', top_k "
+                f"{self.moe.top_k} and {self.num_tokens} tokens an image; allowed: 1 to "
+                f"{self.num_tokens * self.moe.top_k} (each expert takes a token of every image)",
             )
             ratios["moe.hidden_ratio"] = self.moe.hidden_ratio
             ratios["moe.shared_hidden_ratio"] = self.moe.shared_hidden_ratio

@@ -10,27 +10,18 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pydantic
 
-from dit_moe.config import (
-    Config,
-    ConfigError,
-    DDPMConfig,
-    MoEConfig,
-    PrototypeRouterConfig,
-    RectifiedFlowConfig,
-    TopKRouterConfig,
-)
+from dit_moe.config import Config, ConfigError, MoEConfig, ObjectiveConfig, RouterConfig
 from dit_moe.files import FilePath
 
 _VARIANT = re.compile(r"--config\.(.*\.)?(objective|router)\.name=")
 _VARIANTS = {
-    "ddpm": DDPMConfig,
-    "rectified_flow": RectifiedFlowConfig,
-    "top_k": TopKRouterConfig,
-    "prototype": PrototypeRouterConfig,
+    variant.name: variant
+    for annotated in (ObjectiveConfig, RouterConfig)
+    for variant in get_args(get_args(annotated)[0])
 }
 
 

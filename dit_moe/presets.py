@@ -1,4 +1,4 @@
-"""The published models by name: "DiT-XL/2", "DiT-MoE-S/2-8E2A", "ProMoE-B/2".
+"""The published models by name: "DiT-XL/2", "DiT-MoE-S/2-8E2A", "ProMoE-B/2", "EC-DiT-L/2-E8".
 
 Each preset is a whole experiment: network, objective, optimiser and sampler of its paper, on
 ImageNet latents of the f8 autoencoder.
@@ -8,15 +8,19 @@ import dataclasses
 from typing import Literal
 
 from dit_moe.config import (
+    BatchPoolRouterConfig,
     Config,
     ConfigError,
     DataConfig,
     DDPMConfig,
+    ExpertChoiceRouterConfig,
     ModelConfig,
     MoEConfig,
     ObjectiveConfig,
+    PrototypeExpertChoiceRouterConfig,
     PrototypeRouterConfig,
     RectifiedFlowConfig,
+    RouterConfig,
     SampleConfig,
     TopKRouterConfig,
     TrainConfig,
@@ -56,10 +60,34 @@ PROMOE = MoEConfig(
     every=2,
 )
 
-# For data sets that train in minutes. Active feed-forward parameters per token: 8 width^2 in dit
-# and promoe, 9 width^2 in dit-moe.
+PROMOE_EC = dataclasses.replace(PROMOE, router=PrototypeExpertChoiceRouterConfig())
+
+
+def _eight_experts(router: RouterConfig) -> MoEConfig:
+    """ProMoE's baselines: a dense block's feed-forward eight times, one for a token on average."""
+    return MoEConfig(
+        router=router,
+        num_experts=8,
+        top_k=1,
+        expert="gelu",
+        hidden_ratio=4,
+        shared_hidden_ratio=0,
+        every=2,
+    )
+
+
+TC_DIT = _eight_experts(TopKRouterConfig(balance_coef=0.01))
+EC_DIT = _eight_experts(ExpertChoiceRouterConfig())
+DIFFMOE = _eight_experts(BatchPoolRouterConfig())
+
+# For data sets that train in minutes. Active feed-forward parameters per token: 9 width^2 in
+# dit-moe, 8 width^2 in the others (to which diffmoe's predictor adds width^2).
 _SMALL_MOE = {
     "promoe": dataclasses.replace(PROMOE, num_experts=8),
+    "promoe-ec": dataclasses.replace(PROMOE_EC, num_experts=8),
+    "tc-dit": TC_DIT,
+    "ec-dit": EC_DIT,
+    "diffmoe": DIFFMOE,
     "dit-moe": MoEConfig(
         router=TopKRouterConfig(),
         num_experts=8,
@@ -105,11 +133,18 @@ for _size in ("S", "B", "L", "XL", "G"):
             learn_sigma=True,
         )
 
-for _size in ("S", "B", "L", "XL"):
+# ProMoE and what its paper compares it with, trained alike.
+for _name, _moe in (
+    *((f"ProMoE-{_size}/2", PROMOE) for _size in ("S", "B", "L", "XL")),
+    ("ProMoE-EC-L/2", PROMOE_EC),
+    ("TC-DiT-L/2-E8", TC_DIT),
+    ("EC-DiT-L/2-E8", EC_DIT),
+    *((f"DiffMoE-{_size}/2-E8", DIFFMOE) for _size in ("B", "L", "XL")),
+):
     _add(
-        f"ProMoE-{_size}/2",
-        _size,
-        PROMOE,
+        _name,
+        _name.partition("/")[0].rpartition("-")[2],
+        _moe,
         RectifiedFlowConfig(time_scale=1000),
         TrainConfig(steps=500_000, gradient_clip=0.5),
         learn_sigma=False,
@@ -145,7 +180,7 @@ def preset(name: str, image_pixels: int = 256) -> Config:
 
 
 def small_moe(architecture: str) -> MoEConfig | None:
-    """The mixture of a small model, for config files: "promoe", "dit-moe" or "dit" (none).
+    """The mixture of a small model, for config files, by architecture; "dit" has none.
 
     Raises:
       ConfigError: for another name.

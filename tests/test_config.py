@@ -49,7 +49,20 @@ def test_json_round_trip(tmp_path):
         ("model.moe.top_k=9", "config.model.moe.top_k is 9; allowed: 1 to num_experts (8)"),
         ("model.moe.every=3", "config.model.moe.every is 3; allowed: a divisor of depth 4"),
         ("model.moe.hidden_ratio=0.3", "config.model.moe.hidden_ratio is 0.3; allowed: a ratio "),
-        ("model.moe.unconditional_expert=true", "allowed: true only with router 'prototype'"),
+        (
+            "model.moe.unconditional_expert=true",
+            "allowed: true only with router 'prototype' or 'prototype_expert_choice'",
+        ),
+        (
+            "model.moe.router.name=expert_choice --config.model.image_size=4 "
+            "--config.model.moe.top_k=1",
+            "config.model.moe.num_experts is 8 with router 'expert_choice', top_k 1 and 4 tokens "
+            "an image; allowed: 1 to 4",
+        ),
+        (
+            "model.moe.router.name=batch_pool --config.model.moe.router.inference=x",
+            "'token' or 'batch'",
+        ),
         ("model.patch_size=3", "config.model.patch_size is 3; allowed: a divisor of image_size 32"),
         ("model.dtype=fp8", "config.model.dtype is 'fp8'; input should be 'float32' or 'bfloat16'"),
         ("objective.name=foo", "config.objective.name is 'foo'; allowed: 'ddpm', 'rectified_flow'"),

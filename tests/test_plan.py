@@ -18,7 +18,7 @@ from dit_moe.plan.__main__ import main
 from dit_moe.plan.command import choose
 from dit_moe.plan.devices import DEVICES, peak_flops
 from dit_moe.plan.estimate import UTILISATION, estimate
-from dit_moe.plan.flops import image_flops, recomputed_flops
+from dit_moe.plan.flops import dispatch_in_rounds, image_flops, recomputed_flops
 from dit_moe.plan.memory import abstract_mesh, device_bytes, parameter_bytes, saved_bytes
 from dit_moe.presets import preset
 from dit_moe.training.mesh import AXES, batch_sharding
@@ -48,9 +48,9 @@ def inputs(model: ModelConfig, n: int):
     )
 
 
-def forward(model: ModelConfig):
+def forward(model: ModelConfig, *, train: bool = False):
     bind = functional(model)
-    return lambda parameters, x, t, y: bind(parameters)(x, t, y).value
+    return lambda parameters, x, t, y: bind(parameters)(x, t, y, train=train).value
 
 
 def gradient(model: ModelConfig):
@@ -80,11 +80,23 @@ def traced_flops(jaxpr) -> float:
 
 
 @pytest.mark.parametrize(
-    "name", ["DiT-XL/2", "DiT-MoE-S/2-8E2A", "DiT-MoE-G/2-16E2A", "ProMoE-S/2", "ProMoE-XL/2"]
+    "name",
+    [
+        "DiT-XL/2",
+        "DiT-MoE-S/2-8E2A",
+        "DiT-MoE-G/2-16E2A",
+        "ProMoE-S/2",
+        "ProMoE-XL/2",
+        "ProMoE-EC-L/2",
+        "EC-DiT-L/2-E8",
+        "DiffMoE-B/2-E8",
+    ],
 )
 def test_forward_pass_of_presets(name, accelerator):
     model = preset(name).model
-    traced = traced_flops(jax.make_jaxpr(forward(model))(*inputs(model, 1)).jaxpr)
+    # In training, where DiffMoE computes a fixed number of tokens.
+    run = forward(model, train=True)
+    traced = traced_flops(jax.make_jaxpr(run)(*inputs(model, 1)).jaxpr)
     # ProMoE's trace includes the contrastive loss.
     tolerance = 2e-3 if name.startswith("ProMoE") else 1e-9
     assert image_flops(model).total == pytest.approx(traced, rel=tolerance)
@@ -136,6 +148,10 @@ def test_training_with_recomputation(name, remat, accelerator):
         ("DiT-MoE-S/2-8E2A", "dots", "bfloat16"),
         ("ProMoE-S/2", "none", "bfloat16"),
         ("ProMoE-S/2", "dots", "bfloat16"),
+        ("EC-DiT-L/2-E8", "dots", "bfloat16"),
+        ("ProMoE-EC-L/2", "none", "float32"),
+        ("DiffMoE-B/2-E8", "none", "bfloat16"),
+        ("DiffMoE-B/2-E8", "dots", "bfloat16"),
     ],
 )
 def test_saved_activations(name, remat, dtype, accelerator):
@@ -143,8 +159,12 @@ def test_saved_activations(name, remat, dtype, accelerator):
 
     def saved(n: int) -> int:
         def residuals(parameters, x, t, y):
-            run = forward(model)
-            return jax.vjp(lambda parameters: run(parameters, x, t, y), parameters)[1]
+            def run(parameters):
+                prediction = functional(model)(parameters)(x, t, y, train=True)
+                # Of the auxiliary losses, DiffMoE's alone keeps matrix products of its own.
+                return prediction.value, prediction.losses.get("capacity")
+
+            return jax.vjp(run, parameters)[1]
 
         leaves = jax.tree.leaves(jax.eval_shape(residuals, *inputs(model, n)))
         return sum(a.size * a.dtype.itemsize for a in leaves)
@@ -164,6 +184,17 @@ def test_cheaper_settings_keep_less():
     assert plain - fused == 12 * (6 * 256 * 256 * 4 + 256 * 384 * 2)
     # 2 experts a token: 2 x 1536 hidden units and 384 results in float32, but for the sum.
     assert plain - spread == 12 * 256 * (2 * (3072 + 384) * 4 - 384 * 2)
+
+
+def test_experts_that_choose_from_the_batch_work_in_rounds():
+    """On several devices, whose shares of the assignments are not known beforehand."""
+    for name, shape, rounds in [
+        ("DiffMoE-B/2-E8", {"data": 1}, False),
+        ("DiffMoE-B/2-E8", {"data": 2}, True),
+        ("EC-DiT-L/2-E8", {"data": 2}, False),
+        ("EC-DiT-L/2-E8", {"expert": 2}, True),
+    ]:
+        assert dispatch_in_rounds(preset(name).model, abstract_mesh(shape).shape) == rounds
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (8, 1, 1), (2, 2, 2), (1, 1, 4)])

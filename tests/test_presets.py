@@ -28,6 +28,45 @@ PARAMETERS = {
 }
 
 
+def closed_form(width: int, depth: int, router: int, experts: int) -> int:
+    """Parameters of a model of which nobody has published the number.
+
+    Every block has attention and modulation, the even ones a feed-forward of 4 widths, the odd
+    ones a router and experts; around them are patches in and out, times, classes and modulation.
+    """
+    d = width
+    linear = lambda a, b: a * b + b  # noqa: E731
+    block = linear(d, 3 * d) + linear(d, d) + linear(d, 6 * d)
+    feed_forward = linear(d, 4 * d) + linear(4 * d, d)
+    ends = linear(16, d) + linear(256, d) + linear(d, d) + 1001 * d + linear(d, 2 * d)
+    return depth * block + depth // 2 * (feed_forward + router + experts) + ends + linear(d, 16)
+
+
+def eight_experts(width: int, depth: int, router: int) -> int:
+    feed_forward = 8 * width**2 + 5 * width
+    return closed_form(width, depth, router, 8 * feed_forward)
+
+
+def diffmoe(width: int, depth: int) -> int:
+    predictor = width**2 + width + 8 * width + 8
+    return eight_experts(width, depth, 8 * width + predictor + 8)  # the last are thresholds
+
+
+PARAMETERS |= {
+    "TC-DiT-L/2-E8": eight_experts(1024, 24, 8 * 1024),
+    "EC-DiT-L/2-E8": eight_experts(1024, 24, 8 * 1024),
+    "DiffMoE-B/2-E8": diffmoe(768, 12),
+    "DiffMoE-L/2-E8": diffmoe(1024, 24),
+    "DiffMoE-XL/2-E8": diffmoe(1152, 28),
+    "ProMoE-EC-L/2": PARAMETERS["ProMoE-L/2"],  # another rule over the same parameters
+}
+
+
+def test_closed_form_on_a_published_number():
+    # ProMoE's 14 experts have 2 widths; 12 prototypes.
+    assert closed_form(1024, 24, 12 * 1024, 14 * (4 * 1024**2 + 3 * 1024)) == 1_062_406_160
+
+
 def test_every_preset_is_counted():
     assert set(PARAMETERS) == set(PRESET_NAMES)
 
@@ -49,6 +88,10 @@ def test_parameter_count(name, pixels):
         ("configs/promoe.py:B/2", "ProMoE-B/2@256"),
         ("configs/digits.py", "digits-promoe"),
         ("configs/digits.py:dit-moe", "digits-dit-moe"),
+        ("configs/digits.py:promoe-ec", "digits-promoe-ec"),
+        ("configs/digits.py:tc-dit", "digits-tc-dit"),
+        ("configs/digits.py:ec-dit", "digits-ec-dit"),
+        ("configs/digits.py:diffmoe", "digits-diffmoe"),
         ("configs/digits.py:dit", "digits-dit"),
     ],
 )
@@ -56,11 +99,22 @@ def test_config_files(spec, name):
     assert load_file(spec).name == name
 
 
+FILES = {
+    "DiT-": "dit",
+    "DiT-MoE-": "dit_moe",
+    "ProMoE-": "promoe",
+    "TC-DiT-": "tc_dit",
+    "EC-DiT-": "ec_dit",
+    "DiffMoE-": "diffmoe",
+}
+
+
 @pytest.mark.parametrize("name", PRESET_NAMES)
 def test_config_file_of_every_preset(name):
-    family, _, size = name.rpartition("-") if "MoE-" not in name else name.partition("MoE-")
-    file = {"DiT": "dit", "DiT-": "dit_moe", "Pro": "promoe"}[family]
-    assert load_file(f"configs/{file}.py:{size}").name == f"{name}@256"
+    # "DiT-" is the beginning of "DiT-MoE-": the longest family is meant.
+    family = max((f for f in FILES if name.startswith(f)), key=len)
+    spec = f"configs/{FILES[family]}.py:{name.removeprefix(family)}"
+    assert load_file(spec).name == f"{name}@256"
 
 
 def test_errors():
@@ -70,5 +124,5 @@ def test_errors():
         preset("DiT-S/2", 100)
     with pytest.raises(ConfigError, match="image size is 'x'"):
         load_file("configs/dit.py:S/2@x")
-    with pytest.raises(ConfigError, match="architecture is 'x'; allowed: promoe, dit-moe, dit"):
+    with pytest.raises(ConfigError, match="architecture is 'x'; allowed: promoe, promoe-ec"):
         load_file("configs/digits.py:x")

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -18,7 +19,7 @@ from dit_moe.config_io import to_json
 from dit_moe.nn.parameters import init_parameters
 from dit_moe.sample_set import RunSampler, write_sample_set
 from dit_moe.training.loop import train
-from tests.tiny import tiny
+from tests.tiny import DIFFMOE, tiny
 
 ROOT = Path(__file__).parent.parent
 
@@ -74,6 +75,27 @@ def test_an_image_does_not_depend_on_the_batch(run, tmp_path):
     many, _ = make(run, tmp_path / "many", num_samples=24, classes=[3, 7], batch_size=16)
     np.testing.assert_array_equal(labels, [3, 7, 3, 7, 3])
     assert np.abs(few.astype(int) - many[:5]).max() <= 1  # the last bit may round differently
+
+
+def test_experts_that_train_on_a_pool_sample_image_by_image():
+    """DiffMoE with thresholds in the middle of its predictions."""
+    config = tiny(DIFFMOE)
+    keys = iter(jax.random.split(jax.random.key(1), 99))
+    parameters = {
+        path: jnp.full_like(value, 0.5)
+        if path.endswith("threshold")
+        else value + 0.05 * jax.random.normal(next(keys), value.shape)
+        for path, value in init_parameters(config.model, jax.random.key(0)).items()
+    }
+    request = sampling.build_request(config, num_samples=3, guidance_scale=2.0, steps=2)
+    sampler = sampling.build_sampler(config, request)
+    key_N, y_N = jax.random.split(jax.random.key(2), 3), jnp.arange(3, dtype=jnp.int32)
+    together = sampler(parameters, key_N, y_N)
+    alone = sampler(parameters, key_N[1:2], y_N[1:2])
+    np.testing.assert_allclose(together[1:2], alone, atol=1e-5)
+    # The thresholds do decide.
+    parameters = {p: 0 * v if p.endswith("threshold") else v for p, v in parameters.items()}
+    assert np.abs(sampler(parameters, key_N, y_N) - together).max() > 1e-3
 
 
 def test_settings_matter(run, tmp_path):

@@ -1,10 +1,15 @@
 """A model small enough to train in a test."""
 
+import dataclasses
+
 from dit_moe.config import (
+    BatchPoolRouterConfig,
     Config,
+    ExpertChoiceRouterConfig,
     MeshConfig,
     ModelConfig,
     MoEConfig,
+    PrototypeExpertChoiceRouterConfig,
     PrototypeRouterConfig,
     TrainConfig,
 )
@@ -19,7 +24,12 @@ PROMOE = MoEConfig(
     unconditional_expert=True,
     every=2,
 )
+PROMOE_EC = dataclasses.replace(PROMOE, router=PrototypeExpertChoiceRouterConfig())
 DIT_MOE = MoEConfig(num_experts=4, top_k=2, hidden_ratio=1, shared_hidden_ratio=1)
+EC_DIT = dataclasses.replace(
+    PROMOE, router=ExpertChoiceRouterConfig(), unconditional_expert=False, shared_hidden_ratio=0
+)
+DIFFMOE = dataclasses.replace(EC_DIT, router=BatchPoolRouterConfig())
 
 
 def tiny(moe: MoEConfig | None = PROMOE, **train: object) -> Config:

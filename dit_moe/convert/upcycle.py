@@ -25,7 +25,14 @@ import jax
 import numpy as np
 from flax import nnx
 
-from dit_moe.config import Config, ConfigError, ModelConfig, MoEConfig
+from dit_moe.config import (
+    Config,
+    ConfigError,
+    ModelConfig,
+    MoEConfig,
+    PrototypeExpertChoiceRouterConfig,
+    PrototypeRouterConfig,
+)
 from dit_moe.convert.run_writer import InMemory, write_run
 from dit_moe.data.latents import read_latent_space
 from dit_moe.loading import load_run, locate
@@ -91,9 +98,11 @@ def check(old: Config, new: Config) -> None:
             "in the run to upcycle"
         )
     if _weight_sum(moe) == 0:
+        assert isinstance(moe.router, PrototypeRouterConfig | PrototypeExpertChoiceRouterConfig)
         raise ConfigError(
-            "config.model.moe.router.activation is 'identity', whose weights sum to nothing that "
-            "is known beforehand; allowed: softmax or sigmoid, or router top_k"
+            f"config.model.moe.router.activation is {moe.router.activation!r} with router "
+            f"{moe.router.name!r}, whose weights sum to nothing that is known beforehand; "
+            "allowed: softmax or sigmoid with router prototype, or router top_k"
         )
     if source is None:
         hidden = moe.hidden_ratio + moe.shared_hidden_ratio
@@ -115,7 +124,9 @@ def check(old: Config, new: Config) -> None:
 
 def _weight_sum(moe: MoEConfig) -> float:
     """What a token's weights sum to under a router without preference."""
-    activation = "softmax" if moe.router.name == "top_k" else moe.router.activation
+    if moe.router.name == "prototype_expert_choice":
+        return 0.0  # a softmax over tokens, or cosines of whichever tokens an expert takes
+    activation = moe.router.activation if moe.router.name == "prototype" else "softmax"
     return {
         "softmax": moe.top_k / moe.num_experts,
         "sigmoid": moe.top_k / 2,  # of cosines near 0

@@ -7,6 +7,9 @@ Nothing is dropped, and shapes are static, although any number of assignments ma
 they travel in rounds. In a round every device sends every other at most `round_rows` rows. Even
 load takes one round, the worst imbalance fewer than there are devices, in the same memory.
 
+Without the axis "expert" (of size 1) nothing travels, and rounds serve to bound the memory where a
+device's share of the assignments is not known beforehand.
+
 Backward, the same rounds carry tokens and gradients to the experts, which run forward again there.
 Storing what a device has received instead would take memory that grows with the imbalance.
 """
@@ -104,6 +107,7 @@ def dispatch_to_shards(
     routing: Routing,
     experts: ExpertWeights,
     num_experts: int,
+    usual: int,
     *,
     backend: str = "auto",
 ) -> jax.Array:
@@ -117,6 +121,8 @@ def dispatch_to_shards(
             the experts of all devices.
         experts: this device's, from `own_experts`.
         num_experts: all experts, without padding. Assignments from there on are left out.
+        usual: how many assignments of a device are not left out, on average. It decides how much
+            travels in a round, not what is computed.
         backend: that of `dispatch`. With "ragged" ("auto" on GPU and TPU) only the rows in use
             travel, with the others whole slots.
 
@@ -127,7 +133,8 @@ def dispatch_to_shards(
     axes = jax.sharding.get_abstract_mesh().axis_names
     nowhere = lax.axis_size(EXPERT_AXIS) * experts.w_in.shape[0]
     expert_A = jnp.where(routing.expert < num_experts, routing.expert, nowhere)
-    return _dispatch(axes, backend, x_TxD, routing.token, expert_A, routing.weight, experts)
+    rows = round_rows(usual, lax.axis_size(EXPERT_AXIS))
+    return _dispatch(axes, backend, rows, x_TxD, routing.token, expert_A, routing.weight, experts)
 
 
 def round_rows(num_assignments: int, shards: int) -> int:
@@ -149,13 +156,12 @@ class Plan:
     """int32 scalar, the same on all devices of the mesh."""
 
 
-def make_plan(expert_A: jax.Array, num_local: int, axes: tuple[str, ...]) -> Plan:
-    """Sorts a device's assignments and tells the others how many to expect."""
+def make_plan(expert_A: jax.Array, num_local: int, axes: tuple[str, ...], rows: int) -> Plan:
+    """Sorts a device's assignments and tells the others how many to expect, `rows` in a round."""
     shards = lax.axis_size(EXPERT_AXIS)
     order_A, size_E = sort_by_expert(expert_A, shards * num_local)
     size_SxE = size_E.reshape(shards, num_local)
     sent_S = size_SxE.sum(axis=1)
-    rows = round_rows(len(expert_A), shards)
     return Plan(
         order=order_A,
         sent=sent_S,
@@ -187,9 +193,8 @@ class _Round:
         return _exchange(rows_SxC, self.received, self.sent, self.backend)
 
 
-def _round(plan: Plan, number: jax.Array, backend: str) -> _Round:
-    num, shards = plan.order.shape[0], plan.sent.shape[0]
-    rows = round_rows(num, shards)
+def _round(plan: Plan, number: jax.Array, backend: str, rows: int) -> _Round:
+    num = plan.order.shape[0]
     first = number * rows
     place_C = first + jnp.arange(rows, dtype=jnp.int32)
     start_S = jnp.cumsum(plan.sent) - plan.sent
@@ -206,6 +211,8 @@ def _round(plan: Plan, number: jax.Array, backend: str) -> _Round:
 def _exchange(
     rows_SxC: jax.Array, sent_S: jax.Array, received_S: jax.Array, backend: str
 ) -> jax.Array:
+    if len(sent_S) == 1:
+        return rows_SxC
     if backend != "ragged":
         return lax.all_to_all(rows_SxC, EXPERT_AXIS, 0, 0)
     slots, rows = rows_SxC.shape[:2]
@@ -231,17 +238,18 @@ def _serve(
 def _forward(
     axes: tuple[str, ...],
     backend: str,
+    rows: int,
     x_TxD: jax.Array,
     token_A: jax.Array,
     expert_A: jax.Array,
     weight_A: jax.Array,
     experts: ExpertWeights,
 ) -> tuple[jax.Array, Residuals]:
-    plan = make_plan(expert_A, experts.w_in.shape[0], axes)
+    plan = make_plan(expert_A, experts.w_in.shape[0], axes, rows)
     wide = jnp.promote_types(x_TxD.dtype, jnp.float32)
 
     def step(number: jax.Array, y_TxD: jax.Array) -> jax.Array:
-        this = _round(plan, number, backend)
+        this = _round(plan, number, backend, rows)
         token_SxC = _take(token_A, this.assignment, len(x_TxD))
         rows_SxCxD = this.there(_take(x_TxD, token_SxC, 0))
         ones_SxC = jnp.ones_like(this.assignment, weight_A.dtype)
@@ -255,14 +263,14 @@ def _forward(
 
 
 def _backward(
-    axes: tuple[str, ...], backend: str, residuals: Residuals, dy_TxD: jax.Array
+    axes: tuple[str, ...], backend: str, rows: int, residuals: Residuals, dy_TxD: jax.Array
 ) -> tuple[jax.Array, None, None, jax.Array, ExpertWeights]:
     x_TxD, token_A, weight_A, experts, plan = residuals
     wide = jnp.promote_types(x_TxD.dtype, jnp.float32)
 
     def step(number: jax.Array, gradients: Gradients) -> Gradients:
         dx_TxD, dweight_A, dexperts = gradients
-        this = _round(plan, number, backend)
+        this = _round(plan, number, backend, rows)
         token_SxC = _take(token_A, this.assignment, len(x_TxD))
         rows_SxCxD = this.there(_take(x_TxD, token_SxC, 0))
         # The weight goes along, so that its gradient, which needs the expert's output, is made
@@ -284,17 +292,18 @@ def _backward(
     return dx_TxD.astype(x_TxD.dtype), None, None, dweight_A, dexperts
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _dispatch(
     axes: tuple[str, ...],
     backend: str,
+    rows: int,
     x_TxD: jax.Array,
     token_A: jax.Array,
     expert_A: jax.Array,
     weight_A: jax.Array,
     experts: ExpertWeights,
 ) -> jax.Array:
-    return _forward(axes, backend, x_TxD, token_A, expert_A, weight_A, experts)[0]
+    return _forward(axes, backend, rows, x_TxD, token_A, expert_A, weight_A, experts)[0]
 
 
 _dispatch.defvjp(_forward, _backward)

@@ -16,13 +16,14 @@ from dit_moe.moe.expert_parallel import (
 )
 from dit_moe.moe.experts import Experts, FeedForward
 from dit_moe.moe.routers import build_router
-from dit_moe.moe.routing import Conditioning, Routing
+from dit_moe.moe.routing import Conditioning, Routing, arrange_by_image
 
 
 class MoELayer(nnx.Module):
     """A feed-forward layer of routed experts and, optionally, one shared by all tokens."""
 
     def __init__(self, config: MoEConfig, width: int, rngs: nnx.Rngs):
+        self.top_k = config.top_k
         self.router = build_router(config, width, rngs)
         self.experts = Experts(
             config.expert,
@@ -39,36 +40,41 @@ class MoELayer(nnx.Module):
     def __call__(self, x_TxD: jax.Array, conditioning: Conditioning) -> tuple[jax.Array, Routing]:
         """Maps tokens [T, D] to [T, D] in the dtype of x, and tells how they were routed."""
         routing = self.router(x_TxD, conditioning)
-        y_TxD = _dispatch_over_mesh(x_TxD, routing, self.experts.weights())
+        y_TxD = _dispatch_over_mesh(x_TxD, routing, self.experts.weights(), self.top_k)
         if self.shared is not None:
             y_TxD = y_TxD + self.shared(x_TxD)
         return y_TxD, routing
 
 
-def _dispatch_over_mesh(x_TxD: jax.Array, routing: Routing, experts: ExpertWeights) -> jax.Array:
+def _dispatch_over_mesh(
+    x_TxD: jax.Array, routing: Routing, experts: ExpertWeights, top_k: int
+) -> jax.Array:
     """Dispatch on the devices of the current mesh, each with its own tokens.
 
     Experts are where the axis "expert" puts them, and tokens travel to them; without that axis
-    every device has all experts.
-
-    The routing must be token-choice in token order: the assignments of a device's share of the
-    tokens are then its share of the assignments.
+    every device has all experts. A token has `top_k` of them on average.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return dispatch(x_TxD, routing, experts)
-    num_experts, shards = experts.w_in.shape[0], expert_shards()
+    num_experts = experts.w_in.shape[0]
+    routing = arrange_by_image(routing, num_experts)
+    routing = dataclasses.replace(routing, losses={}, metrics={}, next_state={})
+    # Where tokens have slots for more experts than they use, rounds hold the memory of those used.
+    in_rounds = expert_shards() > 1 or len(routing.token) > top_k * len(x_TxD)
 
     def local(x_TxD: jax.Array, routing: Routing, experts: ExpertWeights) -> jax.Array:
         first = jax.lax.axis_index(mesh.axis_names) * x_TxD.shape[0]
         routing = dataclasses.replace(routing, token=routing.token - first)
-        if shards == 1:
+        if not in_rounds:
             return dispatch(x_TxD, routing, experts)
-        return dispatch_to_shards(x_TxD, routing, own_experts(experts, num_experts), num_experts)
+        experts = own_experts(experts, num_experts)
+        usual = min(top_k * len(x_TxD), len(routing.token))
+        return dispatch_to_shards(x_TxD, routing, experts, num_experts, usual)
 
     tokens = PartitionSpec(mesh.axis_names)
     return jax.shard_map(
         local,
-        in_specs=(tokens, tokens, expert_specs(experts) if shards > 1 else PartitionSpec()),
+        in_specs=(tokens, tokens, expert_specs(experts) if in_rounds else PartitionSpec()),
         out_specs=tokens,
-    )(x_TxD, dataclasses.replace(routing, losses={}), experts)
+    )(x_TxD, routing, experts)

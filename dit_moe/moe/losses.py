@@ -55,6 +55,43 @@ def routing_contrastive_loss(
     return jnp.where(num_valid >= 2, loss, 0.0)
 
 
+def image_contrastive_loss(
+    x_NxSxD: jax.Array,
+    prototypes_ExD: jax.Array,
+    place_NxExC: jax.Array,
+    conditional_N: jax.Array,
+    temperature: float,
+) -> jax.Array:
+    """`routing_contrastive_loss` of each image by itself, where experts choose tokens (ProMoE).
+
+    With m_nj the mean of the tokens that expert j chose in image n, expert i's term is the
+    cross-entropy of softmax_j(cos(p_i, m_nj) / temperature) at j = i, averaged over experts and
+    conditional images, as in ProMoE's public code.
+
+    Args:
+      x_NxSxD: [N, S, D] float32 tokens.
+      prototypes_ExD: [E, D] float32.
+      place_NxExC: [N, E, C] int32 places in the image of the tokens that each expert chose.
+      conditional_N: [N] bool: images that count.
+      temperature: divides the cosines.
+
+    Returns:
+      float32 scalar, not scaled by the coefficient; 0 without conditional images or with a single
+      expert.
+    """
+    (n, s, d), e = x_NxSxD.shape, len(prototypes_ExD)
+    member_NxExS = jnp.put_along_axis(
+        jnp.zeros((n, e, s)), place_NxExC, 1.0, axis=-1, inplace=False
+    )
+    # Sums will do: cosines do not depend on lengths.
+    sum_NxExD = jnp.matmul(member_NxExS, x_NxSxD, precision=jax.lax.Precision.HIGHEST)
+    similarity_ExNxE = cosine_similarity(prototypes_ExD, sum_NxExD.reshape(-1, d)).reshape(e, n, e)
+    log_p_ExNxE = jax.nn.log_softmax(similarity_ExNxE / temperature)
+    loss_N = -jnp.einsum("ene->n", log_p_ExNxE) / e
+    count = conditional_N.sum()
+    return jnp.where(conditional_N, loss_N, 0.0).sum() / jnp.maximum(count, 1)
+
+
 def assignment_counts(expert: jax.Array, num_experts: int) -> jax.Array:
     """How many assignments each of experts 0 to num_experts - 1 received, float32 [E].
 

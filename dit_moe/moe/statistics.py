@@ -20,6 +20,8 @@ def routing_statistics(routing: Routing, num_experts: int) -> dict[str, jax.Arra
       `busiest` [L]: the largest of these shares.
       `entropy` [L]: mean entropy of a token's scores (clipped at 0, normalised to sum 1) over
       log E: 1 when undecided, 0 when certain.
+      `capacity` [L]: used assignments per token.
+      The router's own metrics [L], by name.
     """
 
     def layer(routing: Routing) -> dict[str, jax.Array]:
@@ -31,7 +33,13 @@ def routing_statistics(routing: Routing, num_experts: int) -> dict[str, jax.Arra
         entropy_T = -jnp.sum(p_TxE * jnp.log(p_TxE), axis=-1)
         # A single expert has no entropy to normalise.
         entropy = entropy_T.mean() / jnp.log(max(p_TxE.shape[-1], 2))
-        return {"load": load_E, "busiest": load_E.max(), "entropy": entropy}
+        return {
+            "load": load_E,
+            "busiest": load_E.max(),
+            "entropy": entropy,
+            "capacity": count_E.sum() / p_TxE.shape[0],
+            **routing.metrics,
+        }
 
     return jax.vmap(layer)(routing)
 
@@ -40,32 +48,33 @@ def expert_traffic(routing: Routing, num_experts: int) -> dict[str, jax.Array]:
     """Per-layer statistics of what expert parallelism sends over the current mesh.
 
     Args:
-      routing: the record of all tokens with a leading layer axis, token-choice in token order.
+      routing: the record of all tokens with a leading layer axis.
       num_experts: all experts, the unconditional one included.
 
     Returns:
       `sent` [L]: share of the assignments whose expert is on another device than their token.
       `received_largest` [L]: the largest share of all assignments that the devices of one place
-      along the axis "expert" receive; 1 over the size of the axis when the load is even.
+      along the axis "expert" receive; 1 over the size of the axis when the load is even. Slots
+      without an expert do not count.
       Nothing where the mesh does not split the experts.
     """
     shards = expert_shards()
     if shards == 1:
         return {}
     mesh = jax.sharding.get_abstract_mesh()
-    num_assignments = routing.expert.shape[-1]
-    # Tokens are split over all devices, whose last axis is "expert".
-    device_A = jnp.arange(num_assignments) // (num_assignments // mesh.size)
-    owner_LxA = routing.expert // -(-num_experts // shards)
+    device_tokens = routing.scores.shape[-2] // mesh.size
 
-    def layer(owner_A: jax.Array) -> dict[str, jax.Array]:
-        count_S = assignment_counts(owner_A, shards)
-        return {
-            "sent": jnp.mean(owner_A != device_A % shards, dtype=jnp.float32),
-            "received_largest": count_S.max() / num_assignments,
-        }
+    def layer(routing: Routing) -> dict[str, jax.Array]:
+        # Tokens are split over all devices, whose last axis is "expert".
+        home_A = routing.token // device_tokens % shards
+        owner_A = routing.expert // -(-num_experts // shards)
+        routed_A = routing.expert < num_experts
+        count_S = assignment_counts(jnp.where(routed_A, owner_A, shards), shards)
+        total = jnp.maximum(count_S.sum(), 1)
+        sent = jnp.sum(routed_A & (owner_A != home_A), dtype=jnp.float32)
+        return {"sent": sent / total, "received_largest": count_S.max() / total}
 
-    return jax.vmap(layer)(owner_LxA)
+    return jax.vmap(layer)(routing)
 
 
 def prototype_similarity(prototypes_LxExD: jax.Array) -> jax.Array:

@@ -34,7 +34,7 @@ class Block(nnx.Module):
         self.modulation = linear(width, 6 * width, ("embed", None), rngs, dtype=dtype, init=zeros)
 
     def __call__(
-        self, x_NxSxD: jax.Array, c_NxD: jax.Array, is_null_N: jax.Array
+        self, x_NxSxD: jax.Array, c_NxD: jax.Array, is_null_N: jax.Array, *, train: bool
     ) -> tuple[jax.Array, Routing | None]:
         """Updates tokens [N, S, D] under the condition [N, D]; a dense block has no routing."""
         n, s, d = x_NxSxD.shape
@@ -44,7 +44,7 @@ class Block(nnx.Module):
         x_NxSxD += gate_a[:, None] * self.attention(modulate(x_NxSxD, shift_a, scale_a))
         h_NxSxD = modulate(x_NxSxD, shift_f, scale_f)
         if isinstance(self.feed_forward, MoELayer):
-            conditioning = Conditioning(is_null=jnp.repeat(is_null_N, s))
+            conditioning = Conditioning(jnp.repeat(is_null_N, s), s, train)
             h_TxD, routing = self.feed_forward(h_NxSxD.reshape(n * s, d), conditioning)
             h_NxSxD = h_TxD.reshape(n, s, d)
         else:
@@ -65,12 +65,12 @@ class Group(nnx.Module):
         )
 
     def __call__(
-        self, x_NxSxD: jax.Array, c_NxD: jax.Array, is_null_N: jax.Array
+        self, x_NxSxD: jax.Array, c_NxD: jax.Array, is_null_N: jax.Array, *, train: bool
     ) -> tuple[jax.Array, Routing | None]:
         """Applies the blocks in order; the routing is that of the last."""
         routing = None
         for block in self.blocks:
-            x_NxSxD, routing = block(x_NxSxD, c_NxD, is_null_N)
+            x_NxSxD, routing = block(x_NxSxD, c_NxD, is_null_N, train=train)
         return x_NxSxD, routing
 
 

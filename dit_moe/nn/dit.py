@@ -58,7 +58,9 @@ class DiT(nnx.Module):
             init=zeros,
         )
 
-    def __call__(self, x_NxHxWxC: jax.Array, t_N: jax.Array, y_N: jax.Array) -> Prediction:
+    def __call__(
+        self, x_NxHxWxC: jax.Array, t_N: jax.Array, y_N: jax.Array, *, train: bool = False
+    ) -> Prediction:
         """Runs the network.
 
         Args:
@@ -66,6 +68,7 @@ class DiT(nnx.Module):
             than config.image_size too, for training on mixed resolutions.
           t_N: [N] times in the unit that the objective feeds (0 to 1, or 0 to 1000).
           y_N: [N] int32 labels; num_classes is the null label.
+          train: a training step; some routers choose otherwise then (DiffMoE).
 
         Returns:
           The prediction with value float32 [N, H, W, C'].
@@ -83,7 +86,8 @@ class DiT(nnx.Module):
 
         def run_group(x_NxSxD: jax.Array, parameters: nnx.State):
             group = nnx.merge(graphdef, parameters)
-            x_NxSxD, routing = group(*map(_own_images, (x_NxSxD, c_NxD, is_null_N)))
+            own = map(_own_images, (x_NxSxD, c_NxD, is_null_N))
+            x_NxSxD, routing = group(*own, train=train)
             return _own_images(x_NxSxD), routing
 
         if config.remat != "none":

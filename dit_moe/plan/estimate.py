@@ -14,7 +14,12 @@ from jax.sharding import AbstractMesh
 
 from dit_moe.config import Config, ConfigError, ModelConfig
 from dit_moe.plan.devices import Device
-from dit_moe.plan.flops import image_flops, num_moe_blocks, recomputed_flops
+from dit_moe.plan.flops import (
+    dispatch_in_rounds,
+    image_flops,
+    num_moe_blocks,
+    recomputed_flops,
+)
 from dit_moe.plan.memory import FLOAT32, abstract_mesh, device_bytes, itemsize, parameter_bytes
 from dit_moe.training.mesh import check_mesh
 
@@ -122,7 +127,7 @@ def estimate(
     fused = _fused_attention(model, device)
     flops = image_flops(model).training
     hardware = flops + recomputed_flops(
-        model, fused_attention=fused, expert_parallel=mesh.shape["expert"] > 1
+        model, fused_attention=fused, expert_parallel=dispatch_in_rounds(model, mesh.shape)
     )
     return Estimate(
         config=config,

@@ -5,6 +5,8 @@ model FLOP utilisation (Chowdhery et al. 2022, PaLM, appendix B).
 """
 
 import dataclasses
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dit_moe.config import ModelConfig
@@ -22,10 +24,12 @@ class ImageFlops:
     feed_forward: float
     """Of the dense blocks."""
     experts: float
-    """Routed: top_k of them per token, whichever they are (the unconditional one included)."""
+    """Routed: top_k of them per token, whichever they are (the unconditional one included), and on
+    average where experts choose tokens."""
     shared: float
     """The shared expert."""
     router: float
+    """Scores, and DiffMoE's predictor."""
     modulation: float
     """adaLN-zero, of the blocks and of the output."""
     embedding: float
@@ -54,7 +58,10 @@ def image_flops(model: ModelConfig) -> ImageFlops:
         per_hidden = 2 * s * d * (3 if moe.expert == "swiglu" else 2)
         experts = moe_blocks * moe.top_k * per_hidden * (moe.hidden_ratio * d)
         shared = moe_blocks * per_hidden * (moe.shared_hidden_ratio * d)
-        router = moe_blocks * 2 * s * d * moe.num_experts
+        router = 2 * s * d * moe.num_experts
+        if moe.router.name == "batch_pool":
+            router += 2 * s * d * (d + moe.num_experts)
+        router *= moe_blocks
     return ImageFlops(
         attention=depth * (2 * s * d * 4 * d + _attention_products(model)),
         feed_forward=(depth - moe_blocks) * 2 * s * d * 2 * (model.mlp_ratio * d),
@@ -76,7 +83,7 @@ def recomputed_flops(model: ModelConfig, *, fused_attention: bool, expert_parall
       model: the network.
       fused_attention: attention is one kernel, whose scores are never stored (cuDNN). What it
         recomputes inside of its own backward pass is not counted.
-      expert_parallel: the mesh axis "expert" is longer than 1.
+      expert_parallel: see `dispatch_in_rounds`.
     """
     flops = image_flops(model)
     # Expert parallelism runs the experts again in its backward pass (moe/expert_parallel.py).
@@ -91,6 +98,13 @@ def recomputed_flops(model: ModelConfig, *, fused_attention: bool, expert_parall
             # Outside of the scan over blocks nothing is recomputed.
             ends = flops.embedding + flops.output + 2 * model.width * 2 * model.width
             return again + flops.total - ends
+
+
+def dispatch_in_rounds(model: ModelConfig, mesh_shape: Mapping[str, int]) -> bool:
+    """Whether experts run as in moe/expert_parallel.py: on several devices with an axis "expert",
+    or where experts choose from the whole batch, so that devices have shares of any size."""
+    batch_pool = model.moe is not None and model.moe.router.name == "batch_pool"
+    return mesh_shape["expert"] > 1 or (batch_pool and math.prod(mesh_shape.values()) > 1)
 
 
 def num_moe_blocks(model: ModelConfig) -> int:

@@ -14,7 +14,7 @@ from jax.sharding import AbstractMesh, AxisType
 
 from dit_moe.config import Config, ModelConfig, MoEConfig
 from dit_moe.nn.parameters import abstract_parameters, logical_axes
-from dit_moe.plan.flops import num_moe_blocks
+from dit_moe.plan.flops import dispatch_in_rounds, num_moe_blocks
 from dit_moe.training.mesh import AXES, parameter_shardings
 
 FLOAT32 = 4
@@ -87,7 +87,7 @@ def device_bytes(config: Config, mesh: AbstractMesh, *, fused_attention: bool) -
     model, train = config.model, config.train
     parameters = parameter_bytes(model, mesh)
     part_images = train.batch_size / train.accumulation / mesh.size
-    expert_parallel = mesh.shape["expert"] > 1
+    expert_parallel = dispatch_in_rounds(model, mesh.shape)
     saved = saved_bytes(model, fused_attention=fused_attention, expert_parallel=expert_parallel)
     # In its own backward pass, expert parallelism makes the hidden units of a layer again.
     recomputed = model.num_tokens * (
@@ -117,7 +117,8 @@ def saved_bytes(model: ModelConfig, *, fused_attention: bool, expert_parallel: b
     `full`: the input of every group of blocks. `dots`: also the results of matrix products, that
     is q, k, v, the scores in float32 and the mixture (none of the latter two in a fused kernel),
     the projection, both layers of a feed-forward, both projections of the routed experts in
-    float32 (only their sum under expert parallelism), the router's scores, the modulation.
+    float32 (only their sum under expert parallelism), the router's scores (and the layers of its
+    predictor), the modulation.
     `none`: what differentiation of the elementwise functions needs as well.
     """
     remat = model.remat
@@ -162,12 +163,15 @@ def _moe_bytes(model: ModelConfig, moe: MoEConfig, remat: str, expert_parallel: 
     hidden, shared = moe.hidden_ratio * d, moe.shared_hidden_ratio * d
     gated = 2 if moe.expert == "swiglu" else 1
     total = moe.num_experts * FLOAT32  # the router's scores
+    predictor = moe.router.name == "batch_pool"
     if remat == "dots":
+        total += (d + moe.num_experts) * FLOAT32 if predictor else 0
         total += (gated * shared + (d if shared else 0)) * size
         total += d * size if expert_parallel else moe.top_k * (gated * hidden + d) * FLOAT32
         return total
-    # The router's float32 input; the prototypes' router normalises it.
-    total += d * FLOAT32 * (3 if moe.router.name == "prototype" else 1)
+    # The router's float32 input; the prototypes' routers normalise it, a predictor has a layer.
+    prototypes = moe.router.name in ("prototype", "prototype_expert_choice")
+    total += d * FLOAT32 * (3 if prototypes else 6 if predictor else 1)
     total += (_ACTIVATION * shared + (d if shared else 0)) * size
     if expert_parallel:
         return total + d * size

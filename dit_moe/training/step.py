@@ -1,6 +1,7 @@
 """One optimiser step, pure and jitted."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import cast
 
@@ -28,6 +29,9 @@ def build_step(config: Config, optimizer: optax.GradientTransformation) -> Step:
     them. With accumulation, the diffusion loss's gradient equals that of the whole batch; the
     auxiliary losses, which are not sums over tokens, are the mean over the parts.
 
+    What routers keep beside the gradient (`Routing.next_state`) is taken over as it is, by the
+    EMA too; with accumulation, the mean over the parts.
+
     When the loss or the norm of its gradient is not finite, everything but the step's number stays
     as it was, and the metric `skipped` is 1, otherwise 0.
     """
@@ -40,47 +44,57 @@ def build_step(config: Config, optimizer: optax.GradientTransformation) -> Step:
     def loss(parameters: Parameters, key_N: jax.Array, x_NxHxWxC: jax.Array, y_N: jax.Array):
         label_key_N, key_N = jax.vmap(jax.random.split, out_axes=1)(key_N)
         y_N = drop_labels(label_key_N, y_N, config.model.label_dropout, config.model.null_label)
-        value, (metrics, prediction) = objective.loss(bind(parameters), key_N, x_NxHxWxC, y_N)
+        network = functools.partial(bind(parameters), train=True)
+        value, (metrics, prediction) = objective.loss(network, key_N, x_NxHxWxC, y_N)
+        router_state: Parameters = {}
         if prediction.routing is not None:
             assert config.model.moe is not None
             statistics = routing_statistics(prediction.routing, config.model.moe.total_experts)
             statistics |= expert_traffic(prediction.routing, config.model.moe.total_experts)
             metrics |= {f"moe/{name}": value for name, value in statistics.items()}
-        return value, metrics
+            router_state = _by_path(prediction.routing.next_state, parameters)
+        return value, (metrics, router_state)
 
     def gradients(
         parameters: Parameters, key_N: jax.Array, x_NxHxWxC: jax.Array, y_N: jax.Array
-    ) -> tuple[Parameters, Metrics]:
+    ) -> tuple[Parameters, tuple[Metrics, Parameters]]:
         compute = jax.grad(loss, has_aux=True)
         if parts == 1:
             return compute(parameters, key_N, x_NxHxWxC, y_N)
         # Part p takes images p, p + parts, ...: each device keeps its own images.
         batch = [a.reshape(-1, parts, *a.shape[1:]).swapaxes(0, 1) for a in (key_N, x_NxHxWxC, y_N)]
 
-        def add(total: Parameters, part: list[jax.Array]) -> tuple[Parameters, Metrics]:
-            gradient, metrics = compute(parameters, *part)
-            return jax.tree.map(jnp.add, total, gradient), metrics
+        def add(
+            total: Parameters, part: list[jax.Array]
+        ) -> tuple[Parameters, tuple[Metrics, Parameters]]:
+            gradient, beside = compute(parameters, *part)
+            return jax.tree.map(jnp.add, total, gradient), beside
 
-        total, metrics = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, parameters), batch)
+        total, (metrics, router_state) = jax.lax.scan(
+            add, jax.tree.map(jnp.zeros_like, parameters), batch
+        )
         mean = jax.tree.map(lambda g: g / parts, total)
         # A part without an image in a time bin has no loss there.
-        return mean, {
+        metrics = {
             name: (jnp.nanmean if name.startswith("loss_t") else jnp.mean)(value, axis=0)
             for name, value in metrics.items()
         }
+        return mean, (metrics, {path: v.mean(axis=0) for path, v in router_state.items()})
 
-    def update(state: TrainState, gradient: Parameters) -> TrainState:
+    def update(state: TrainState, gradient: Parameters, router_state: Parameters) -> TrainState:
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.parameters)
         parameters = cast(Parameters, optax.apply_updates(state.parameters, updates))
+        parameters |= router_state
         decay = config.train.ema_decay
         ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state.ema, parameters)
+        ema |= router_state
         tracks = update_tracks(state.tracks, parameters, state.step + 1)
         return TrainState(state.step, parameters, ema, optimizer_state, tracks)
 
     def step(state: TrainState, x_NxHxWxC: jax.Array, y_N: jax.Array) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(base_key, state.step)
         key_N = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(len(y_N)))
-        gradient, metrics = gradients(state.parameters, key_N, x_NxHxWxC, y_N)
+        gradient, (metrics, router_state) = gradients(state.parameters, key_N, x_NxHxWxC, y_N)
         metrics["gradient_norm"] = optax.tree.norm(gradient)
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
         metrics["skipped"] = 1 - finite.astype(jnp.int32)
@@ -88,10 +102,22 @@ def build_step(config: Config, optimizer: optax.GradientTransformation) -> Step:
         updates_done = optax.tree.get(state.optimizer, "ScaleByScheduleState").count
         metrics["learning_rate"] = jnp.asarray(schedule(updates_done))
         # Selecting leaf by leaf would need a second state in memory.
-        new_state = jax.lax.cond(finite, update, lambda state, _: state, state, gradient)
+        new_state = jax.lax.cond(
+            finite, update, lambda state, *_: state, state, gradient, router_state
+        )
         for path, value in new_state.parameters.items():
             if path.endswith("router.prototypes") and value.shape[1] > 1:
                 metrics["moe/prototype_similarity"] = prototype_similarity(value)
         return dataclasses.replace(new_state, step=state.step + 1), metrics
 
     return step
+
+
+def _by_path(router_state: dict[str, jax.Array], parameters: Parameters) -> Parameters:
+    """What the routers' parameters of these names become, stacked over layers, by their paths."""
+    return {
+        path: router_state[name]
+        for path in parameters
+        for name in router_state
+        if path.endswith(f".router.{name}")
+    }

@@ -74,7 +74,7 @@ def over_mesh(x: jax.Array, routing: Routing, experts: ExpertWeights, cotangent:
 
     def run(x: jax.Array, weight: jax.Array, experts: ExpertWeights) -> jax.Array:
         routed = dataclasses.replace(routing, weight=weight)
-        return layer._dispatch_over_mesh(x, routed, experts)
+        return layer._dispatch_over_mesh(x, routed, experts, TOP_K)
 
     y, pull = jax.vjp(run, x, routing.weight, experts)
     return y, pull(cotangent)
@@ -150,7 +150,7 @@ def test_number_of_rounds(load: str, expected: int) -> None:
             expert[num:] = 8  # one device alone sets the pace of all
 
     def rounds(expert_A: jax.Array) -> jax.Array:
-        return make_plan(expert_A, 1, mesh.axis_names).rounds[None]
+        return make_plan(expert_A, 1, mesh.axis_names, round_rows(num, 8)).rounds[None]
 
     with jax.set_mesh(mesh):
         specs = PartitionSpec(mesh.axis_names), PartitionSpec(None)
@@ -218,3 +218,9 @@ def test_expert_traffic_is_counted_by_device() -> None:
     np.testing.assert_allclose(traffic["sent"], [(2 + 4 + 2 + 1) / 16])
     np.testing.assert_allclose(traffic["received_largest"], [9 / 16])
     assert expert_traffic(stack, 3) == {}
+    # Slots without an expert do not travel.
+    unused = dataclasses.replace(stack, expert=stack.expert.at[:, :8].set(4))
+    with jax.set_mesh(mesh):
+        traffic = expert_traffic(unused, 3)
+    np.testing.assert_allclose(traffic["sent"], [(2 + 1) / 8])
+    np.testing.assert_allclose(traffic["received_largest"], [5 / 8])

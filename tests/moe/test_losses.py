@@ -73,6 +73,26 @@ def test_contrastive_loss_is_zero_with_fewer_than_two_valid_experts(experts):
         np.testing.assert_array_equal(gradient, 0)
 
 
+def test_image_contrastive_loss():
+    """The loss of all tokens, image by image: each expert's tokens there are its own."""
+    x = RNG.normal(size=(3, 10, 8)).astype(np.float32)
+    prototypes = RNG.normal(size=(4, 8)).astype(np.float32)
+    place = np.stack([[RNG.permutation(10)[:5] for _ in range(4)] for _ in range(3)])
+
+    def loss(conditional):
+        return losses.image_contrastive_loss(x, prototypes, place, jnp.array(conditional), 0.07)
+
+    expected = []
+    for n in range(3):
+        means = np.stack([x[n, place[n, e]].mean(axis=0) for e in range(4)])
+        expected.append(numpy_contrastive(means, prototypes, np.arange(4)[:, None], 0.07))
+    np.testing.assert_allclose(loss([True] * 3), np.mean(expected), rtol=1e-4)
+    np.testing.assert_allclose(
+        loss([True, False, True]), (expected[0] + expected[2]) / 2, rtol=1e-4
+    )
+    assert loss([False] * 3) == 0
+
+
 def test_contrastive_gradient_by_finite_differences():
     x = jnp.asarray(RNG.normal(size=(12, 6)), jnp.float32)
     prototypes = jnp.asarray(RNG.normal(size=(4, 6)), jnp.float32)

@@ -4,14 +4,26 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dit_moe.config import MoEConfig, PrototypeRouterConfig
+from dit_moe.config import (
+    BatchPoolRouterConfig,
+    ExpertChoiceRouterConfig,
+    MoEConfig,
+    PrototypeExpertChoiceRouterConfig,
+    PrototypeRouterConfig,
+)
 from dit_moe.moe.routers import build_router
 from dit_moe.moe.routing import Conditioning, Routing
 from dit_moe.moe.statistics import prototype_similarity, routing_statistics
 
 T, D, E = 24, 16, 6
 X = jax.random.normal(jax.random.key(0), (T, D))
-CONDITIONAL = Conditioning(is_null=jnp.zeros(T, bool))
+
+
+def conditioning(is_null: jax.Array) -> Conditioning:
+    return Conditioning(is_null=is_null, tokens_per_image=T // 2)
+
+
+CONDITIONAL = conditioning(jnp.zeros(T, bool))
 
 
 def prototype_config(activation="identity", top_k=1, unconditional=True) -> MoEConfig:
@@ -52,7 +64,7 @@ def test_top_k_router_initialisation_is_kaiming_uniform():
 def test_prototype_router(activation, top_k):
     router = build_router(prototype_config(activation, top_k), D, nnx.Rngs(0))
     is_null = jnp.arange(T) % 3 == 0
-    routing = router(X, Conditioning(is_null=is_null))
+    routing = router(X, conditioning(is_null))
     x, p = np.asarray(X, np.float64), np.asarray(router.prototypes[...], np.float64)
     cosine = x @ p.T / np.linalg.norm(x, axis=1)[:, None] / np.linalg.norm(p, axis=1)
     scores = {
@@ -74,11 +86,21 @@ def test_prototype_router(activation, top_k):
 
 def test_without_unconditional_expert_null_tokens_are_routed_like_others():
     router = build_router(prototype_config(unconditional=False), D, nnx.Rngs(0))
-    null = router(X, Conditioning(is_null=jnp.ones(T, bool)))
+    null = router(X, conditioning(jnp.ones(T, bool)))
     jax.tree.map(np.testing.assert_array_equal, null, router(X, CONDITIONAL))
 
 
-@pytest.mark.parametrize("config", [MoEConfig(num_experts=E), prototype_config()])
+@pytest.mark.parametrize(
+    "config",
+    [
+        MoEConfig(num_experts=E),
+        prototype_config(),
+        MoEConfig(num_experts=E, router=ExpertChoiceRouterConfig()),
+        MoEConfig(num_experts=E, router=PrototypeExpertChoiceRouterConfig()),
+        MoEConfig(num_experts=E, router=BatchPoolRouterConfig()),
+    ],
+    ids=lambda config: config.router.name,
+)
 def test_routing_is_float32_for_bfloat16_tokens(config):
     router = build_router(config, D, nnx.Rngs(0))
     routing = router(X.astype(jnp.bfloat16), CONDITIONAL)
@@ -95,12 +117,15 @@ def test_statistics():
         weight=jnp.array([[0.5, 0.5, 0.5, 0.0]]),  # the last slot is unused
         scores=jnp.array([[[1.0, 0, 0], [1, 1, 1], [0, -1, 1], [1, 1, 0]]]),
         losses={},
+        metrics={"predicted_capacity": jnp.array([1.5])},
     )
     statistics = routing_statistics(routing, 4)
     np.testing.assert_allclose(statistics["load"], [[2 / 3, 0, 1 / 3, 0]], rtol=1e-6)
     np.testing.assert_allclose(statistics["busiest"], [2 / 3], rtol=1e-6)
     expected = np.mean([0, np.log(3), 0, np.log(2)]) / np.log(3)
     np.testing.assert_allclose(statistics["entropy"], [expected], rtol=1e-5)
+    np.testing.assert_allclose(statistics["capacity"], [3 / 4])
+    np.testing.assert_array_equal(statistics["predicted_capacity"], [1.5])
 
 
 def test_prototype_similarity():

@@ -1,6 +1,7 @@
 """Properties of the network that no fixture covers."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +10,12 @@ import pytest
 from flax import nnx
 
 import dit_moe
-from dit_moe.config import ConfigError
+from dit_moe.config import BatchPoolRouterConfig, ConfigError
 from dit_moe.nn.attention import Attention
 from dit_moe.nn.dit import DiT
 from dit_moe.nn.embeddings import drop_labels, patchify, timestep_features, unpatchify
 from dit_moe.nn.parameters import get_parameters, set_parameters
-from tests.tiny import DIT_MOE, PROMOE, tiny
+from tests.tiny import DIFFMOE, DIT_MOE, PROMOE, PROMOE_EC, tiny
 
 
 def randomised(model: DiT) -> DiT:
@@ -134,11 +135,36 @@ def test_routing_is_stacked_over_moe_layers():
     np.testing.assert_array_equal(is_unconditional[:, 16:], True)
 
 
-@pytest.mark.parametrize("moe", [None, DIT_MOE, PROMOE])
+def largest_difference(model: DiT, *, train: bool = False) -> float:
+    """Between an image's prediction beside others and alone."""
+    run = nnx.jit(lambda model, *arrays: model(*arrays, train=train).value)
+    together, alone = run(model, *inputs()), run(model, *(a[1:2] for a in inputs()))
+    return float(jnp.abs(together[1:2] - alone).max())
+
+
+@pytest.mark.parametrize("moe", [None, DIT_MOE, PROMOE, PROMOE_EC])
 def test_an_image_does_not_depend_on_the_others(moe):
-    model = randomised(DiT(tiny(moe).model, nnx.Rngs(0)))
-    together, alone = model(*inputs()), model(*(a[1:2] for a in inputs()))
-    np.testing.assert_allclose(together.value[1:2], alone.value, atol=1e-5)
+    assert largest_difference(randomised(DiT(tiny(moe).model, nnx.Rngs(0)))) < 1e-5
+
+
+def test_the_pool_of_a_batch_is_for_training_only():
+    """A published DiffMoE draws on the pool when it samples, too; `inference` has it so."""
+
+    def build(**settings: Any) -> DiT:
+        moe = dataclasses.replace(DIFFMOE, router=BatchPoolRouterConfig(**settings))
+        model = randomised(DiT(tiny(moe).model, nnx.Rngs(0)))
+        parameters = get_parameters(model)
+        # In the middle of the predictions.
+        path = "groups.blocks.1.feed_forward.router.threshold"
+        set_parameters(model, parameters | {path: jnp.full_like(parameters[path], 0.5)})
+        return model
+
+    by_token = build()
+    share = (by_token(*inputs()).routing.expert < 4).mean()
+    assert 0.2 < share < 0.8
+    assert largest_difference(by_token) < 1e-5
+    assert largest_difference(by_token, train=True) > 1e-3
+    assert largest_difference(build(inference="batch")) > 1e-3
 
 
 def test_create_by_name():

@@ -14,16 +14,27 @@ from dit_moe.training.checkpoint import Checkpoints
 from dit_moe.training.mesh import batch_sharding, build_mesh, check_mesh
 from dit_moe.training.state import TrainState, abstract_state, build_optimizer, init_state
 from dit_moe.training.step import build_step
-from tests.tiny import DIT_MOE, PROMOE, tiny
+from tests.tiny import DIFFMOE, DIT_MOE, PROMOE, PROMOE_EC, tiny
 from tests.training.test_training import assert_close, batch, one_device, run_steps
 
 
-@pytest.mark.parametrize("moe", [DIT_MOE, PROMOE], ids=["DiT-MoE", "ProMoE"])
-def test_experts_on_several_devices_change_no_numbers(moe):
-    """ProMoE's unconditional expert makes five, which two devices do not share evenly."""
+@pytest.mark.parametrize(
+    ("moe", "sizes"),
+    [
+        (DIT_MOE, (2, 2, 2)),
+        (PROMOE, (2, 2, 2)),
+        (PROMOE_EC, (2, 2, 2)),
+        (DIFFMOE, (2, 2, 2)),
+        (DIFFMOE, (4, 2, 1)),
+    ],
+    ids=["DiT-MoE", "ProMoE", "ProMoE-EC", "DiffMoE", "DiffMoE without an expert axis"],
+)
+def test_experts_on_several_devices_change_no_numbers(moe, sizes):
+    """ProMoE's unconditional expert makes five, which two devices do not share evenly. DiffMoE's
+    experts choose from all images, so that devices have shares of any size."""
     config = tiny(moe, batch_size=16, beta1=0.0)
     expected, expected_metrics = run_steps(config, one_device())
-    actual, metrics = run_steps(config, build_mesh(MeshConfig(data=2, fsdp=2, expert=2)))
+    actual, metrics = run_steps(config, build_mesh(MeshConfig(*sizes)))
     assert_close(actual, expected, 1e-4)
     for name, value in expected_metrics.items():
         np.testing.assert_allclose(metrics[name], value, rtol=2e-4, atol=1e-5, err_msg=name)

@@ -1,6 +1,4 @@
-"""Routers: modules that turn tokens into a `Routing` record."""
-
-from typing import Protocol
+"""Routers in which every token chooses its experts (DiT-MoE, ProMoE)."""
 
 import jax
 import jax.numpy as jnp
@@ -8,22 +6,8 @@ from flax import nnx
 
 from dit_moe.config import MoEConfig, PrototypeRouterConfig, TopKRouterConfig
 from dit_moe.moe import losses
+from dit_moe.moe.routers.scores import ACTIVATIONS, init_prototypes, softmax_scores
 from dit_moe.moe.routing import Conditioning, Routing
-
-
-class Router(Protocol):
-    """What the MoE layer needs of a router."""
-
-    def __call__(self, x_TxD: jax.Array, conditioning: Conditioning) -> Routing:
-        """Routes tokens [T, D] of any float type; all arithmetic is float32."""
-        ...
-
-
-_ACTIVATIONS = {
-    "identity": lambda similarity: similarity,
-    "softmax": jax.nn.softmax,
-    "sigmoid": jax.nn.sigmoid,
-}
 
 
 class TopKRouter(nnx.Module):
@@ -42,9 +26,7 @@ class TopKRouter(nnx.Module):
 
     def __call__(self, x_TxD: jax.Array, conditioning: Conditioning) -> Routing:
         del conditioning
-        x_TxD = x_TxD.astype(jnp.float32)
-        logits_TxE = jnp.matmul(x_TxD, self.kernel[...], precision=jax.lax.Precision.HIGHEST)
-        scores_TxE = jax.nn.softmax(logits_TxE)
+        scores_TxE = softmax_scores(x_TxD.astype(jnp.float32), self.kernel[...])
         weight_TxK, expert_TxK = jax.lax.top_k(scores_TxE, self.top_k)
         balance = self.balance_coef * losses.balance_loss(scores_TxE, expert_TxK)
         return _token_choice(expert_TxK, weight_TxK, scores_TxE, {"balance": balance})
@@ -67,14 +49,12 @@ class PrototypeRouter(nnx.Module):
         self.activation = settings.activation
         self.contrastive_coef = settings.contrastive_coef
         self.temperature = settings.contrastive_temperature
-        init = jax.nn.initializers.normal(0.02)
-        prototypes_ExD = init(rngs.params(), (config.num_experts, width), jnp.float32)
-        self.prototypes = nnx.Param(prototypes_ExD, axes=(None, "embed"))
+        self.prototypes = init_prototypes(config.num_experts, width, rngs)
 
     def __call__(self, x_TxD: jax.Array, conditioning: Conditioning) -> Routing:
         x_TxD = x_TxD.astype(jnp.float32)
         similarity_TxE = losses.cosine_similarity(x_TxD, self.prototypes[...])
-        scores_TxE = _ACTIVATIONS[self.activation](similarity_TxE)
+        scores_TxE = ACTIVATIONS[self.activation](similarity_TxE)
         weight_TxK, expert_TxK = jax.lax.top_k(scores_TxE, self.top_k)
         if self.unconditional_expert:
             is_null_Tx1 = conditioning.is_null[:, None]
@@ -88,14 +68,6 @@ class PrototypeRouter(nnx.Module):
         return _token_choice(
             expert_TxK, weight_TxK, scores_TxE, {"routing_contrastive": contrastive}
         )
-
-
-ROUTERS = {"top_k": TopKRouter, "prototype": PrototypeRouter}
-
-
-def build_router(config: MoEConfig, width: int, rngs: nnx.Rngs) -> Router:
-    """The router that the config names, with fresh parameters."""
-    return ROUTERS[config.router.name](config, config.router, width, rngs)
 
 
 def _token_choice(
