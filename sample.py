@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = command_parser("sample.py", __doc__, EPILOG)
     add = parser.add_argument
-    add("--workdir", required=True, type=Path, help="run folder of train.py")
+    add("--workdir", required=True, type=Path, help="run folder, exported folder or hub name")
     add("--output", required=True, type=Path, help="folder for samples.npz and grid.png")
     add("--num_samples", type=int, default=64, help="images to draw (default: 64)")
     add("--classes", default="", metavar="0,1,2", help="classes in turn (default: all)")

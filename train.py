@@ -15,6 +15,9 @@ examples:
   python train.py --config configs/dit_moe.py:XL/2-8E2A --workdir runs/xl \\
       --config.data.path=data/imagenet256 --config.train.batch_size=512
 
+  python train.py --config configs/dit_moe.py:XL/2-8E2A@512 --workdir runs/xl-512 \\
+      --init_from runs/xl
+
   python train.py --config configs/dit_moe.py:G/2-16E2A --workdir /shared/runs/g --distributed \\
       --config.mesh.data=1 --config.mesh.fsdp=-1 --config.mesh.expert=8
 
@@ -40,6 +43,12 @@ def main(argv: list[str] | None = None) -> int:
         required=True,
         type=epath.Path,
         help="run folder, made if missing",
+    )
+    parser.add_argument(
+        "--init_from",
+        metavar="RUN",
+        help="model to start from when the workdir has no checkpoint: a run folder, an exported "
+        "folder or a Hugging Face name; its network must be the config's",
     )
     parser.add_argument(
         "--profile_steps",
@@ -84,7 +93,11 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
         if arguments.distributed or explicit != (None, None, None):
             hosts.join(*explicit)
         stopped_by = train(
-            config, workdir, profile_steps=arguments.profile_steps, wandb=arguments.wandb
+            config,
+            workdir,
+            init_from=arguments.init_from,
+            profile_steps=arguments.profile_steps,
+            wandb=arguments.wandb,
         )
     except (ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

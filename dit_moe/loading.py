@@ -1,9 +1,11 @@
 """Models from run folders, open folders, the Hugging Face hub, and presets."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import jax.numpy as jnp
+import jax
+import numpy as np
 from flax import nnx
 
 from dit_moe.config import Config, ConfigError
@@ -13,7 +15,7 @@ from dit_moe.hub import is_hub_name
 from dit_moe.nn.dit import DiT
 from dit_moe.nn.parameters import Parameters, abstract_parameters, functional
 from dit_moe.presets import preset
-from dit_moe.training.checkpoint import Checkpoints
+from dit_moe.training.checkpoint import Checkpoints, on_one_device
 
 
 class Run(NamedTuple):
@@ -24,11 +26,11 @@ class Run(NamedTuple):
     parameters: Parameters
 
 
-def locate(workdir: str | Path) -> Path:
+def locate(workdir: str | Path, what: str = "workdir") -> Path:
     """The folder of a model: on this machine, or downloaded from the hub as "user/name".
 
     Raises:
-      ConfigError: there is no such folder.
+      ConfigError: there is no such folder; the message calls it `what`.
     """
     path = Path(workdir)
     if path.is_dir():
@@ -37,31 +39,46 @@ def locate(workdir: str | Path) -> Path:
     if not path.exists() and not path.parent.is_dir() and is_hub_name(str(workdir)):
         return published.download(str(workdir))
     raise ConfigError(
-        f"workdir is {str(workdir)!r}, which is not a folder; allowed: a run, an exported folder, "
+        f"{what} is {str(workdir)!r}, which is not a folder; allowed: a run, an exported folder, "
         "or a Hugging Face name such as 'user/name'"
     )
 
 
-def load_run(workdir: str | Path, ema: bool = True) -> Run:
-    """Reads config and parameters (or their moving average) of a model; see `locate`.
+def load_run(
+    workdir: str | Path,
+    ema: bool = True,
+    like: Mapping[str, jax.ShapeDtypeStruct] | None = None,
+) -> Run:
+    """Reads config and parameters of a model.
 
-    A folder that `dit_moe.convert` exported holds one set of parameters, for either `ema`.
+    Args:
+      workdir: see `locate`.
+      ema: the moving average of the parameters rather than the parameters. A folder that
+        `dit_moe.convert` exported holds one of them, for either.
+      like: the parameters with their shardings, of one process or several, to which they are
+        read; None: the first local device.
 
     Raises:
       ConfigError: if the folder is not a run or has no checkpoint yet.
     """
     workdir = locate(workdir)
     config = load_json(workdir / "config.json")
+    like = like or on_one_device(abstract_parameters(config.model))
     if published.is_published(workdir):
         tensors = published.read_tensors(workdir, config.model)
         # One by one, so that little is in memory twice.
-        return Run(config, 0, {path: jnp.asarray(tensors.pop(path)) for path in list(tensors)})
+        return Run(config, 0, {path: _place(tensors.pop(path), p) for path, p in like.items()})
     with Checkpoints(workdir) as checkpoints:
         step = checkpoints.latest_step()
         if step is None:
             raise ConfigError(f"workdir {str(workdir)!r} has no checkpoint yet; train it first")
-        parameters = checkpoints.restore_parameters(step, abstract_parameters(config.model), ema)
+        parameters = checkpoints.restore_parameters(step, like, ema)
     return Run(config, step, parameters)
+
+
+def _place(array: np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:
+    """The array, of which every process has the whole, spread as `like` is."""
+    return jax.make_array_from_callback(like.shape, like.sharding, lambda index: array[index])
 
 
 def load(workdir: str | Path, *, ema: bool = True) -> DiT:

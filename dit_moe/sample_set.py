@@ -18,7 +18,7 @@ from dit_moe import images, sampling
 from dit_moe.config import Config, ConfigError, MeshConfig
 from dit_moe.data.latents import read_latent_space
 from dit_moe.files import atomic
-from dit_moe.loading import load_run
+from dit_moe.loading import load_run, locate
 from dit_moe.nn.parameters import Parameters
 from dit_moe.rendering import Renderer, build_renderer
 from dit_moe.training.mesh import batch_sharding, build_mesh, replicated
@@ -30,7 +30,7 @@ class RunSampler:
     """A run made ready to draw one set of images.
 
     Args:
-      workdir: the run folder.
+      workdir: a run folder, an exported folder or a name on the Hugging Face hub.
       ema: its parameters' moving average rather than its parameters.
       batch_size: images per pass over all devices, rounded up to divide evenly over them.
       autoencoder: what decodes a latent model's samples; None: the one that its training data
@@ -43,7 +43,7 @@ class RunSampler:
 
     def __init__(
         self,
-        workdir: Path,
+        workdir: str | Path,
         *,
         ema: bool,
         batch_size: int,
@@ -52,6 +52,7 @@ class RunSampler:
     ):
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}; allowed: 1 or more")
+        workdir = locate(workdir)
         run = load_run(workdir, ema)
         self.request = sampling.build_request(run.config, **request)
         self._mesh = build_mesh(MeshConfig())

@@ -84,7 +84,10 @@ def _parser() -> argparse.ArgumentParser:
     judged = parser.add_mutually_exclusive_group(required=True)
     judged.add_argument("--samples", type=Path, metavar="SET", help="the images to judge")
     judged.add_argument(
-        "--workdir", type=Path, metavar="RUN", help="the run whose samples to judge"
+        "--workdir",
+        type=Path,
+        metavar="RUN",
+        help="the model whose samples to judge: a run folder, an exported folder or a hub name",
     )
     add("--reference", required=True, type=Path, metavar="SET", help="what they are compared with")
     add(

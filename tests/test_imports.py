@@ -30,6 +30,8 @@ LAYERS = [
     {"dit_moe.loading"},
     {
         "dit_moe.sample_set",
+        "dit_moe.training.loop",
+        "dit_moe.training.origin",
         "dit_moe",
         "dit_moe.data.preview",
         "dit_moe.convert.importing",

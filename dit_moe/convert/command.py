@@ -166,3 +166,4 @@ def _upcycle(arguments: argparse.Namespace, overrides: list[str]) -> None:
         ema=arguments.parameters != "raw",
     )
     print(f"{config.name} from {arguments.upcycle}. Wrote {arguments.output}.")
+    print(f"Next: train.py with the same --config, --init_from {arguments.output} and a --workdir")

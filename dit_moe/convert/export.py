@@ -8,7 +8,15 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dit_moe.config import Config, ConfigError, PrototypeRouterConfig, RectifiedFlowConfig
+from dit_moe.config import (
+    BatchPoolRouterConfig,
+    Config,
+    ConfigError,
+    MoEConfig,
+    PrototypeExpertChoiceRouterConfig,
+    PrototypeRouterConfig,
+    RectifiedFlowConfig,
+)
 from dit_moe.config_io import to_json
 from dit_moe.convert import Family
 from dit_moe.convert.peers import to_peer
@@ -20,7 +28,17 @@ from dit_moe.hub import reason
 from dit_moe.loading import Run, load_run, locate
 
 Format = Literal["safetensors"] | Family
+_ROUTERS: dict[Family, str] = {
+    "dit-moe": "top_k",
+    "promoe": "prototype",
+    "promoe-ec": "prototype_expert_choice",
+    "tc-dit": "top_k",
+    "ec-dit": "expert_choice",
+    "diffmoe": "batch_pool",
+}
+_IN_PROMOES_CODE = ("promoe", "promoe-ec", "tc-dit", "ec-dit", "diffmoe")
 _PROMOE_NULL = 1000
+_DIFFMOE_DECAY = 0.95
 
 
 def export_run(workdir: str | Path, output: Path, form: Format, *, ema: bool = True) -> Config:
@@ -85,7 +103,7 @@ def constructor_arguments(family: Family, config: Config) -> dict[str, Any]:
         if not condition:
             problems.append(f"{field} is {value!r} (allowed: {allowed})")
 
-    if family != "promoe":
+    if family not in _IN_PROMOES_CODE:
         require(not model.qk_norm, "model.qk_norm", model.qk_norm, "false")
     if family in ("dit", "sit"):
         require(moe is None, "model.moe", "a mixture", "none")
@@ -96,31 +114,53 @@ def constructor_arguments(family: Family, config: Config) -> dict[str, Any]:
             config.objective,
             "rectified_flow with time_scale 1",
         )
-    if family in ("dit-moe", "promoe"):
+    if family in _ROUTERS:
         require(moe is not None, "model.moe", None, "a mixture")
-    if family == "dit-moe" and moe is not None:
-        require(moe.router.name == "top_k", "model.moe.router.name", moe.router.name, "top_k")
-        require(moe.expert == "swiglu", "model.moe.expert", moe.expert, "swiglu")
-        require(moe.every == 1, "model.moe.every", moe.every, "1")
+    if moe is not None and family in _ROUTERS:
         shared, ratio = moe.shared_hidden_ratio, moe.hidden_ratio
-        require(shared == 2, "model.moe.shared_hidden_ratio", shared, "2")
-        require(ratio.is_integer(), "model.moe.hidden_ratio", ratio, "a whole number")
-        arguments["mlp_ratio"] = int(ratio)
-        arguments["num_experts"] = moe.num_experts
-        arguments["num_experts_per_tok"] = moe.top_k
-    if family == "promoe" and moe is not None:
+        kind = "swiglu" if family == "dit-moe" else "gelu"
+        every = {"dit-moe": (1,), "tc-dit": (2,)}.get(family, (1, 2))
         name = moe.router.name
-        require(name == "prototype", "model.moe.router.name", name, "prototype")
-        require(moe.expert == "gelu", "model.moe.expert", moe.expert, "gelu")
-        require(moe.every in (1, 2), "model.moe.every", moe.every, "1 or 2")
-        require(
-            not moe.unconditional_expert or model.null_label == _PROMOE_NULL,
-            "model.num_classes",
-            model.num_classes,
-            f"{_PROMOE_NULL}, the null label that its code knows",
-        )
+        require(name == _ROUTERS[family], "model.moe.router.name", name, _ROUTERS[family])
+        require(moe.expert == kind, "model.moe.expert", moe.expert, kind)
+        require(moe.every in every, "model.moe.every", moe.every, " or ".join(map(str, every)))
+        if family == "dit-moe":
+            require(shared == 2, "model.moe.shared_hidden_ratio", shared, "2")
+            require(ratio.is_integer(), "model.moe.hidden_ratio", ratio, "a whole number")
+            arguments["mlp_ratio"] = int(ratio)
+            arguments["num_experts"] = moe.num_experts
+            arguments["num_experts_per_tok"] = moe.top_k
+        elif family in ("promoe", "promoe-ec"):
+            require(
+                not moe.unconditional_expert or model.null_label == _PROMOE_NULL,
+                "model.num_classes",
+                model.num_classes,
+                f"{_PROMOE_NULL}, the null label that its code knows",
+            )
+            arguments["MoE_config"] = _promoe_arguments(moe, model.width)
+        else:
+            require(shared == 0, "model.moe.shared_hidden_ratio", shared, "0")
+            require(
+                moe.every == 1 or ratio == model.mlp_ratio,
+                "model.moe.hidden_ratio",
+                ratio,
+                f"{model.mlp_ratio:g}, the mlp_ratio of the dense blocks",
+            )
+            arguments["mlp_ratio"] = ratio
+            arguments["MoE_config"] = {
+                "num_experts": moe.num_experts,
+                "capacity": moe.top_k,
+                "n_shared_experts": 0,
+                "interleave": moe.every == 2,
+                "init_MoeMLP": False,
+            }
+        if isinstance(moe.router, BatchPoolRouterConfig):
+            decay = moe.router.threshold_decay
+            field = "model.moe.router.threshold_decay"
+            require(decay == _DIFFMOE_DECAY, field, decay, f"{_DIFFMOE_DECAY}, as in its code")
+            arguments["CapacityPred_loss_weight"] = moe.router.capacity_coef
+    if family in _IN_PROMOES_CODE:
         arguments["qk_norm"] = model.qk_norm
-        arguments["MoE_config"] = _promoe_arguments(config)
     if problems:
         raise ConfigError(f"format {family!r} has no such network: {'; '.join(problems)}")
     if family in ("dit", "dit-moe"):
@@ -128,9 +168,8 @@ def constructor_arguments(family: Family, config: Config) -> dict[str, Any]:
     return arguments
 
 
-def _promoe_arguments(config: Config) -> dict[str, Any]:
-    moe, width = config.model.moe, config.model.width
-    if moe is None or not isinstance(moe.router, PrototypeRouterConfig):
+def _promoe_arguments(moe: MoEConfig, width: int) -> dict[str, Any]:
+    if not isinstance(moe.router, PrototypeRouterConfig | PrototypeExpertChoiceRouterConfig):
         return {}
     return {
         "num_routed_experts": moe.num_experts,
@@ -195,8 +234,9 @@ def model_card(run: Run, workdir: Path, *, ema: bool, name: str) -> str:
         ("objective", config.objective.name),
     ]
     if moe is not None:
-        experts = f"{moe.num_experts} of {moe.expert}, top {moe.top_k}, router {moe.router.name}"
-        rows.insert(2, ("experts", experts))
+        experts = f"{moe.num_experts} of {moe.expert}, {moe.top_k} for a token"
+        experts += "" if moe.router.name in ("top_k", "prototype") else " on average"
+        rows.insert(2, ("experts", f"{experts}, router {moe.router.name}"))
     space = read_latent_space(workdir)
     if space is not None:
         rows.append(("latents of", f"`{space.autoencoder.source}`"))

@@ -23,7 +23,7 @@ SD_VAE = LatentSpace(
     mean=(0.0,) * 4,
     std=(1 / _FACTOR,) * 4,
 )
-"""The latents that all four families were trained on; the hash is of the published
+"""The latents that all families were trained on; the hash is of the published
 diffusion_pytorch_model.safetensors."""
 
 

@@ -1,8 +1,9 @@
 """The correspondence between this network's parameters and the peers' PyTorch tensors.
 
 One table of entries, made from the config, drives both directions. Covered: DiT
-(facebookresearch/DiT), SiT (willisma/SiT, see sit.py), DiT-MoE (feizc/DiT-MoE) and ProMoE's
-token-choice model (ali-vilab/ProMoE); which one follows from the config's router.
+(facebookresearch/DiT), SiT (willisma/SiT, see sit.py), DiT-MoE (feizc/DiT-MoE), and ProMoE with its
+two routers and the baselines beside it, TC-DiT, EC-DiT and DiffMoE (ali-vilab/ProMoE). Which one
+follows from the config's router and kind of experts.
 """
 
 from collections.abc import Iterator, Mapping
@@ -11,13 +12,15 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from dit_moe.config import ConfigError, ModelConfig
+from dit_moe.config import BatchPoolRouterConfig, ConfigError, ModelConfig
 from dit_moe.nn.block import group_size
 from dit_moe.nn.embeddings import position_embedding
 from dit_moe.nn.parameters import abstract_parameters
 
 _LISTED = 20
 _POSITIONS = "pos_embed"
+_UP_DOWN = ("fc1", "fc2")
+_PROTOTYPE_ROUTERS = ("prototype", "prototype_expert_choice")
 
 
 class Entry(NamedTuple):
@@ -48,7 +51,8 @@ class Pieces:
     Args:
       config: the network that the tensors belong to.
       tensors: the peer's by its own names: arrays of any float type, or whatever has `shape` and
-        `dtype` and becomes an array by `np.asarray`. The position table `pos_embed` may be absent.
+        `dtype` and becomes an array by `np.asarray`. What is fixed (`pos_embed`, `ema_decay`) may
+        be absent.
 
     Raises:
       MismatchError: listing every missing, unexpected or wrongly shaped tensor.
@@ -77,7 +81,8 @@ class Pieces:
         return target
 
     def _check(self) -> None:
-        known = {_POSITIONS: (1, self._config.num_tokens, self._config.width)}
+        fixed = _fixed(self._config)
+        known = {key: array.shape for key, array in fixed.items()}
         problems = []
         for path, at in self._entries.items():
             for index, entries in at.items():
@@ -95,8 +100,8 @@ class Pieces:
                 )
             elif key in known and not jnp.issubdtype(tensor.dtype, jnp.floating):
                 problems.append(f"type of {key}: {tensor.dtype}, which is no float type")
-        if not problems and _POSITIONS in self._tensors:
-            problems += self._check_positions()
+        if not problems:
+            problems += self._check_fixed(fixed)
         if problems:
             listed = [f"\n  {problem}" for problem in problems[:_LISTED]]
             rest = len(problems) - len(listed)
@@ -104,14 +109,15 @@ class Pieces:
             count = f"{len(problems):,} tensor{'s do' if len(problems) > 1 else ' does'}"
             raise MismatchError(f"{count} not fit the network:{''.join(listed)}{more}")
 
-    def _check_positions(self) -> list[str]:
-        """The table is fixed, so it is not kept; one that was learned would be lost."""
-        expected = _positions(self._config)
-        found = np.asarray(self._tensors[_POSITIONS], np.float32)
-        # bfloat16 keeps 8 bits.
-        if np.abs(found - expected).max() < 0.01:
-            return []
-        return [f"values of {_POSITIONS}: they are not the fixed table of sines and cosines"]
+    def _check_fixed(self, fixed: Mapping[str, np.ndarray]) -> list[str]:
+        """What is fixed here is not kept, so that another value would be lost."""
+        return [
+            f"values of {key}: they are not the fixed ones of this network"
+            for key, expected in fixed.items()
+            # bfloat16 keeps 8 bits.
+            if key in self._tensors
+            and np.abs(np.asarray(self._tensors[key], np.float32) - expected).max() >= 0.01
+        ]
 
 
 def from_peer(config: ModelConfig, tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -135,11 +141,21 @@ def to_peer(config: ModelConfig, parameters: Mapping[str, np.ndarray]) -> dict[s
         e.key: _export_layout(_part(parameters[e.path][e.leading], e), e, config)
         for e in _entries(config)
     }
-    return {_POSITIONS: _positions(config), **tensors}
+    return {**_fixed(config), **tensors}
 
 
-def _positions(config: ModelConfig) -> np.ndarray:
-    return position_embedding(config.image_size // config.patch_size, config.width)[None]
+def _fixed(config: ModelConfig) -> dict[str, np.ndarray]:
+    """The peer's tensors that are no parameters here, because nothing changes them."""
+    side = config.image_size // config.patch_size
+    fixed = {_POSITIONS: position_embedding(side, config.width)[None]}
+    if config.moe is not None and isinstance(config.moe.router, BatchPoolRouterConfig):
+        decay = np.array([config.moe.router.threshold_decay], np.float32)
+        every = config.moe.every
+        fixed |= {
+            f"blocks.{layer}.mlp.ema_decay": decay
+            for layer in range(every - 1, config.depth, every)
+        }
+    return fixed
 
 
 def _entries(config: ModelConfig) -> Iterator[Entry]:
@@ -162,24 +178,37 @@ def _entries(config: ModelConfig) -> Iterator[Entry]:
                 )
                 yield Entry(f"{theirs}.attn.{norm}.bias", f"{ours}.attention.{norm}.bias", (group,))
         if config.moe is None or position < group_size(config) - 1:
-            names = {"up": "fc1", "down": "fc2"}
-            yield from _gelu(f"{theirs}.mlp", f"{ours}.feed_forward.experts", (group, 0), names)
+            yield from _gelu(f"{theirs}.mlp", f"{ours}.feed_forward.experts", (group, 0))
         else:
             yield from _moe(config, theirs, f"{ours}.feed_forward", group)
 
 
 def _moe(config: ModelConfig, theirs: str, ours: str, group: int) -> Iterator[Entry]:
-    assert config.moe is not None
-    if config.moe.router.name == "top_k":
-        theirs, shared = f"{theirs}.moe", "shared_experts"
-        yield Entry(f"{theirs}.gate.weight", f"{ours}.router.kernel", (group,), transpose=True)
-    else:
-        theirs, shared = f"{theirs}.mlp", "shared_expert"
+    moe = config.moe
+    assert moe is not None
+    dit_moe = (moe.router.name, moe.expert) == ("top_k", "swiglu")
+    prototypes = moe.router.name in _PROTOTYPE_ROUTERS
+    theirs = f"{theirs}.{'moe' if dit_moe else 'mlp'}"
+    if prototypes:
         yield Entry(f"{theirs}.cluster_centers", f"{ours}.router.prototypes", (group,))
-    expert = _swiglu if config.moe.expert == "swiglu" else _gelu
-    for e in range(config.moe.total_experts):
+    else:
+        gate = "gate.weight" if moe.router.name == "top_k" else "gate_weight"
+        yield Entry(f"{theirs}.{gate}", f"{ours}.router.kernel", (group,), transpose=True)
+    if moe.router.name == "batch_pool":
+        predictor = f"{ours}.router.predictor"
+        yield from _linear(f"{theirs}.capacity_predictor.0", f"{predictor}.dense_in", group)
+        yield from _linear(f"{theirs}.capacity_predictor.2", f"{predictor}.dense_out", group)
+        yield Entry(f"{theirs}.expert_threshold", f"{ours}.router.threshold", (group,))
+
+    def expert(theirs: str, ours: str, index: tuple[int, ...]) -> Iterator[Entry]:
+        if moe.expert == "swiglu":
+            return _swiglu(theirs, ours, index)
+        return _gelu(theirs, ours, index, ("up_proj", "down_proj") if prototypes else _UP_DOWN)
+
+    for e in range(moe.total_experts):
         yield from expert(f"{theirs}.experts.{e}", f"{ours}.experts", (group, e))
-    if config.moe.shared_hidden_ratio:
+    if moe.shared_hidden_ratio:
+        shared = "shared_experts" if dit_moe else "shared_expert"
         yield from expert(f"{theirs}.{shared}", f"{ours}.shared.experts", (group, 0))
 
 
@@ -193,10 +222,9 @@ def _gelu(
     theirs: str,
     ours: str,
     index: tuple[int, ...],
-    names: Mapping[str, str] | None = None,
+    names: tuple[str, str] = _UP_DOWN,
 ) -> Iterator[Entry]:
-    names = names or {"up": "up_proj", "down": "down_proj"}
-    for name, side in ((names["up"], "in"), (names["down"], "out")):
+    for name, side in zip(names, ("in", "out"), strict=True):
         yield Entry(f"{theirs}.{name}.weight", f"{ours}.w_{side}", index, transpose=True)
         yield Entry(f"{theirs}.{name}.bias", f"{ours}.b_{side}", index)
 

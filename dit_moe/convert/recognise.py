@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dit_moe.config import (
     Config,
@@ -22,17 +22,49 @@ from dit_moe.config_io import from_dict, to_dict
 from dit_moe.convert import Family
 from dit_moe.presets import SIZES, preset
 
-_TITLES = {"dit": "DiT", "sit": "SiT", "dit-moe": "DiT-MoE", "promoe": "ProMoE"}
-_GATE, _PROTOTYPES = ".moe.gate.weight", ".mlp.cluster_centers"
+_TITLES = {
+    "dit": "DiT",
+    "sit": "SiT",
+    "dit-moe": "DiT-MoE",
+    "promoe": "ProMoE",
+    "promoe-ec": "ProMoE-EC",
+    "tc-dit": "TC-DiT",
+    "ec-dit": "EC-DiT",
+    "diffmoe": "DiffMoE",
+}
+
+
+class _Layer(NamedTuple):
+    """Names within an MoE layer of a family."""
+
+    router: str
+    """The router's tensor [E, D]."""
+    up: str
+    """An expert's tensor [hidden, D]."""
+    shared: str | None = None
+    """The shared expert."""
+
+
+_PROMOE = _Layer("mlp.cluster_centers", "up_proj.weight", "shared_expert")
+_LAYERS = {
+    "dit-moe": _Layer("moe.gate.weight", "gate_proj.weight", "shared_experts"),
+    "promoe": _PROMOE,
+    "promoe-ec": _PROMOE,
+    "tc-dit": _Layer("mlp.gate.weight", "fc1.weight"),
+    "ec-dit": _Layer("mlp.gate_weight", "fc1.weight"),
+    "diffmoe": _Layer("mlp.gate_weight", "fc1.weight"),
+}
+_PREDICTOR = ".mlp.capacity_predictor.0.weight"
 
 # What the peers' constructors take for an argument that is not given.
 _DIT_MOE_TOP_K = 2
 _PROMOE_DEFAULTS = {
-    "top_k": 2,
     "router_weight_mode": "softmax",
     "routing_contrastive_lam": 0.0,
     "routing_contrastive_temperature": 0.1,
 }
+_PROMOE_TOP_K = {"promoe": 2, "promoe-ec": 1}
+_DIFFMOE_COEF = 0.01
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -106,17 +138,28 @@ def recognise(family: Family, shapes: Shapes, arguments: Mapping[str, Any] | Non
         "patch_size": patch,
         "num_classes": rows - 1,
         "learn_sigma": out == 2 * channels,
-        **({"num_experts": moe["num_experts"]} if moe and family == "dit-moe" else {}),
     }
+    _refuse_contradictions(arguments, told)
+    if moe is not None:
+        experts = {"num_experts": moe["num_experts"], "num_routed_experts": moe["num_experts"]}
+        _refuse_contradictions({**arguments, **_mixture(arguments)}, experts)
+    if model["heads"] is None:
+        raise ConfigError("num_heads is missing in --model_json; shapes do not tell it")
+    return _experiment(family, size, model, arguments)
+
+
+def _refuse_contradictions(arguments: Mapping[str, Any], told: Mapping[str, Any]) -> None:
     for name, value in told.items():
         if arguments.get(name, value) != value:
             raise ConfigError(
                 f"{name} is {arguments[name]!r} in --model_json, but the tensors' shapes say "
                 f"{value!r}"
             )
-    if model["heads"] is None:
-        raise ConfigError("num_heads is missing in --model_json; shapes do not tell it")
-    return _experiment(family, size, model, arguments)
+
+
+def _mixture(arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The arguments of ProMoE's code that are those of the mixture."""
+    return arguments.get("MoE_config") or {}
 
 
 def _experiment(
@@ -128,8 +171,10 @@ def _experiment(
     if model["moe"] is not None and family == "dit-moe":
         title += f"-{model['moe']['num_experts']}E{model['moe']['top_k']}A"
         published = f"DiT-MoE-{size or 'S'}/2-8E2A"
-    elif family == "promoe":
-        published = "ProMoE-S/2"
+    elif model["moe"] is not None:
+        if family not in ("promoe", "promoe-ec"):
+            title += f"-E{model['moe']['num_experts']}"
+        published = "ProMoE-S/2"  # and its baselines, trained alike
     pixels = 8 * model["image_size"]
     base = preset(published)
     values = to_dict(base)
@@ -161,16 +206,16 @@ def _objective(
                     f"{expected!r}, as published"
                 )
         return RectifiedFlowConfig(time_distribution="uniform")
-    return RectifiedFlowConfig(time_scale=1000 if family == "promoe" else 1)
+    return RectifiedFlowConfig(time_scale=1 if family in ("dit", "dit-moe") else 1000)
 
 
 def _moe(
     family: Family, shapes: Shapes, depth: int, width: int, arguments: Mapping[str, Any] | None
 ) -> dict[str, Any] | None:
-    if family in ("dit", "sit"):
+    if family not in _LAYERS:
         return None
-    mark = _GATE if family == "dit-moe" else _PROTOTYPES
-    sparse = sorted(int(k.split(".")[1]) for k in shapes if k.endswith(mark))
+    names = _LAYERS[family]
+    sparse = sorted(int(k.split(".")[1]) for k in shapes if k.endswith(f".{names.router}"))
     every = sparse[0] + 1
     if sparse != list(range(every - 1, depth, every)):
         raise ConfigError(
@@ -178,26 +223,13 @@ def _moe(
             "every so many"
         )
     block = f"blocks.{every - 1}"
-    num_experts = _shape(shapes, f"{block}{mark}", 2)[0]
-    if family == "dit-moe":
-        hidden = _shape(shapes, f"{block}.moe.experts.0.gate_proj.weight", 2)[0]
-        shared = shapes.get(f"{block}.moe.shared_experts.gate_proj.weight", (0,))[0]
-        top_k = (arguments or {}).get("num_experts_per_tok", _DIT_MOE_TOP_K)
-        router = {"name": "top_k"}
-        total = num_experts
-    else:
-        hidden = _shape(shapes, f"{block}.mlp.experts.0.up_proj.weight", 2)[0]
-        shared = shapes.get(f"{block}.mlp.shared_expert.up_proj.weight", (0,))[0]
-        experts = f"{block}.mlp.experts."
-        total = 1 + max(int(k.split(".")[4]) for k in shapes if k.startswith(experts))
-        router: dict[str, Any] = {"name": "prototype"}
-        top_k = 1
-        if arguments is not None:
-            given = {**_PROMOE_DEFAULTS, **(arguments.get("MoE_config") or {})}
-            top_k = given["top_k"]
-            router["activation"] = given["router_weight_mode"]
-            router["contrastive_coef"] = given["routing_contrastive_lam"]
-            router["contrastive_temperature"] = given["routing_contrastive_temperature"]
+    layer = f"{block}.{names.router.partition('.')[0]}"
+    num_experts = _shape(shapes, f"{block}.{names.router}", 2)[0]
+    experts = f"{layer}.experts."
+    total = 1 + max((int(k.split(".")[4]) for k in shapes if k.startswith(experts)), default=0)
+    hidden = _shape(shapes, f"{experts}0.{names.up}", 2)[0]
+    shared = shapes.get(f"{layer}.{names.shared}.{names.up}", (0,))[0]
+    top_k, router = _router(family, arguments)
     return {
         "router": router,
         "num_experts": num_experts,
@@ -205,9 +237,39 @@ def _moe(
         "expert": "swiglu" if family == "dit-moe" else "gelu",
         "hidden_ratio": _ratio(hidden, width),
         "shared_hidden_ratio": _ratio(shared, width),
-        "unconditional_expert": total > num_experts,
+        "unconditional_expert": names == _PROMOE and total > num_experts,
         "every": every,
     }
+
+
+def _router(family: Family, arguments: Mapping[str, Any] | None) -> tuple[int, dict[str, Any]]:
+    """top_k and the router's settings: as the arguments say, or as published without any."""
+    published = arguments is None
+    arguments = arguments or {}
+    given = _mixture(arguments)
+    if family == "dit-moe":
+        return arguments.get("num_experts_per_tok", _DIT_MOE_TOP_K), {"name": "top_k"}
+    if family in ("promoe", "promoe-ec"):
+        router = {"name": "prototype" if family == "promoe" else "prototype_expert_choice"}
+        if published:
+            return 1, router
+        settings = {"top_k": _PROMOE_TOP_K[family], **_PROMOE_DEFAULTS, **given}
+        router["activation"] = settings["router_weight_mode"]
+        router["contrastive_coef"] = settings["routing_contrastive_lam"]
+        router["contrastive_temperature"] = settings["routing_contrastive_temperature"]
+        return settings["top_k"], router
+    if not published and "capacity" not in given:
+        raise ConfigError("MoE_config.capacity is missing in --model_json; shapes do not tell it")
+    router = {
+        "tc-dit": {"name": "top_k"},
+        "ec-dit": {"name": "expert_choice"},
+        "diffmoe": {
+            "name": "batch_pool",
+            "capacity_coef": arguments.get("CapacityPred_loss_weight", _DIFFMOE_COEF),
+            "inference": "batch",
+        },
+    }[family]
+    return given.get("capacity", 1), router
 
 
 def _mlp_ratio(shapes: Shapes, width: int) -> float:
@@ -219,19 +281,27 @@ def _mlp_ratio(shapes: Shapes, width: int) -> float:
 def _ratio(hidden: int, width: int) -> float:
     """hidden / width, or the float beside it that gives `hidden` again when multiplied."""
     ratio = hidden / width
-    return ratio if ratio * width == hidden else math.nextafter(ratio, math.inf)
+    for near in (ratio, math.nextafter(ratio, math.inf), math.nextafter(ratio, 0)):
+        if near * width == hidden:
+            return near
+    raise ConfigError(
+        f"{hidden} hidden units at width {width} cannot be kept: the config holds their ratio, and "
+        f"no floating-point number times {width} is {hidden}"
+    )
 
 
 def _check_family(family: Family, shapes: Shapes) -> None:
-    kind = "dense"
-    if any(key.endswith(_GATE) for key in shapes):
-        kind = "dit-moe"
-    elif any(key.endswith(_PROTOTYPES) for key in shapes):
-        kind = "promoe"
-    families = {"dense": ("dit", "sit"), "dit-moe": ("dit-moe",), "promoe": ("promoe",)}[kind]
-    if family not in families:
+    found = [
+        name
+        for name, layer in _LAYERS.items()
+        if any(key.endswith(f".{layer.router}") for key in shapes)
+    ]
+    if "diffmoe" in found:  # its router has the name of EC-DiT's, and a predictor besides
+        found = ["diffmoe" if any(key.endswith(_PREDICTOR) for key in shapes) else "ec-dit"]
+    found = found or ["dit", "sit"]
+    if family not in found:
         raise ConfigError(
-            f"family is {family!r}, but the tensors are those of {' or '.join(families)}"
+            f"family is {family!r}, but the tensors are those of {' or '.join(found)}"
         )
 
 

@@ -11,7 +11,7 @@ import re
 import sys
 import textwrap
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import absl.logging
@@ -217,9 +217,9 @@ class Checkpoints:
             hosts.say(f"{error}; it is now {target}.")
 
     def restore_parameters(
-        self, step: int, like: dict[str, jax.ShapeDtypeStruct], ema: bool
+        self, step: int, like: Mapping[str, jax.ShapeDtypeStruct], ema: bool
     ) -> Parameters:
-        """Reads only the parameters, or only their moving average, onto the first local device.
+        """Reads only the parameters, or only their moving average, to where `like` has them.
 
         Raises:
           DamageError: what is read is damaged.
@@ -227,7 +227,7 @@ class Checkpoints:
             shapes.
         """
         name = "ema" if ema else "parameters"
-        arrays, items = self._read(step, {name: on_one_device(like)})
+        arrays, items = self._read(step, {name: dict(like)})
         self._verify(step, arrays, items)
         return items[name]
 
@@ -239,6 +239,11 @@ class Checkpoints:
         with self._reading(step):
             text = (folder / _ABOUT / _ABOUT_FILE).read_text()
             arrays = about.read(text, self._name(step))
+        if "optimizer" in target and not any(path.startswith("optimizer/") for path in arrays):
+            raise ConfigError(
+                f"{self._name(step)} was converted and holds no optimizer to go on with; allowed: "
+                "a new --workdir with --init_from this one"
+            )
         wrong = about.misfits(arrays, target)
         if wrong:
             raise ConfigError(

@@ -24,9 +24,10 @@ from dit_moe.training.health import Skips, Warnings
 from dit_moe.training.interrupt import Interrupt
 from dit_moe.training.logging import MetricsWriter
 from dit_moe.training.mesh import batch_sharding, build_mesh, check_mesh, replicated
+from dit_moe.training.origin import check_origin, prepare_origin, start_parameters
 from dit_moe.training.profile import Profile
 from dit_moe.training.run_folder import write_config, write_data_digests, write_parameter_overview
-from dit_moe.training.state import abstract_state, build_optimizer, init_state
+from dit_moe.training.state import abstract_state, build_optimizer, init_state, start_state
 from dit_moe.training.step import build_step
 from dit_moe.training.window import Window
 
@@ -35,6 +36,7 @@ def train(
     config: Config,
     workdir: epath.PathLike,
     *,
+    init_from: str | None = None,
     profile_steps: range = range(0),
     wandb: str | None = None,
 ) -> int | None:
@@ -45,6 +47,9 @@ def train(
     Args:
       config: what to train, on what.
       workdir: the run folder; what `etils.epath` can open, such as gs:// addresses, too.
+      init_from: a run folder, an exported folder or a Hugging Face name, from whose averaged
+        parameters a new run starts; the step, the optimiser and all averages are fresh. A run that
+        resumes goes on from its own.
       profile_steps: steps whose profiler trace is written to `workdir / "profile"`.
       wandb: Weights & Biases project that receives the metrics too.
 
@@ -52,8 +57,8 @@ def train(
       None when done, or the number of the signal that stopped it after a save.
 
     Raises:
-      ConfigError: the config does not fit the data, the devices or the run in the workdir, or no
-        checkpoint of the workdir can be read.
+      ConfigError: the config does not fit the data, the devices, the run in the workdir or the
+        model to start from, or no checkpoint of the workdir can be read.
       TrainingError: the loss is no longer finite, or the first or last checkpoint could not be
         saved.
     """
@@ -75,22 +80,32 @@ def train(
         )
         resuming = checkpoints.latest_step() is not None
         like = abstract_state(config.model, optimizer, mesh, settings.post_hoc_ema)
+        if init_from is not None and not resuming:
+            check_origin(init_from, config, sources[0].latent_space)
 
         def prepare_folder() -> None:
             write_config(config, workdir, resuming=resuming)
             write_latent_space(workdir, sources[0].latent_space, resuming=resuming)
             write_data_digests(sources, workdir, resuming=resuming)
+            prepare_origin(init_from, workdir, resuming=resuming)
             write_parameter_overview(like, workdir)
 
         hosts.on_lead(prepare_folder)
-        parameters = sum(p.size for p in like.parameters.values())
-        hosts.say(f"{parameters:,} parameters, listed in {workdir / 'parameters.txt'}.")
+        count = sum(p.size for p in like.parameters.values())
+        hosts.say(f"{count:,} parameters, listed in {workdir / 'parameters.txt'}.")
         hosts.say(f"{plan.sentence()}.")
         state = checkpoints.restore_newest(like)
-        if state is None:
-            state = init_state(config.model, optimizer, config.seed, mesh, settings.post_hoc_ema)
-        else:
+        if state is not None:
             hosts.say(f"Resuming {workdir} from step {int(state.step):,}.")
+        elif init_from is not None:
+            parameters = start_parameters(
+                init_from,
+                workdir,
+                like.parameters,  # pyright: ignore[reportArgumentType]
+            )
+            state = start_state(parameters, config.model, optimizer, mesh, settings.post_hoc_ema)
+        else:
+            state = init_state(config.model, optimizer, config.seed, mesh, settings.post_hoc_ema)
         first_step = int(state.step)
         step = jax.jit(
             build_step(config, optimizer),

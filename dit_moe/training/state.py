@@ -74,6 +74,19 @@ def init_state(
     return jax.jit(init, out_shardings=shardings)(jax.random.key(seed))
 
 
+def start_state(
+    parameters: Parameters,
+    model: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    tracks: Sequence[float] = (),
+) -> TrainState:
+    """The state of step 0 with these parameters, which lie on the mesh and are donated."""
+    build = functools.partial(_build, optimizer, tracks)
+    shardings = state_shardings(model, optimizer, mesh, tracks)
+    return jax.jit(build, out_shardings=shardings, donate_argnums=0)(parameters)
+
+
 def abstract_state(
     model: ModelConfig,
     optimizer: optax.GradientTransformation,
@@ -95,7 +108,12 @@ def _init(
     tracks: Sequence[float],
     key: jax.Array,
 ) -> TrainState:
-    parameters = init_parameters(model, key)
+    return _build(optimizer, tracks, init_parameters(model, key))
+
+
+def _build(
+    optimizer: optax.GradientTransformation, tracks: Sequence[float], parameters: Parameters
+) -> TrainState:
     return TrainState(
         step=jnp.int32(0),
         parameters=parameters,

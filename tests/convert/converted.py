@@ -12,7 +12,15 @@ from dit_moe.convert import command
 from dit_moe.nn.dit import DiT
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
-FAMILIES = {"dit_tiny": "dit", "dit_moe_tiny": "dit-moe", "promoe_tiny": "promoe"}
+FAMILIES = {
+    "dit_tiny": "dit",
+    "dit_moe_tiny": "dit-moe",
+    "promoe_tiny": "promoe",
+    "promoe_ec_tiny": "promoe-ec",
+    "tcdit_tiny": "tc-dit",
+    "ecdit_tiny": "ec-dit",
+    "diffmoe_tiny": "diffmoe",
+}
 
 
 def tensors_of(name: str) -> dict[str, np.ndarray]:

@@ -10,11 +10,13 @@ import pytest
 from safetensors import safe_open
 
 import dit_moe
-from dit_moe.config import ConfigError, MoEConfig, RectifiedFlowConfig
+from dit_moe.config import BatchPoolRouterConfig, ConfigError, MoEConfig, RectifiedFlowConfig
 from dit_moe.convert import command, published
 from dit_moe.convert.export import constructor_arguments
 from dit_moe.data.latents import read_latent_space
 from dit_moe.loading import load_run
+from dit_moe.presets import DIFFMOE
+from dit_moe.sample_set import RunSampler
 from tests.convert.converted import imported
 
 NAME = "promoe_tiny"
@@ -75,7 +77,7 @@ def test_model_card(exported, run):
     count = sum(p.size for p in load_run(run).parameters.values())
     for text in (
         f"| parameters | {count:,} |",
-        "| experts | 4 of gelu, top 1, router prototype |",
+        "| experts | 4 of gelu, 1 for a token, router prototype |",
         "| latents of | `stabilityai/sd-vae-ft-mse` |",
         "| fid: fid fid | 2.345 |",
         "| training loss | 0.75 |",
@@ -94,6 +96,12 @@ def test_from_the_hub(exported, run, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     assert_same_run("someone/promoe", run)
     assert asked == ["someone/promoe"]
+    # As sample.py and eval.fid ask for it.
+    sampler = RunSampler(
+        Path("someone/promoe"), ema=True, batch_size=8, num_samples=8, autoencoder="none"
+    )
+    assert sampler.identity["workdir"] == str(exported)
+    asked.pop()
     # A folder of this machine goes before, and a missing one beside others is no name.
     monkeypatch.chdir(run.parent.parent)
     assert_same_run(f"{run.parent.name}/{run.name}", run)
@@ -134,6 +142,9 @@ def test_upload(works, run, tmp_path, monkeypatch, capsys):
         assert "401 Unauthorized" in capsys.readouterr().err
 
 
+SLOW = dataclasses.replace(DIFFMOE, router=BatchPoolRouterConfig(threshold_decay=0.99))
+
+
 def with_model(config, **changes):
     return dataclasses.replace(config, model=dataclasses.replace(config.model, **changes))
 
@@ -149,6 +160,13 @@ def with_model(config, **changes):
         ("dit-moe", "DiT-S/2", {"moe": MoEConfig(shared_hidden_ratio=1)}, "(allowed: 2)"),
         ("promoe", "DiT-MoE-S/2-8E2A", {}, "model.moe.expert is 'swiglu' (allowed: gelu)"),
         ("promoe", "ProMoE-S/2", {"num_classes": 10}, "model.num_classes is 10 (allowed: 1000"),
+        ("promoe", "ProMoE-EC-L/2", {}, "is 'prototype_expert_choice' (allowed: prototype)"),
+        ("promoe-ec", "ProMoE-L/2", {}, "is 'prototype' (allowed: prototype_expert_choice)"),
+        ("dit-moe", "TC-DiT-L/2-E8", {}, "model.moe.expert is 'gelu' (allowed: swiglu)"),
+        ("tc-dit", "EC-DiT-L/2-E8", {}, "is 'expert_choice' (allowed: top_k)"),
+        ("ec-dit", "DiffMoE-L/2-E8", {}, "is 'batch_pool' (allowed: expert_choice)"),
+        ("ec-dit", "EC-DiT-L/2-E8", {"mlp_ratio": 2}, "hidden_ratio is 4.0 (allowed: 2, the"),
+        ("diffmoe", "DiffMoE-L/2-E8", {"moe": SLOW}, "threshold_decay is 0.99 (allowed: 0.95"),
     ],
 )
 def test_formats_that_have_no_such_network(family, preset, changes, message):

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 import dit_moe
 import sample
-from dit_moe.config import RectifiedFlowConfig
+from dit_moe.config import BatchPoolRouterConfig, ConfigError, RectifiedFlowConfig
 from dit_moe.convert import command, peers
 from dit_moe.convert.importing import SD_VAE
 from dit_moe.convert.recognise import recognise
@@ -74,20 +74,34 @@ def test_samples_from_a_converted_folder(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "preset",
-    ["DiT-XL/2", "DiT-B/2", "DiT-MoE-S/2-8E2A", "DiT-MoE-G/2-16E2A", "ProMoE-L/2"],
+    ("family", "preset"),
+    [
+        ("dit", "DiT-XL/2"),
+        ("dit", "DiT-B/2"),
+        ("dit-moe", "DiT-MoE-S/2-8E2A"),
+        ("dit-moe", "DiT-MoE-G/2-16E2A"),
+        ("promoe", "ProMoE-L/2"),
+        ("promoe-ec", "ProMoE-EC-L/2"),
+        ("tc-dit", "TC-DiT-L/2-E8"),
+        ("ec-dit", "EC-DiT-L/2-E8"),
+        ("diffmoe", "DiffMoE-XL/2-E8"),
+    ],
 )
-def test_published_sizes_need_no_arguments(preset):
+def test_published_sizes_need_no_arguments(family, preset):
     config = dit_moe.preset(preset, image_pixels=512)
     shapes = {
         path: np.broadcast_to(np.float32(0), p.shape)
         for path, p in peers.abstract_parameters(config.model).items()
     }
     tensors = {k: x.shape for k, x in peers.to_peer(config.model, shapes).items()}
-    family = preset.rpartition("-")[0] if "MoE-" not in preset else preset.partition("-")[0]
-    family = {"DiT": "dit", "ProMoE": "promoe"}[family] if "DiT-MoE" not in preset else "dit-moe"
     found = recognise(family, tensors, None)
-    assert found.model == dataclasses.replace(config.model, dtype="float32")
+    expected = dataclasses.replace(config.model, dtype="float32")
+    if family == "diffmoe":  # as its code samples
+        router = BatchPoolRouterConfig(inference="batch")
+        expected = dataclasses.replace(
+            expected, moe=dataclasses.replace(expected.moe, router=router)
+        )
+    assert found.model == expected
     assert found.objective == config.objective
     assert found.name == f"{preset}@512"
 
@@ -197,10 +211,10 @@ class TestForms:
 class TestRefusals:
     name = "dit_tiny"
 
-    def refuse(self, capsys, tmp_path, checkpoint, *flags):
+    def refuse(self, capsys, tmp_path, checkpoint, *flags, name=name):
         """The one message of a command that writes nothing."""
         before = sorted(tmp_path.rglob("*"))
-        assert convert(checkpoint, tmp_path / "run", self.name, *flags) == 2
+        assert convert(checkpoint, tmp_path / "run", name, *flags) == 2
         assert sorted(tmp_path.rglob("*")) == before
         error = capsys.readouterr().err
         assert error.startswith("error: ")
@@ -235,7 +249,7 @@ class TestRefusals:
         tensors = tensors_of(self.name)
         tensors["pos_embed"] += 0.1
         error = self.refuse(capsys, tmp_path, store(tmp_path / "a.safetensors", tensors))
-        assert "pos_embed: they are not the fixed table" in error
+        assert "pos_embed: they are not the fixed ones" in error
 
     @pytest.mark.parametrize(
         ("change", "message"),
@@ -262,10 +276,69 @@ class TestRefusals:
         assert command.main(flags) == 2
         assert "allowed: with --model_json" in capsys.readouterr().err
 
-    def test_another_family(self, capsys, tmp_path):
-        file = FIXTURES / "promoe_tiny.safetensors"
-        error = self.refuse(capsys, tmp_path, file)
-        assert "family is 'dit', but the tensors are those of promoe" in error
+    @pytest.mark.parametrize(
+        ("name", "file", "found"),
+        [
+            ("dit_tiny", "promoe_tiny", "promoe or promoe-ec"),
+            ("ecdit_tiny", "diffmoe_tiny", "diffmoe"),
+            ("diffmoe_tiny", "ecdit_tiny", "ec-dit"),
+            ("dit_moe_tiny", "tcdit_tiny", "tc-dit"),
+            ("tcdit_tiny", "dit_tiny", "dit or sit"),
+        ],
+    )
+    def test_another_family(self, name, file, found, capsys, tmp_path):
+        error = self.refuse(capsys, tmp_path, FIXTURES / f"{file}.safetensors", name=name)
+        assert error == (
+            f"error: family is {FAMILIES[name]!r}, but the tensors are those of {found}\n"
+        )
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"capacity": None}, "MoE_config.capacity is missing in --model_json"),
+            ({"num_experts": 4}, "num_experts is 4 in --model_json, but the tensors' shapes say 5"),
+            ({"capacity": 1.5}, "moe.top_k is 1.5; "),
+        ],
+    )
+    def test_arguments_of_a_mixture(self, change, message, capsys, tmp_path):
+        name = "ecdit_tiny"
+        values = arguments(name)
+        mixture = {**values["MoE_config"], **change}
+        values["MoE_config"] = {k: v for k, v in mixture.items() if v is not None}
+        path = tmp_path / "model.json"
+        path.write_text(json.dumps(values))
+        file, flag = FIXTURES / f"{name}.safetensors", f"--model_json={path}"
+        assert message in self.refuse(capsys, tmp_path, file, flag, name=name)
+
+    def test_tensors_of_a_router(self, capsys, tmp_path):
+        name = "diffmoe_tiny"
+        tensors = tensors_of(name)
+        del tensors["blocks.1.mlp.expert_threshold"]
+        tensors["blocks.3.mlp.shared_experts.fc1.bias"] = np.zeros(128, np.float32)
+        tensors["blocks.3.mlp.capacity_predictor.2.weight"] = np.zeros((4, 16), np.float32)
+        file = store(tmp_path / "a.safetensors", tensors)
+        error = self.refuse(capsys, tmp_path, file, name=name)
+        assert "3 tensors do not fit" in error
+        for problem in (
+            "missing: blocks.1.mlp.expert_threshold",
+            "unexpected: blocks.3.mlp.shared_experts.fc1.bias",
+            "shape of blocks.3.mlp.capacity_predictor.2.weight: (4, 16), but (5, 16) is expected",
+        ):
+            assert problem in error
+
+    def test_another_decay(self, capsys, tmp_path):
+        name = "diffmoe_tiny"
+        tensors = tensors_of(name)
+        tensors["blocks.3.mlp.ema_decay"] *= 0.9
+        error = self.refuse(capsys, tmp_path, store(tmp_path / "a.safetensors", tensors), name=name)
+        assert "values of blocks.3.mlp.ema_decay: they are not the fixed ones" in error
+
+    def test_a_width_that_no_ratio_gives(self):
+        """The nearest floats to 120 / 1408, times 1408, are not 120."""
+        shapes = {k: x.shape for k, x in tensors_of("promoe_tiny").items()}
+        wide = {k: tuple({48: 1408, 64: 120}.get(n, n) for n in s) for k, s in shapes.items()}
+        with pytest.raises(ConfigError, match="120 hidden units at width 1408 cannot be kept"):
+            recognise("promoe", wide, {**arguments("promoe_tiny"), "hidden_size": 1408})
 
     def test_files(self, capsys, tmp_path):
         whole = (FIXTURES / f"{self.name}.safetensors").read_bytes()

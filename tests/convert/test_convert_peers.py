@@ -53,6 +53,45 @@ NETWORKS = {
             },
         },
     ),
+    "promoe_ec_softmax": (
+        "promoe-ec",
+        {
+            **DENSE,
+            "patch_size": 2,
+            "depth": 2,
+            "num_classes": 1000,
+            "MoE_config": {**PROMOE, "router_weight_mode": "softmax"},
+        },
+    ),
+    "tc_dit_top_2": (
+        "tc-dit",
+        {
+            **DENSE,
+            "patch_size": 2,
+            "depth": 4,
+            "MoE_config": {"num_experts": 3, "capacity": 2, "interleave": True},
+        },
+    ),
+    "ec_dit_everywhere": (
+        "ec-dit",
+        {
+            **DENSE,
+            "patch_size": 2,
+            "mlp_ratio": 1.5,
+            "MoE_config": {"num_experts": 6, "capacity": 1, "interleave": False},
+        },
+    ),
+    "diffmoe_rgb": (
+        "diffmoe",
+        {
+            **DENSE,
+            "patch_size": 2,
+            "in_channels": 3,
+            "depth": 2,
+            "qk_norm": True,
+            "MoE_config": {"num_experts": 3, "capacity": 2, "interleave": True},
+        },
+    ),
 }
 
 

@@ -41,9 +41,16 @@ def weighted(experts: nn.ModuleList, x_TxD, weight_TxE):
     return sum(w_T[:, None] * f(x_TxD) for f, w_T in zip(experts, weight_TxE.T, strict=True))
 
 
-def only_top(scores_TxE, k: int):
-    value, index = scores_TxE.topk(k, dim=-1)
-    return torch.zeros_like(scores_TxE).scatter(-1, index, value)
+def only_top(scores, k: int, axis: int = -1):
+    """The k largest along the axis, and 0 elsewhere."""
+    value, index = scores.topk(k, dim=axis)
+    return torch.zeros_like(scores).scatter(axis, index, value)
+
+
+def only_top_of_images(scores_TxE, images: int, k: int):
+    """Each expert keeps so many of every image's tokens that a token has k experts on average."""
+    scores = scores_TxE.unflatten(0, (images, -1))
+    return only_top(scores, int(scores.shape[1] / scores.shape[2] * k), axis=1).flatten(0, 1)
 
 
 class DiTMoELayer(nn.Module):
@@ -54,7 +61,7 @@ class DiTMoELayer(nn.Module):
         self.experts = nn.ModuleList(SwiGLU(width, ratio * width) for _ in range(experts))
         self.shared_experts = SwiGLU(width, 2 * width)
 
-    def forward(self, x_TxD, null_T):
+    def forward(self, x_TxD, null_N):
         scores = (x_TxD @ self.gate.weight.T).softmax(-1)
         return weighted(self.experts, x_TxD, only_top(scores, self.top_k)) + self.shared_experts(
             x_TxD
@@ -62,9 +69,9 @@ class DiTMoELayer(nn.Module):
 
 
 class ProMoELayer(nn.Module):
-    def __init__(self, width: int, settings: dict):
+    def __init__(self, width: int, settings: dict, expert_choice: bool):
         super().__init__()
-        self.settings = settings
+        self.settings, self.expert_choice = settings, expert_choice
         experts, hidden = settings["num_routed_experts"], settings["moe_intermediate_size"]
         names = ("up_proj", "down_proj")
         self.cluster_centers = nn.Parameter(torch.empty(experts, width))
@@ -74,19 +81,58 @@ class ProMoELayer(nn.Module):
             shared = settings["shared_expert_intermediate_size"]
             self.shared_expert = Mlp(width, shared, names)
 
-    def forward(self, x_TxD, null_T):
+    def forward(self, x_TxD, null_N):
+        images = len(null_N)
         cosine = (
             functional.normalize(x_TxD, dim=-1)
             @ functional.normalize(self.cluster_centers, dim=-1).T
         )
         mode = self.settings["router_weight_mode"]
-        scores = {"identity": cosine, "softmax": cosine.softmax(-1), "sigmoid": cosine.sigmoid()}
-        weight_TxE = only_top(scores[mode], self.settings["top_k"])
+        softmax = cosine.softmax(-1)
+        if self.expert_choice:
+            softmax = cosine.unflatten(0, (images, -1)).softmax(1).flatten(0, 1)
+        scores = {"identity": cosine, "softmax": softmax, "sigmoid": cosine.sigmoid()}
+        if self.expert_choice:
+            weight_TxE = only_top_of_images(scores[mode], images, self.settings["top_k"])
+        else:
+            weight_TxE = only_top(scores[mode], self.settings["top_k"])
         if self.settings["use_uncond_expert"]:
-            null = null_T[:, None].float()
+            null = null_N.repeat_interleave(len(x_TxD) // images)[:, None].float()
             weight_TxE = torch.cat([weight_TxE * (1 - null), null], dim=-1)
         y = weighted(self.experts, x_TxD, weight_TxE)
         return y + self.shared_expert(x_TxD) if self.settings["use_shared_expert"] else y
+
+
+class BaselineLayer(nn.Module):
+    """Of TC-DiT, EC-DiT and DiffMoE, as they sample."""
+
+    def __init__(self, width: int, hidden: int, settings: dict, family: str):
+        super().__init__()
+        self.family, self.capacity = family, settings["capacity"]
+        experts = settings["num_experts"]
+        self.experts = nn.ModuleList(Mlp(width, hidden) for _ in range(experts))
+        if family == "tc-dit":
+            self.gate = Gate(width, experts)
+        else:
+            self.gate_weight = nn.Parameter(torch.empty(experts, width))
+        if family == "diffmoe":
+            layers = (nn.Linear(width, width), nn.SiLU(), nn.Linear(width, experts))
+            self.capacity_predictor = nn.Sequential(*layers)
+            self.register_buffer("expert_threshold", 0.4 + 0.2 * torch.rand(experts))
+            self.register_buffer("ema_decay", torch.tensor([0.95]))
+
+    def forward(self, x_TxD, null_N):
+        gate = self.gate.weight if self.family == "tc-dit" else self.gate_weight
+        scores = (x_TxD @ gate.T).softmax(-1)
+        if self.family == "tc-dit":
+            weight = only_top(scores, self.capacity)
+        elif self.family == "ec-dit":
+            weight = only_top_of_images(scores, len(null_N), self.capacity)
+        else:
+            passes = self.capacity_predictor(x_TxD).sigmoid() > self.expert_threshold
+            columns = zip(scores.T, passes.sum(0), strict=True)
+            weight = torch.stack([only_top(s_T, int(k)) for s_T, k in columns], dim=-1)
+        return weighted(self.experts, x_TxD, weight)
 
 
 class Attention(nn.Module):
@@ -118,8 +164,14 @@ class Block(nn.Module):
         if family == "dit-moe":
             experts, top_k = arguments["num_experts"], arguments["num_experts_per_tok"]
             self.moe = DiTMoELayer(width, ratio, experts, top_k)
-        elif family == "promoe" and (number % 2 or not arguments["MoE_config"]["interleave"]):
-            self.mlp = ProMoELayer(width, arguments["MoE_config"])
+        elif "MoE_config" in arguments and (
+            number % 2 or not arguments["MoE_config"]["interleave"]
+        ):
+            settings = arguments["MoE_config"]
+            if family.startswith("promoe"):
+                self.mlp = ProMoELayer(width, settings, family == "promoe-ec")
+            else:
+                self.mlp = BaselineLayer(width, int(ratio * width), settings, family)
         else:
             self.mlp = Mlp(width, int(ratio * width))
 
@@ -128,11 +180,8 @@ class Block(nn.Module):
         x = x + parts[2][:, None] * self.attn(modulated(x, *parts[:2]))
         h = modulated(x, *parts[3:5])
         layer = self.get_submodule(self.sparse)
-        if isinstance(layer, Mlp):
-            h = layer(h)
-        else:
-            null_T = null_N.repeat_interleave(h.shape[1])
-            h = layer(h.flatten(0, 1), null_T).view_as(h)
+        sparse = not isinstance(layer, Mlp)
+        h = layer(h.flatten(0, 1), null_N).view_as(h) if sparse else layer(h)
         return x + parts[5][:, None] * h
 
 

@@ -11,13 +11,24 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file
 
-from dit_moe.config import ModelConfig, MoEConfig, PrototypeRouterConfig
+from dit_moe.config import (
+    BatchPoolRouterConfig,
+    ExpertChoiceRouterConfig,
+    ModelConfig,
+    MoEConfig,
+    PrototypeExpertChoiceRouterConfig,
+    PrototypeRouterConfig,
+    TopKRouterConfig,
+)
 from dit_moe.convert import peers
 from dit_moe.nn.dit import DiT
 from dit_moe.nn.parameters import Parameters, functional, get_parameters, set_parameters
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 
+BASELINE = MoEConfig(
+    num_experts=5, top_k=2, expert="gelu", hidden_ratio=2, shared_hidden_ratio=0, every=2
+)
 MOE = {
     "dit_tiny": None,
     "dit_moe_tiny": MoEConfig(num_experts=4, top_k=2),
@@ -31,7 +42,23 @@ MOE = {
         unconditional_expert=True,
         every=2,
     ),
+    "promoe_ec_tiny": MoEConfig(
+        router=PrototypeExpertChoiceRouterConfig(),
+        num_experts=5,
+        top_k=2,
+        expert="gelu",
+        hidden_ratio=24 / 16,
+        shared_hidden_ratio=32 / 16,
+        unconditional_expert=True,
+        every=2,
+    ),
+    "tcdit_tiny": dataclasses.replace(BASELINE, router=TopKRouterConfig()),
+    "ecdit_tiny": dataclasses.replace(BASELINE, router=ExpertChoiceRouterConfig()),
+    "diffmoe_tiny": dataclasses.replace(
+        BASELINE, router=BatchPoolRouterConfig(capacity_coef=0.03, inference="batch"), top_k=1
+    ),
 }
+WITH_LOSSES = [name for name in MOE if name not in ("dit_tiny", "ecdit_tiny")]
 
 
 def load(name: str) -> tuple[DiT, dict[str, np.ndarray]]:
@@ -43,6 +70,7 @@ def load(name: str) -> tuple[DiT, dict[str, np.ndarray]]:
         heads=arguments["num_heads"],
         num_classes=arguments["num_classes"],
         learn_sigma=arguments.get("learn_sigma", True),
+        mlp_ratio=arguments.get("mlp_ratio", 4),
         moe=MOE[name],
     )
     model = DiT(config, nnx.Rngs(0))
@@ -68,29 +96,35 @@ def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
 @pytest.mark.parametrize("name", MOE)
 def test_output(name):
     model, arrays = load(name)
-    prediction = nnx.jit(lambda model, *args: model(*args))(model, *inputs(arrays))
-    value = np.asarray(prediction.value).transpose(0, 3, 1, 2)
-    assert relative_error(value, arrays["out"]) < 1e-5
-    assert relative_error(value, arrays["train_out"]) < 1e-5
+    for train in (False, True):
+        run = nnx.jit(lambda model, *args, train=train: model(*args, train=train).value)
+        value = np.asarray(run(model, *inputs(arrays))).transpose(0, 3, 1, 2)
+        assert relative_error(value, arrays["train_out" if train else "out"]) < 1e-5
 
 
-@pytest.mark.parametrize("name", ["dit_moe_tiny", "promoe_tiny"])
+@pytest.mark.parametrize("name", WITH_LOSSES)
 def test_auxiliary_losses(name):
     model, arrays = load(name)
-    prediction = model(*inputs(arrays))
+    prediction = model(*inputs(arrays), train=True)
     (per_layer,) = prediction.routing.losses.values()
     np.testing.assert_allclose(per_layer, arrays["aux_losses"], rtol=1e-5)
     (total,) = prediction.losses.values()
     np.testing.assert_allclose(total, arrays["aux_losses"].sum(), rtol=1e-5)
+    if name == "diffmoe_tiny":
+        threshold_LxE = prediction.routing.next_state["threshold"]
+        np.testing.assert_allclose(threshold_LxE, arrays["next_threshold"], rtol=1e-6)
 
 
-@pytest.mark.parametrize("remat", ["none", "dots", "full"])
-@pytest.mark.parametrize("name", MOE)
+@pytest.mark.parametrize(
+    ("name", "remat"),
+    [(name, "dots") for name in MOE]
+    + [(name, remat) for name in ("dit_moe_tiny", "promoe_tiny") for remat in ("none", "full")],
+)
 def test_gradients(name, remat):
     model, arrays = load(name)
 
     def loss(model):
-        prediction = model(*inputs(arrays))
+        prediction = model(*inputs(arrays), train=True)
         return jnp.mean(prediction.value**2) + sum(prediction.losses.values())
 
     bind = functional(dataclasses.replace(model.config, remat=remat))

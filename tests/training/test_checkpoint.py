@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dit_moe.config import ConfigError
 from dit_moe.training.about import LAYOUT
-from dit_moe.training.checkpoint import Checkpoints, DamageError
+from dit_moe.training.checkpoint import Checkpoints, DamageError, on_one_device
 from dit_moe.training.fingerprint import fingerprints
 from dit_moe.training.state import TrainState
 from tests.processes import free_port, run_together
@@ -209,7 +209,7 @@ def test_damage_to_any_file_is_refused_or_harmless(run, capfd):
 
 
 def test_a_reader_checks_only_what_it_reads(run):
-    like = jax.eval_shape(lambda: make_state(6).parameters)
+    like = on_one_device(jax.eval_shape(lambda: make_state(6).parameters))
     (run / "checkpoints" / "6" / "ema" / "manifest.ocdbt").unlink()
     with Checkpoints(run) as checkpoints:
         parameters = checkpoints.restore_parameters(6, like, ema=False)

@@ -1,0 +1,137 @@
+"""Runs that start from another model."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+
+import train as train_command
+from dit_moe.config import ConfigError, MeshConfig
+from dit_moe.convert.export import export_run
+from dit_moe.convert.importing import SD_VAE
+from dit_moe.convert.run_writer import InMemory, write_run
+from dit_moe.data.latents import write_latent_space
+from dit_moe.loading import load_run
+from dit_moe.training.checkpoint import Checkpoints
+from dit_moe.training.loop import train
+from dit_moe.training.mesh import build_mesh
+from dit_moe.training.origin import prepare_origin, start_parameters
+from dit_moe.training.run_folder import write_config
+from dit_moe.training.state import abstract_state, build_optimizer, init_state, start_state
+from tests.tiny import tiny
+
+# An update too small to show.
+STILL = {"steps": 1, "learning_rate": 1e-30}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A run whose averages differ from its parameters."""
+    workdir = tmp_path_factory.mktemp("source")
+    config = tiny(None)
+    write_config(config, epath.Path(workdir), resuming=False)
+    mesh = build_mesh(config.mesh)
+    state = init_state(config.model, build_optimizer(config.train), 1, mesh)
+    average = jax.tree.map(lambda p: p + 0.5, state.parameters)
+    with Checkpoints(workdir, keep=1) as checkpoints:
+        checkpoints.save(dataclasses.replace(state, step=state.step + 2, ema=average))
+    return workdir
+
+
+def assert_equal(actual, expected):
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+
+@pytest.mark.parametrize("form", ["run", "exported"])
+def test_the_state_lies_on_the_mesh(form, source, tmp_path):
+    folder = source
+    if form == "exported":
+        folder = tmp_path / "exported"
+        export_run(source, folder, "safetensors")
+    config = dataclasses.replace(
+        tiny(None, post_hoc_ema=(0.05, 0.1)), mesh=MeshConfig(data=2, fsdp=4)
+    )
+    mesh, optimizer = build_mesh(config.mesh), build_optimizer(config.train)
+    averages = config.train.post_hoc_ema
+    like = abstract_state(config.model, optimizer, mesh, averages)
+    parameters = start_parameters(str(folder), epath.Path(tmp_path), like.parameters)
+    state = start_state(parameters, config.model, optimizer, mesh, averages)
+
+    expected = load_run(source, ema=True).parameters
+    for tree in (state.parameters, state.ema, state.tracks["0.05"], state.tracks["0.1"]):
+        assert_equal(tree, expected)
+    assert_equal(state.optimizer, init_state(config.model, optimizer, 0, mesh).optimizer)
+    assert int(state.step) == 0
+    assert jax.tree.map(lambda a: a.sharding, state) == jax.tree.map(lambda a: a.sharding, like)
+
+
+def test_a_run_and_how_it_resumes(source, tmp_path, capsys):
+    origin, workdir = shutil.copytree(source, tmp_path / "origin"), tmp_path / "run"
+    train(tiny(None, **STILL), workdir, init_from=str(origin))
+    assert f"Starts from the averaged parameters of {origin} at step 2." in capsys.readouterr().out
+    expected = load_run(origin, ema=True).parameters
+    for path, value in load_run(workdir, ema=False).parameters.items():
+        np.testing.assert_allclose(value, expected[path], atol=1e-29, err_msg=path)
+    assert json.loads((workdir / "origin.json").read_text()) == {
+        "init_from": str(origin),
+        "step": 2,
+    }
+    # The origin is not needed again, and another one is refused.
+    shutil.rmtree(origin)
+    longer = tiny(None, **{**STILL, "steps": 2})
+    train(longer, workdir, init_from=str(origin))
+    assert f"Resuming {workdir} from step 1." in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=rf"holds a run that started from '{origin}'; allowed"):
+        train(longer, workdir, init_from=str(source))
+
+
+def test_a_run_that_began_at_random(source):
+    with pytest.raises(ConfigError, match="holds a run that started from random parameters"):
+        train(tiny(None), source, init_from=str(source))
+
+
+def test_a_converted_run_is_no_run_to_go_on_with(source, tmp_path):
+    run = load_run(source)
+    shapes = {path: p.shape for path, p in run.parameters.items()}
+    pieces = InMemory(shapes, lambda path, index: np.asarray(run.parameters[path])[index])
+    write_run(tmp_path / "run", run.config, None, pieces)
+    with pytest.raises(ConfigError, match=r"holds no optimizer .* with --init_from this one"):
+        train(run.config, tmp_path / "run")
+
+
+def test_another_network(source, tmp_path):
+    config = tiny(None)
+    model = dataclasses.replace(config.model, num_classes=12, heads=4, label_dropout=0.2)
+    with pytest.raises(ConfigError) as error:
+        train(dataclasses.replace(config, model=model), tmp_path, init_from=str(source))
+    assert str(error.value) == (
+        f"init_from is {str(source)!r}, whose network differs from config.model in "
+        "model.heads, model.num_classes; allowed: a model of the same network"
+    )
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_other_latents(source, tmp_path):
+    origin = shutil.copytree(source, tmp_path / "origin")
+    write_latent_space(origin, SD_VAE, resuming=False)
+    with pytest.raises(ConfigError, match="which was trained on other latents than those of"):
+        train(tiny(None), tmp_path / "run", init_from=str(origin))
+
+
+def test_a_start_that_failed_is_forgotten(tmp_path):
+    (tmp_path / "origin.json").write_text("{}")
+    prepare_origin(None, epath.Path(tmp_path), resuming=False)
+    assert not (tmp_path / "origin.json").exists()
+
+
+def test_no_such_model(tmp_path, capsys):
+    flags = ["--config=configs/digits.py", f"--workdir={tmp_path / 'run'}"]
+    assert train_command.main([*flags, "--init_from=runs of mine"]) == 2
+    assert capsys.readouterr().err == (
+        "error: init_from is 'runs of mine', which is not a folder; allowed: a run, an exported "
+        "folder, or a Hugging Face name such as 'user/name'\n"
+    )
