@@ -57,13 +57,22 @@ class TopKRouterConfig:
 
 
 @dataclass(frozen=True, config=_RULES)
-class PrototypeRouterConfig:
-    """Two-step router over learnable prototypes with a routing contrastive loss (ProMoE)."""
+class PrototypeSettings:
+    """What both forms of ProMoE's two-step router have: learnable prototypes, a routing contrastive
+    loss, and an unconditional expert where the mixture has one."""
 
-    name: Literal["prototype"] = "prototype"
     activation: Literal["identity", "softmax", "sigmoid"] = "identity"
+    """Of the cosines. `softmax` is over the experts where tokens choose, over the tokens of an
+    image where experts do."""
     contrastive_coef: NonNegativeFloat = 1.0
     contrastive_temperature: PositiveFloat = 0.07
+
+
+@dataclass(frozen=True, config=_RULES)
+class PrototypeRouterConfig(PrototypeSettings):
+    """Each token takes its nearest prototypes (ProMoE)."""
+
+    name: Literal["prototype"] = "prototype"
 
 
 @dataclass(frozen=True, config=_RULES)
@@ -74,14 +83,10 @@ class ExpertChoiceRouterConfig:
 
 
 @dataclass(frozen=True, config=_RULES)
-class PrototypeExpertChoiceRouterConfig:
+class PrototypeExpertChoiceRouterConfig(PrototypeSettings):
     """Each prototype takes its top tokens of every image (the expert-choice form of ProMoE)."""
 
     name: Literal["prototype_expert_choice"] = "prototype_expert_choice"
-    activation: Literal["identity", "softmax", "sigmoid"] = "identity"
-    """Of the cosines; `softmax` is over the tokens of an image."""
-    contrastive_coef: NonNegativeFloat = 1.0
-    contrastive_temperature: PositiveFloat = 0.07
 
 
 @dataclass(frozen=True, config=_RULES)
@@ -111,10 +116,6 @@ RouterConfig = Annotated[
 ]
 
 
-UNCONDITIONAL_ROUTERS = ("prototype", "prototype_expert_choice")
-"""Those that can send the tokens of images with the null label to an expert of their own."""
-
-
 @dataclass(frozen=True, config=_RULES)
 class MoEConfig:
     """A mixture of experts in place of a block's feed-forward."""
@@ -142,9 +143,9 @@ class MoEConfig:
             f"top_k is {self.top_k}; allowed: 1 to num_experts ({self.num_experts})",
         )
         _require(
-            not self.unconditional_expert or self.router.name in UNCONDITIONAL_ROUTERS,
+            not self.unconditional_expert or isinstance(self.router, PrototypeSettings),
             f"unconditional_expert is true with router {self.router.name!r}; "
-            f"allowed: true only with router {' or '.join(map(repr, UNCONDITIONAL_ROUTERS))}",
+            "allowed: true only with router 'prototype' or 'prototype_expert_choice'",
         )
 
     @property

@@ -13,8 +13,7 @@ from dit_moe.config import (
     Config,
     ConfigError,
     MoEConfig,
-    PrototypeExpertChoiceRouterConfig,
-    PrototypeRouterConfig,
+    PrototypeSettings,
     RectifiedFlowConfig,
 )
 from dit_moe.config_io import to_json
@@ -169,7 +168,7 @@ def constructor_arguments(family: Family, config: Config) -> dict[str, Any]:
 
 
 def _promoe_arguments(moe: MoEConfig, width: int) -> dict[str, Any]:
-    if not isinstance(moe.router, PrototypeRouterConfig | PrototypeExpertChoiceRouterConfig):
+    if not isinstance(moe.router, PrototypeSettings):
         return {}
     return {
         "num_routed_experts": moe.num_experts,

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from dit_moe.config import BatchPoolRouterConfig, ConfigError, ModelConfig
+from dit_moe.config import BatchPoolRouterConfig, ConfigError, ModelConfig, PrototypeSettings
 from dit_moe.nn.block import group_size
 from dit_moe.nn.embeddings import position_embedding
 from dit_moe.nn.parameters import abstract_parameters
@@ -20,7 +20,6 @@ from dit_moe.nn.parameters import abstract_parameters
 _LISTED = 20
 _POSITIONS = "pos_embed"
 _UP_DOWN = ("fc1", "fc2")
-_PROTOTYPE_ROUTERS = ("prototype", "prototype_expert_choice")
 
 
 class Entry(NamedTuple):
@@ -187,7 +186,7 @@ def _moe(config: ModelConfig, theirs: str, ours: str, group: int) -> Iterator[En
     moe = config.moe
     assert moe is not None
     dit_moe = (moe.router.name, moe.expert) == ("top_k", "swiglu")
-    prototypes = moe.router.name in _PROTOTYPE_ROUTERS
+    prototypes = isinstance(moe.router, PrototypeSettings)
     theirs = f"{theirs}.{'moe' if dit_moe else 'mlp'}"
     if prototypes:
         yield Entry(f"{theirs}.cluster_centers", f"{ours}.router.prototypes", (group,))

@@ -30,8 +30,7 @@ from dit_moe.config import (
     ConfigError,
     ModelConfig,
     MoEConfig,
-    PrototypeExpertChoiceRouterConfig,
-    PrototypeRouterConfig,
+    PrototypeSettings,
 )
 from dit_moe.convert.run_writer import InMemory, write_run
 from dit_moe.data.latents import read_latent_space
@@ -98,7 +97,7 @@ def check(old: Config, new: Config) -> None:
             "in the run to upcycle"
         )
     if _weight_sum(moe) == 0:
-        assert isinstance(moe.router, PrototypeRouterConfig | PrototypeExpertChoiceRouterConfig)
+        assert isinstance(moe.router, PrototypeSettings)
         raise ConfigError(
             f"config.model.moe.router.activation is {moe.router.activation!r} with router "
             f"{moe.router.name!r}, whose weights sum to nothing that is known beforehand; "

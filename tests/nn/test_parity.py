@@ -29,28 +29,27 @@ FIXTURES = Path(__file__).parent.parent / "fixtures"
 BASELINE = MoEConfig(
     num_experts=5, top_k=2, expert="gelu", hidden_ratio=2, shared_hidden_ratio=0, every=2
 )
+PROMOE = MoEConfig(
+    router=PrototypeRouterConfig(),
+    num_experts=4,
+    top_k=1,
+    expert="gelu",
+    hidden_ratio=64 / 48,
+    shared_hidden_ratio=64 / 48,
+    unconditional_expert=True,
+    every=2,
+)
 MOE = {
     "dit_tiny": None,
     "dit_moe_tiny": MoEConfig(num_experts=4, top_k=2),
-    "promoe_tiny": MoEConfig(
-        router=PrototypeRouterConfig(),
-        num_experts=4,
-        top_k=1,
-        expert="gelu",
-        hidden_ratio=64 / 48,
-        shared_hidden_ratio=64 / 48,
-        unconditional_expert=True,
-        every=2,
-    ),
-    "promoe_ec_tiny": MoEConfig(
+    "promoe_tiny": PROMOE,
+    "promoe_ec_tiny": dataclasses.replace(
+        PROMOE,
         router=PrototypeExpertChoiceRouterConfig(),
         num_experts=5,
         top_k=2,
-        expert="gelu",
         hidden_ratio=24 / 16,
         shared_hidden_ratio=32 / 16,
-        unconditional_expert=True,
-        every=2,
     ),
     "tcdit_tiny": dataclasses.replace(BASELINE, router=TopKRouterConfig()),
     "ecdit_tiny": dataclasses.replace(BASELINE, router=ExpertChoiceRouterConfig()),

@@ -69,15 +69,13 @@ class PrototypeExpertChoiceRouter(nnx.Module):
         self.total_experts = config.total_experts
         self.top_k = config.top_k
         self.unconditional_expert = config.unconditional_expert
-        self.activation = settings.activation
-        self.contrastive_coef = settings.contrastive_coef
-        self.temperature = settings.contrastive_temperature
+        self.settings = settings
         self.prototypes = init_prototypes(config.num_experts, width, rngs)
 
     def __call__(self, x_TxD: jax.Array, conditioning: Conditioning) -> Routing:
         x_TxD, s = x_TxD.astype(jnp.float32), conditioning.tokens_per_image
         similarity_TxE = losses.cosine_similarity(x_TxD, self.prototypes[...])
-        scores_NxExS = ACTIVATIONS[self.activation](_by_image(similarity_TxE, s))
+        scores_NxExS = ACTIVATIONS[self.settings.activation](_by_image(similarity_TxE, s))
         weight_NxExC, place_NxExC = _choose(scores_NxExS, self.top_k)
         num_images, num_experts, capacity = place_NxExC.shape
         place_NxA = place_NxExC.reshape(num_images, -1)
@@ -101,12 +99,12 @@ class PrototypeExpertChoiceRouter(nnx.Module):
             conditional_N = ~is_null_N
         else:
             conditional_N = jnp.ones_like(is_null_N)
-        contrastive = self.contrastive_coef * losses.image_contrastive_loss(
+        contrastive = self.settings.contrastive_coef * losses.image_contrastive_loss(
             x_TxD.reshape(num_images, s, -1),
             self.prototypes[...],
             place_NxExC,
             conditional_N,
-            self.temperature,
+            self.settings.contrastive_temperature,
         )
         return Routing(
             token=_tokens(place_NxA, s),

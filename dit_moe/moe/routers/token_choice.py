@@ -46,15 +46,13 @@ class PrototypeRouter(nnx.Module):
         self.num_experts = config.num_experts
         self.top_k = config.top_k
         self.unconditional_expert = config.unconditional_expert
-        self.activation = settings.activation
-        self.contrastive_coef = settings.contrastive_coef
-        self.temperature = settings.contrastive_temperature
+        self.settings = settings
         self.prototypes = init_prototypes(config.num_experts, width, rngs)
 
     def __call__(self, x_TxD: jax.Array, conditioning: Conditioning) -> Routing:
         x_TxD = x_TxD.astype(jnp.float32)
         similarity_TxE = losses.cosine_similarity(x_TxD, self.prototypes[...])
-        scores_TxE = ACTIVATIONS[self.activation](similarity_TxE)
+        scores_TxE = ACTIVATIONS[self.settings.activation](similarity_TxE)
         weight_TxK, expert_TxK = jax.lax.top_k(scores_TxE, self.top_k)
         if self.unconditional_expert:
             is_null_Tx1 = conditioning.is_null[:, None]
@@ -62,8 +60,8 @@ class PrototypeRouter(nnx.Module):
             first_K = jnp.arange(self.top_k) == 0
             expert_TxK = jnp.where(is_null_Tx1, self.num_experts, expert_TxK)
             weight_TxK = jnp.where(is_null_Tx1, first_K.astype(jnp.float32), weight_TxK)
-        contrastive = self.contrastive_coef * losses.routing_contrastive_loss(
-            x_TxD, self.prototypes[...], expert_TxK, self.temperature
+        contrastive = self.settings.contrastive_coef * losses.routing_contrastive_loss(
+            x_TxD, self.prototypes[...], expert_TxK, self.settings.contrastive_temperature
         )
         return _token_choice(
             expert_TxK, weight_TxK, scores_TxE, {"routing_contrastive": contrastive}
