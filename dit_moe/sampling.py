@@ -101,13 +101,13 @@ def build_sampler(config: Config, request: Request) -> Sampler:
 
     @jax.jit
     def sampler(parameters: Parameters, key_N: jax.Array, y_N: jax.Array) -> jax.Array:
-        network = classifier_free(
-            bind(parameters),
+        denoiser = classifier_free(
+            objective.denoiser(bind(parameters)),
             request.guidance_scale,
             model.null_label,
             channels=request.guidance_channels,
         )
-        return sample(objective, network, key_N, y_N, shape, request.solver, request.steps)
+        return sample(objective, denoiser, key_N, y_N, shape, request.solver, request.steps)
 
     return sampler
 

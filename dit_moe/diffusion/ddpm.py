@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dit_moe.config import DDPMConfig
+from dit_moe.diffusion.denoiser import Denoised, Denoiser, broadcast_time, unit_variance
 from dit_moe.diffusion.objective import (
     Metrics,
     Network,
@@ -98,14 +99,14 @@ def even_timesteps(timesteps: int, steps: int) -> np.ndarray:
     return np.rint(np.linspace(timesteps - 1, 0, steps)).astype(int)[::-1]
 
 
-def ddim_timesteps(timesteps: int, steps: int) -> np.ndarray:
+def strided_timesteps(timesteps: int, steps: int) -> np.ndarray:
     """`steps` of the timesteps: floor(i timesteps / steps) (DDIM, appendix D.2)."""
     return np.arange(steps) * timesteps // steps
 
 
 @dataclasses.dataclass(frozen=True)
 class DDPM:
-    """The objective, and the denoising distributions for the solvers."""
+    """The objective, and its network as a denoiser for the solvers."""
 
     config: DDPMConfig
 
@@ -151,6 +152,36 @@ class DDPM:
             )
             terms["vlb"] = self._variational_term(x_NxHxWxC, x_t, step, frozen)
         return terms
+
+    def denoiser(self, network: Network) -> Denoiser:
+        """The network, which predicts the noise, as a denoiser.
+
+        Times between two timesteps are given to the network in proportion; times beyond the
+        first and the last are those.
+        """
+        times = self.path_times()
+
+        def denoise(z_NxHxWxC: jax.Array, t: jax.Array, y_N: jax.Array) -> Denoised:
+            t = jnp.clip(t, times[0], times[-1])
+            timestep = jnp.interp(t, times, np.arange(len(times), dtype=np.float32))
+            t = broadcast_time(t)
+            x_t = unit_variance(t) * z_NxHxWxC
+            value = network(x_t, jnp.broadcast_to(timestep, y_N.shape), y_N).value
+            noise, variance = jnp.split(value, [z_NxHxWxC.shape[-1]], axis=-1)
+            return Denoised(clean=(z_NxHxWxC - t * noise) / (1 - t), noise=noise, variance=variance)
+
+        return denoise
+
+    def path_times(self) -> np.ndarray:
+        """Where every timestep lies on the straight path: [timesteps] float32."""
+        alpha_bar = np.cumprod(1 - betas(self.config))
+        signal, noise = np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar)
+        return (noise / (signal + noise)).astype(np.float32)
+
+    def times(self, steps: int) -> np.ndarray:
+        """Times [steps + 1] of strided timesteps, descending, and 0 (`strided_timesteps`)."""
+        visited = strided_timesteps(self.config.timesteps, steps)
+        return np.append(self.path_times()[visited[::-1]], np.float32(0))
 
     def predict_x0(self, x_t: jax.Array, step: Coefficients, noise: jax.Array) -> jax.Array:
         """x_0 from x_t and predicted noise (DDPM eq. 4 solved for x_0)."""

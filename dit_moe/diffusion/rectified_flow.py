@@ -5,11 +5,14 @@ velocity dz/dt = noise - x.
 """
 
 import dataclasses
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dit_moe.config import RectifiedFlowConfig
+from dit_moe.diffusion.denoiser import Denoised, Denoiser, broadcast_time
 from dit_moe.diffusion.objective import (
     Metrics,
     Network,
@@ -19,10 +22,12 @@ from dit_moe.diffusion.objective import (
 )
 from dit_moe.nn.prediction import Prediction
 
+Times = TypeVar("Times", jax.Array, np.ndarray)
+
 
 @dataclasses.dataclass(frozen=True)
 class RectifiedFlow:
-    """The objective, and the velocity field for the solvers."""
+    """The objective, and its network as a denoiser for the solvers."""
 
     config: RectifiedFlowConfig
 
@@ -48,7 +53,7 @@ class RectifiedFlow:
             t_N = jax.vmap(jax.random.uniform)(key_N)
         return self.shift(t_N)
 
-    def shift(self, t: jax.Array) -> jax.Array:
+    def shift(self, t: Times) -> Times:
         """Moves times towards noise for larger images (Esser et al. 2024, eq. 23)."""
         s = self.config.shift
         return s * t / (1 + (s - 1) * t)
@@ -59,3 +64,23 @@ class RectifiedFlow:
         """The network's velocity at one time t for all images: [N, H, W, C] float32."""
         t_N = jnp.full(y_N.shape, t * self.config.time_scale)
         return network(z_NxHxWxC, t_N, y_N).value[..., : z_NxHxWxC.shape[-1]]
+
+    def denoiser(self, network: Network) -> Denoiser:
+        """The network, which predicts the velocity, as a denoiser."""
+
+        def denoise(z_NxHxWxC: jax.Array, t: jax.Array, y_N: jax.Array) -> Denoised:
+            t_N = jnp.broadcast_to(t, y_N.shape).astype(jnp.float32)
+            value = network(z_NxHxWxC, t_N * self.config.time_scale, y_N).value
+            channels = z_NxHxWxC.shape[-1]
+            velocity, t = value[..., :channels], broadcast_time(t)
+            return Denoised(
+                clean=z_NxHxWxC - t * velocity,
+                noise=z_NxHxWxC + (1 - t) * velocity,
+                variance=value[..., :0],
+            )
+
+        return denoise
+
+    def times(self, steps: int) -> np.ndarray:
+        """Times [steps + 1] from 1 to 0, even before the shift."""
+        return self.shift(np.linspace(1.0, 0.0, steps + 1)).astype(np.float32)

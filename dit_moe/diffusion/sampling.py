@@ -2,11 +2,11 @@
 
 import jax
 
-from dit_moe.config import DDPMConfig, ObjectiveConfig
+from dit_moe.config import SOLVERS, DDPMConfig, ObjectiveConfig
 from dit_moe.diffusion.ddpm import DDPM
-from dit_moe.diffusion.objective import Network
+from dit_moe.diffusion.denoiser import Denoiser, unit_variance
 from dit_moe.diffusion.rectified_flow import RectifiedFlow
-from dit_moe.diffusion.solvers import DDPM_SOLVERS, FLOW_SOLVERS, initial_noise
+from dit_moe.diffusion.solvers import ODE_SOLVERS, ancestral, step_noise
 
 
 def build_objective(config: ObjectiveConfig) -> DDPM | RectifiedFlow:
@@ -16,7 +16,7 @@ def build_objective(config: ObjectiveConfig) -> DDPM | RectifiedFlow:
 
 def sample(
     objective: DDPM | RectifiedFlow,
-    network: Network,
+    denoiser: Denoiser,
     key_N: jax.Array,
     y_N: jax.Array,
     shape: tuple[int, int, int],
@@ -27,11 +27,11 @@ def sample(
 
     Args:
       objective: the one that the network was trained with.
-      network: possibly guided.
+      denoiser: `objective.denoiser(network)`, possibly guided.
       key_N: [N] random keys.
       y_N: [N] int32 labels.
       shape: (H, W, C) of an image.
-      solver: a key of `FLOW_SOLVERS` or `DDPM_SOLVERS`.
+      solver: one of `SOLVERS[objective.config.name]`.
       steps: of the solver, 1 or more; under DDPM at most the objective's timesteps.
 
     Returns:
@@ -40,7 +40,7 @@ def sample(
     Raises:
       ValueError: the objective has no such solver, or not so many steps.
     """
-    solvers = DDPM_SOLVERS if isinstance(objective, DDPM) else FLOW_SOLVERS
+    solvers = SOLVERS[objective.config.name]
     if solver not in solvers:
         raise ValueError(
             f"solver is {solver!r} for {objective.config.name!r}; allowed: {', '.join(solvers)}"
@@ -48,5 +48,9 @@ def sample(
     most = objective.config.timesteps if isinstance(objective, DDPM) else None
     if steps < 1 or (most is not None and steps > most):
         raise ValueError(f"steps is {steps}; allowed: 1 {f'to {most}' if most else 'or more'}")
-    x_NxHxWxC = initial_noise(key_N, shape)
-    return solvers[solver](objective, network, x_NxHxWxC, key_N, y_N, steps)
+    noise = step_noise(key_N, 0, shape)
+    if isinstance(objective, DDPM) and solver == "ancestral":
+        return ancestral(objective, denoiser, noise, key_N, y_N, steps)
+    times = objective.times(steps)
+    z = noise / unit_variance(times[0])
+    return ODE_SOLVERS[solver](denoiser, z, key_N, y_N, times)

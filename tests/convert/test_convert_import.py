@@ -21,7 +21,7 @@ from dit_moe.convert.run_writer import InMemory, write_run
 from dit_moe.data.latents import read_latent_space
 from dit_moe.diffusion.rectified_flow import RectifiedFlow
 from dit_moe.diffusion.sampling import sample as draw
-from dit_moe.diffusion.solvers import initial_noise
+from dit_moe.diffusion.solvers import step_noise
 from dit_moe.loading import load_run
 from dit_moe.nn.parameters import functional
 from dit_moe.training.fingerprint import fingerprints
@@ -132,9 +132,10 @@ class TestSiT:
         assert isinstance(loaded.config.objective, RectifiedFlowConfig)
         flow = RectifiedFlow(loaded.config.objective)
         shape = (8, 8, 4)
-        ours = draw(flow, network(loaded.parameters), key_N, y_N, shape, "euler", steps)
+        denoiser = flow.denoiser(network(loaded.parameters))
+        ours = draw(flow, denoiser, key_N, y_N, shape, "euler", steps)
         # dx/dt = v(x, t), from noise at t = 0 to data at t = 1.
-        x = initial_noise(key_N, shape)
+        x = step_noise(key_N, 0, shape)
         for i in range(steps):
             x += theirs(x, jnp.full(4, i / steps), y_N).value[..., :4] / steps
         np.testing.assert_allclose(ours, x, atol=1e-4)

@@ -9,8 +9,9 @@ from scipy import stats
 from dit_moe.config import DDPMConfig
 from dit_moe.diffusion import ddpm
 from dit_moe.diffusion.ddpm import DDPM
+from dit_moe.diffusion.denoiser import unit_variance
 from dit_moe.diffusion.sampling import sample
-from dit_moe.diffusion.solvers import ddim, initial_noise
+from dit_moe.diffusion.solvers import euler, step_noise
 from dit_moe.nn.prediction import Prediction
 
 FIXTURE = dict(np.load(Path(__file__).parent.parent / "fixtures" / "ddpm.npz"))
@@ -53,7 +54,7 @@ def test_linear_betas_keep_the_noise_of_fewer_steps():
 
 def test_respaced_timesteps():
     np.testing.assert_array_equal(ddpm.even_timesteps(1000, 250), FIXTURE["timesteps_250"])
-    np.testing.assert_array_equal(ddpm.ddim_timesteps(1000, 50), FIXTURE["timesteps_ddim50"])
+    np.testing.assert_array_equal(ddpm.strided_timesteps(1000, 50), FIXTURE["timesteps_ddim50"])
     np.testing.assert_array_equal(ddpm.even_timesteps(1000, 1000), np.arange(1000))
     np.testing.assert_array_equal(ddpm.even_timesteps(1000, 1), [999])
 
@@ -116,7 +117,9 @@ def test_ddim_trajectory():
 
     start = nhwc("ddim_noise")
     key_N, y_N = jax.random.split(jax.random.key(0), 2), jnp.zeros(2, jnp.int32)
-    actual = jax.jit(lambda x: ddim(LEARNED, network, x, key_N, y_N, 50))(start)
+    denoiser, times = LEARNED.denoiser(network), LEARNED.times(50)
+    z = start / unit_variance(times[0])
+    actual = jax.jit(lambda z: euler(denoiser, z, key_N, y_N, times))(z)
     expected = nhwc("ddim50_sample")
     assert np.abs(actual - expected).max() < 1e-4 * np.abs(expected).max()
 
@@ -160,9 +163,17 @@ def test_a_single_step_returns_the_predicted_x0(solver):
     """With nothing predicted as noise, x_0 is the initial noise over the signal's factor."""
     key_N, y_N = jax.random.split(jax.random.key(0), 2), jnp.zeros(2, jnp.int32)
     objective = DDPM(DDPMConfig())
-    x = sample(objective, lambda x, t, y: prediction(0 * x), key_N, y_N, (2, 2, 1), solver, 1)
+    x = sample(
+        objective,
+        objective.denoiser(lambda x, t, y: prediction(0 * x)),
+        key_N,
+        y_N,
+        (2, 2, 1),
+        solver,
+        1,
+    )
     last = {"ancestral": -1, "ddim": 0}[solver]
-    expected = initial_noise(key_N, (2, 2, 1)) / objective.steps().signal[last]
+    expected = step_noise(key_N, 0, (2, 2, 1)) / objective.steps().signal[last]
     assert np.isfinite(x).all()
     np.testing.assert_allclose(x, expected, rtol=1e-5)
 
@@ -172,7 +183,7 @@ def test_impossible_number_of_steps(steps):
     key_N, y_N = jax.random.split(jax.random.key(0), 2), jnp.zeros(2, jnp.int32)
     objective = DDPM(DDPMConfig())
     with pytest.raises(ValueError, match=f"steps is {steps}; allowed: 1 to 1000"):
-        sample(objective, lambda x, t, y: prediction(x), key_N, y_N, (2, 2, 1), "ddim", steps)
+        sample(objective, None, key_N, y_N, (2, 2, 1), "ddim", steps)
 
 
 @pytest.mark.parametrize("solver", ["ancestral", "ddim"])
@@ -188,7 +199,9 @@ def test_samples_of_gaussian_data_have_its_moments(solver):
 
     key_N = jax.random.split(jax.random.key(1), 64)
     y_N = jnp.zeros(64, jnp.int32)
-    run = jax.jit(lambda k, y: sample(objective, network, k, y, (8, 8, 1), solver, 250))
+    run = jax.jit(
+        lambda k, y: sample(objective, objective.denoiser(network), k, y, (8, 8, 1), solver, 250)
+    )
     x = np.asarray(run(key_N, y_N))
     assert abs(x.mean() - mean) < 0.02
     assert abs(x.std() - deviation) < 0.02
