@@ -12,7 +12,7 @@ RUN = runs/digits-$(MODEL)
 OUT = out/digits-$(MODEL)
 BIN = $(VENV)/bin
 
-.PHONY: demo folder test test-slow test-peers bench lint help
+.PHONY: demo folder test test-slow test-peers bench bench-gpu lint help
 
 help:
 	@echo "make demo       train on real digits, sample, evaluate (MODEL=promoe|dit-moe|dit)"
@@ -21,7 +21,8 @@ help:
 	@echo "make test-peers comparisons with PyTorch packages, in an environment of their own"
 	@echo "make test-slow  train the demo, kill runs, four processes: ten minutes"
 	@echo "make lint       ruff and pyright"
-	@echo "make bench      the benchmarks"
+	@echo "make bench      the benchmarks, into docs/benchmarks.md: a quarter of an hour"
+	@echo "make bench-gpu  the same on an accelerator"
 
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(f"Python 3.11 or newer is needed; $(PYTHON) is {v.major}.{v.minor}: set PYTHON=..." if v < (3, 11) else 0)'
@@ -53,11 +54,10 @@ test-peers:
 	$(VENV)-peers/bin/python -m pytest -m peers
 
 bench: $(VENV)/.installed
-	$(BIN)/python benchmarks/moe_layer.py --experts 8 32
-	$(BIN)/python benchmarks/compile_time.py
-	$(BIN)/python benchmarks/rematerialisation.py
-	$(BIN)/python benchmarks/input.py
-	$(BIN)/python -m benchmarks.ahead_of_time
+	$(BIN)/python -m benchmarks.report cpu
+
+bench-gpu: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.report gpu
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

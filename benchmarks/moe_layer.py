@@ -9,13 +9,13 @@ import dataclasses
 import functools
 import importlib.util
 import math
-import time
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.timing import MATMUL_FLOPS, Timed, fastest, machine, square_matmul
 from dit_moe.moe.dispatch import BACKENDS, ExpertWeights, dispatch, expert_activation
 from dit_moe.moe.routing import Routing
 
@@ -32,8 +32,6 @@ loads
   one-hot         one expert takes every assignment
 """
 RAGGED_BYTES = 2**30
-
-Timed = Callable[[], object]
 
 
 def parse() -> argparse.Namespace:
@@ -85,20 +83,6 @@ def choose_experts(
     # Gumbel noise and the k largest: k draws without replacement.
     score_TxE = log_p_E + rng.gumbel(size=(tokens, num_experts))
     return np.argsort(-score_TxE, axis=1)[:, :top_k].astype(np.int32).ravel()
-
-
-def fastest(contestants: dict[str, tuple[Timed, int]]) -> dict[str, float]:
-    """Seconds of each contestant's fastest repeat, all timed in turns after a first call."""
-    for run, _ in contestants.values():
-        run()
-    best = dict.fromkeys(contestants, math.inf)
-    for turn in range(max(repeats for _, repeats in contestants.values())):
-        for name, (run, repeats) in contestants.items():
-            if turn < repeats:
-                start = time.perf_counter()
-                run()
-                best[name] = min(best[name], time.perf_counter() - start)
-    return best
 
 
 def compiled(
@@ -174,14 +158,14 @@ def main() -> None:
     def rows(count: int) -> jax.Array:
         return normal(count, width).astype(dtype)
 
-    x_TxD, cotangent_TxD, square = rows(tokens), rows(tokens), normal(2048, 2048).astype(dtype)
-    matmul = jax.jit(jnp.matmul)
+    x_TxD, cotangent_TxD = rows(tokens), rows(tokens)
+    matmul = square_matmul(args.dtype)
     dense_args = (rows(num), normal(width, 2 * hidden), normal(hidden, width))
     dense_runs = compiled(dense, rows(num), dense_args)
 
     print(
         f"{tokens} tokens, width {width}, hidden {hidden}, top-{args.top_k}, {args.dtype}, swiglu; "
-        f"back end {args.backend} on {jax.devices()[0].device_kind}, jax {jax.__version__}"
+        f"back end {args.backend}; {machine()}"
     )
     if "torch" in args.peers and importlib.util.find_spec("torch") is None:
         print("torch is not installed: its columns stay empty")
@@ -212,25 +196,23 @@ def main() -> None:
                 differentiated = (x_TxD, routing.weight, experts)
                 return compiled(function, cotangent_TxD, differentiated, (routing,))
 
-            runs = {"dense": (dense_runs, args.repeats), "ours": (ours(args.backend), args.repeats)}
+            runs = {"dense": dense_runs, "ours": ours(args.backend)}
             if "ragged" in args.peers and num_experts * num * hidden * 4 <= RAGGED_BYTES:
-                runs["ragged"] = ours("ragged"), 1
+                runs["ragged"] = ours("ragged")
             if "torch" in args.peers:
-                runs["torch"] = (
-                    torch_loop(x_TxD, routing, experts, cotangent_TxD),
-                    args.repeats,
-                )
+                runs["torch"] = torch_loop(x_TxD, routing, experts, cotangent_TxD)
             contestants = {
-                f"{name} {kind}": (run, repeats)
-                for name, (pair, repeats) in runs.items()
+                f"{name} {kind}": run
+                for name, pair in runs.items()
                 for kind, run in zip(("fwd", "both"), pair, strict=True)
             }
-            plain = functools.partial(matmul, square, square)
-            contestants["matmul"] = (lambda run=plain: jax.block_until_ready(run())), args.repeats
-            seconds = fastest(contestants)
+            contestants["matmul"] = matmul
+            # ragged_dot takes minutes on CPU.
+            repeats = {n: 1 if n.startswith("ragged") else args.repeats for n in contestants}
+            seconds = fastest(contestants, repeats)
 
             flops = {"fwd": 2 * num * width * 3 * hidden, "both": 6 * num * width * 3 * hidden}
-            peak = 2 * 2048**3 / seconds["matmul"]
+            peak = MATMUL_FLOPS / seconds["matmul"]
             line = f"{num_experts:7d}  {load:>8s}"
             for kind, count in flops.items():
                 own = seconds[f"ours {kind}"]

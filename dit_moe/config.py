@@ -3,8 +3,9 @@
 `config_io.py` reads and writes them.
 """
 
+import math
 from collections.abc import Sequence
-from typing import Annotated, Literal, TypeAlias, TypeVar
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 import pydantic
 from pydantic import Field, NonNegativeInt, PositiveInt
@@ -45,7 +46,7 @@ def divisors(number: int) -> list[int]:
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
-        raise ValueError(message)
+        raise ConfigError(message)
 
 
 @dataclass(frozen=True, config=_RULES)
@@ -54,6 +55,18 @@ class TopKRouterConfig:
 
     name: Literal["top_k"] = "top_k"
     balance_coef: NonNegativeFloat = 0.01
+
+
+@dataclass(frozen=True, config=_RULES)
+class SigmoidTopKRouterConfig:
+    """Sigmoid token-choice router that is balanced by a bias, without a loss (DSMoE)."""
+
+    name: Literal["sigmoid_top_k"] = "sigmoid_top_k"
+    scale: PositiveFloat = 1.0
+    """What a token's weights sum to, where top_k is 2 or more (DeepSeek-V3's routed scaling)."""
+    bias_rate: NonNegativeFloat = 0.001
+    """How far a step moves each expert's bias. 0.001 is DeepSeek-V3's; with 0, as in DSMoE's public
+    code, the biases stay as they are."""
 
 
 @dataclass(frozen=True, config=_RULES)
@@ -108,6 +121,7 @@ class BatchPoolRouterConfig:
 
 RouterConfig = Annotated[
     TopKRouterConfig
+    | SigmoidTopKRouterConfig
     | PrototypeRouterConfig
     | ExpertChoiceRouterConfig
     | PrototypeExpertChoiceRouterConfig
@@ -136,6 +150,9 @@ class MoEConfig:
     """One more expert that takes the tokens of images with the null label, and only those."""
     every: PositiveInt = 1
     """The last of each `every` blocks is MoE: 1 for all blocks, 2 for the odd ones."""
+    choice: Literal["most_likely", "least_likely"] = "most_likely"
+    """Where tokens choose experts: those with the highest scores, or, with the weights of these,
+    those with the lowest. The latter is no way to train, but the weak network of self-contrast."""
 
     def __post_init__(self) -> None:
         _require(
@@ -147,6 +164,16 @@ class MoEConfig:
             f"unconditional_expert is true with router {self.router.name!r}; "
             "allowed: true only with router 'prototype' or 'prototype_expert_choice'",
         )
+        _require(
+            self.choice == "most_likely" or self.tokens_choose,
+            f"choice is {self.choice!r} with router {self.router.name!r}, where experts choose "
+            "tokens; allowed: 'most_likely'",
+        )
+
+    @property
+    def tokens_choose(self) -> bool:
+        """Every token has top_k experts of its choice."""
+        return self.router.name in ("top_k", "sigmoid_top_k", "prototype")
 
     @property
     def total_experts(self) -> int:
@@ -166,19 +193,26 @@ class ModelConfig:
     channels: PositiveInt = 4
     patch_size: PositiveInt = 2
     mlp_ratio: PositiveFloat = 4.0
+    """Hidden width of a dense block's feed-forward over the model's width."""
+    mlp_activation: Literal["gelu", "silu"] = "gelu"
+    """Of the dense blocks' feed-forward: GELU (tanh) in DiT, SiLU in DSMoE."""
     num_classes: PositiveInt = 1000
     """Real classes are 0 to num_classes - 1; the null label is num_classes."""
     label_dropout: Probability = 0.1
     learn_sigma: bool = False
     """Doubles the output channels; the second half parameterises the variance under DDPM."""
     qk_norm: bool = False
+    position: Literal["sincos", "rope"] = "sincos"
+    """`sincos`: sines and cosines of column and row, added to the patches (DiT). `rope`: each block
+    turns queries and keys by row and column (DSMoE)."""
     moe: MoEConfig | None = None
     """None: a dense DiT."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of activations and matrix products. Parameters, routing, softmax and loss stay float32."""
     remat: Literal["none", "dots", "full"] = "dots"
-    """What the backward pass recomputes instead of storing. `dots`: all but matrix products, which
-    is the fastest on CPU too (less to write and read). `full`: whole blocks. `none`: nothing."""
+    """What the backward pass recomputes instead of storing. `dots`: all but matrix products, and of
+    these the scores of attention, which is the fastest on CPU too (less to write and read). `full`:
+    whole blocks. `none`: nothing."""
 
     def __post_init__(self) -> None:
         _require(
@@ -194,6 +228,11 @@ class ModelConfig:
             self.image_size % self.patch_size == 0,
             f"patch_size is {self.patch_size}; allowed: a divisor of image_size "
             f"{self.image_size} ({_listing(divisors(self.image_size))})",
+        )
+        _require(
+            self.position != "rope" or self.width // self.heads % 4 == 0,
+            f"heads is {self.heads} with position 'rope' and width {self.width}; allowed: a number "
+            "that makes width / heads a multiple of 4 (pairs of two axes)",
         )
         ratios = {"mlp_ratio": self.mlp_ratio}
         if self.moe is not None:
@@ -263,10 +302,128 @@ class RectifiedFlowConfig:
     """The network sees t * time_scale: 1 in DiT-MoE, 1000 in ProMoE."""
 
 
-SOLVERS = {"rectified_flow": ("euler", "heun"), "ddpm": ("ancestral", "ddim")}
-"""What can sample a model of each objective; the first is the default."""
-
 ObjectiveConfig = Annotated[DDPMConfig | RectifiedFlowConfig, Field(discriminator="name")]
+
+SOLVERS: dict[str, dict[str, Any]] = {
+    "euler": {"time_grid": "uniform"},
+    "heun": {"time_grid": "uniform"},
+    "midpoint": {"time_grid": "uniform"},
+    "rk4": {"time_grid": "uniform"},
+    "dopri5": {"tolerance": 1e-3},
+    "ddim": {"time_grid": "uniform", "eta": 0.0},
+    "euler_maruyama": {"time_grid": "uniform"},
+    "ancestral": {},
+    "dpmpp_2m": {"time_grid": "uniform"},
+    "dpmpp_3m": {"time_grid": "uniform"},
+    "unipc": {"time_grid": "uniform"},
+}
+"""What can sample a model, each with its options and their defaults (docs/sampling.md).
+
+`ancestral` is for DDPM alone, all others are for both objectives."""
+
+TIME_GRIDS: dict[str, dict[str, Any]] = {
+    "uniform": {},
+    "quadratic": {},
+    "karras": {},
+    "shifted": {"shift": 3.0},
+}
+"""How the steps of a solver may lie in time, with their options."""
+
+SOLVER_OPTIONS = ("time_grid", "eta", "tolerance", "shift")
+"""All of both."""
+
+
+@dataclass(frozen=True, config=_RULES)
+class SolverConfig:
+    """How a sample is integrated from noise to data. Fields that hold None have the solver's
+    default; an option that the solver does not have is an error."""
+
+    solver: str = "auto"
+    """One of `SOLVERS`. `auto`: euler for rectified flow, ancestral for DDPM."""
+    steps: int = 250
+    """For dopri5 the largest number of steps that an image may try."""
+    time_grid: str | None = None
+    """One of `TIME_GRIDS`."""
+    eta: float | None = None
+    """Of ddim: 0 adds no noise, 1 as much as DDPM's chain."""
+    tolerance: float | None = None
+    """Of dopri5: the error of a step, relative where values are above 1."""
+    shift: float | None = None
+    """Of the shifted time grid, in place of the objective's: t -> s t / (1 + (s - 1) t)."""
+
+    def resolve(self, objective: ObjectiveConfig) -> "SolverConfig":
+        """The same with nothing left open; options that the solver does not have are None.
+
+        Raises:
+          ConfigError: naming the field, its value and what is allowed.
+        """
+        ddpm = isinstance(objective, DDPMConfig)
+        solver = self._chosen(objective)
+        allowed = [name for name in SOLVERS if ddpm or name != "ancestral"]
+        _require(
+            solver in allowed,
+            f"solver is {solver!r} with objective {objective.name!r}; "
+            f"allowed: {', '.join(allowed)}",
+        )
+        most = objective.timesteps if ddpm else None
+        _require(
+            self.steps >= 1 and (most is None or self.steps <= most),
+            f"steps is {self.steps}; allowed: 1 {f'to {most}' if most else 'or more'}",
+        )
+        _require(
+            self.time_grid in (None, *TIME_GRIDS),
+            f"time_grid is {self.time_grid!r}; allowed: {', '.join(TIME_GRIDS)}",
+        )
+        options = _solver_options(solver, self.time_grid)
+        chosen = {"solver": solver, "time_grid": options.get("time_grid")}
+        for kind, table in (("solver", SOLVERS), ("time_grid", TIME_GRIDS)):
+            for name in SOLVER_OPTIONS:
+                value = getattr(self, name)
+                having = [key for key, entry in table.items() if name in entry]
+                if value is None or not having:
+                    continue
+                _require(
+                    name in options,
+                    f"{name} is {value!r} with {kind} {chosen[kind]!r}; "
+                    f"allowed: only with {kind} {', '.join(having)}",
+                )
+                options[name] = value
+        eta, tolerance, shift = (options.get(name) for name in ("eta", "tolerance", "shift"))
+        _require(eta is None or 0 <= eta <= 1, f"eta is {eta}; allowed: 0 to 1")
+        _require(
+            tolerance is None or 1e-6 <= tolerance < 1,
+            f"tolerance is {tolerance}; allowed: 1e-6 (float32 has little more) to below 1",
+        )
+        _require(
+            shift is None or 0 < shift < math.inf,
+            f"shift is {shift}; allowed: a number above 0 (1 is no shift)",
+        )
+        return SolverConfig(solver, self.steps, **options)
+
+    def updated(self, objective: ObjectiveConfig, **given: Any) -> "SolverConfig":
+        """With fields that are given and not None, resolved.
+
+        Options of the old solver or time grid that the new one does not have are left out.
+        """
+        given = {name: value for name, value in given.items() if value is not None}
+        fields = {name: getattr(self, name) for name in SolverConfig.__dataclass_fields__} | given
+        known = _solver_options(SolverConfig(**fields)._chosen(objective), fields["time_grid"])
+        kept = {"solver", "steps", *known, *given}
+        fields = {name: value for name, value in fields.items() if name in kept}
+        return SolverConfig(**fields).resolve(objective)
+
+    def _chosen(self, objective: ObjectiveConfig) -> str:
+        auto = "ancestral" if isinstance(objective, DDPMConfig) else "euler"
+        return auto if self.solver == "auto" else self.solver
+
+
+def _solver_options(solver: str, time_grid: str | None) -> dict[str, Any]:
+    """The options that a solver and its time grid have, with their defaults."""
+    options = dict(SOLVERS.get(solver, {}))
+    if "time_grid" in options:
+        options["time_grid"] = time_grid or options["time_grid"]
+        options |= TIME_GRIDS.get(options["time_grid"], {})
+    return options
 
 
 @dataclass(frozen=True, config=_RULES)
@@ -320,6 +477,9 @@ class TrainConfig:
     """Of the learning rate after the warm-up; `cosine` and `linear` end at 0."""
     beta1: Decay = 0.9
     beta2: Decay = 0.999
+    first_moment_dtype: Literal["float32", "bfloat16"] = "float32"
+    """AdamW's mean of gradients in bfloat16 takes half the memory. The mean of squares stays in
+    float32: bfloat16 would round its small steps away."""
     weight_decay: NonNegativeFloat = 0.0
     gradient_clip: PositiveFloat | None = None
     """Largest global gradient norm; None: no clipping."""
@@ -357,15 +517,30 @@ class TrainConfig:
         )
 
 
+GuidanceSchedule = Literal["constant", "linear", "cosine"]
+
+
 @dataclass(frozen=True, config=_RULES)
-class SampleConfig:
+class SampleConfig(SolverConfig):
     """How this model is best sampled: the defaults of `sample.py` and of the grids in training."""
 
-    solver: Literal["auto", "euler", "heun", "ddim", "ancestral"] = "auto"
-    """`auto`: euler for rectified flow, ancestral for DDPM."""
-    steps: PositiveInt = 250
     guidance_scale: NonNegativeFloat = 1.0
     """1: no guidance."""
+    guidance_schedule: GuidanceSchedule = "constant"
+    """How guidance_scale - 1 changes from noise to data: `linear` and `cosine` grow from 0 to
+    double (docs/sampling.md)."""
+    guidance_interval: Listed[Probability] = (0.0, 1.0)
+    """Guidance only at flow times from the first to the second: 0 is data, 1 is noise."""
+    guidance_rescale: Probability = 0.0
+    """How far the contrast that guidance adds is taken back: 0 not at all, 1 all of it."""
+
+    def __post_init__(self) -> None:
+        interval = self.guidance_interval
+        _require(
+            len(interval) == 2 and interval[0] <= interval[1],
+            f"guidance_interval is {','.join(map(str, interval))}; allowed: two flow times from 0 "
+            "to 1, the lower one first, such as 0.1,0.8",
+        )
 
 
 @dataclass(frozen=True, config=_RULES)
@@ -410,16 +585,10 @@ class Config:
                 "objective.variance is 'learned_range' with model.learn_sigma false; allowed: "
                 "'fixed_small', 'fixed_large', or model.learn_sigma true",
             )
-            _require(
-                self.sample.steps <= self.objective.timesteps,
-                f"sample.steps is {self.sample.steps}; allowed: 1 to objective.timesteps "
-                f"({self.objective.timesteps})",
-            )
-        _require(
-            self.sample.solver in ("auto", *SOLVERS[self.objective.name]),
-            f"sample.solver is {self.sample.solver!r} with objective {self.objective.name!r}; "
-            f"allowed: {', '.join(('auto', *SOLVERS[self.objective.name]))}",
-        )
+        try:
+            self.sample.resolve(self.objective)
+        except ConfigError as error:
+            raise ConfigError(f"sample.{error}") from None
 
 
 def _listing(values: Sequence[int], limit: int = 12) -> str:

@@ -14,7 +14,14 @@ from typing import Any, get_args
 
 import pydantic
 
-from dit_moe.config import Config, ConfigError, MoEConfig, ObjectiveConfig, RouterConfig
+from dit_moe.config import (
+    SOLVER_OPTIONS,
+    Config,
+    ConfigError,
+    MoEConfig,
+    ObjectiveConfig,
+    RouterConfig,
+)
 from dit_moe.files import FilePath
 
 _VARIANT = re.compile(r"--config\.(.*\.)?(objective|router)\.name=")
@@ -119,7 +126,8 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
             node.clear()
             node.update(dataclasses.asdict(_VARIANTS[value]()) if value in _VARIANTS else {})
             if parents == ["objective"]:
-                values["sample"]["solver"] = "auto"  # the old solver belongs to the old objective
+                # The old solver belongs to the old objective, and its options to it.
+                values["sample"] |= dict.fromkeys(SOLVER_OPTIONS) | {"solver": "auto"}
         node[name] = None if value.lower() in ("none", "null") else value
     return from_dict(values)
 

@@ -1,4 +1,5 @@
-"""The published models by name: "DiT-XL/2", "DiT-MoE-S/2-8E2A", "ProMoE-B/2", "EC-DiT-L/2-E8".
+"""The published models by name: "DiT-XL/2", "DiT-MoE-S/2-8E2A", "ProMoE-B/2", "EC-DiT-L/2-E8",
+"DSMoE-S/2-E16".
 
 Each preset is a whole experiment: network, objective, optimiser and sampler of its paper, on
 ImageNet latents of the f8 autoencoder.
@@ -22,6 +23,7 @@ from dit_moe.config import (
     RectifiedFlowConfig,
     RouterConfig,
     SampleConfig,
+    SigmoidTopKRouterConfig,
     TopKRouterConfig,
     TrainConfig,
 )
@@ -34,6 +36,16 @@ SIZES = {
     "XL": (28, 1152, 16),
     "G": (40, 1408, 16),
 }
+
+# DSMoE's models of 16 wide experts are shallower than those of 48 narrow ones, which have SIZES.
+DS_MOE_SIZES = {
+    "S": (10, 384, 6),
+    "B": (10, 768, 12),
+    "L": (20, 1024, 16),
+    "3B": (30, 1152, 16),
+}
+# By the number of experts: how many a token has, and what their weights sum to.
+DS_MOE_ROUTING = {16: (2, 2.0), 48: (5, 2.5)}
 
 # Peebles & Xie 2023, section 4: learned-range variance, 250 ancestral steps.
 _DDPM = DDPMConfig(variance="learned_range")
@@ -80,8 +92,25 @@ TC_DIT = _eight_experts(TopKRouterConfig(balance_coef=0.01))
 EC_DIT = _eight_experts(ExpertChoiceRouterConfig())
 DIFFMOE = _eight_experts(BatchPoolRouterConfig())
 
+
+def _ds_moe(num_experts: int, hidden_ratio: float) -> MoEConfig:
+    """DSMoE's mixture, of 16 or 48 experts and a shared one of their width.
+
+    The public code has the bias of DeepSeek-V3, but never moves it: `bias_rate` 0.
+    """
+    top_k, scale = DS_MOE_ROUTING[num_experts]
+    return MoEConfig(
+        router=SigmoidTopKRouterConfig(scale=scale, bias_rate=0),
+        num_experts=num_experts,
+        top_k=top_k,
+        hidden_ratio=hidden_ratio,
+        shared_hidden_ratio=hidden_ratio,
+        every=2,
+    )
+
+
 # For data sets that train in minutes. Active feed-forward parameters per token: 9 width^2 in
-# dit-moe, 8 width^2 in the others (to which diffmoe's predictor adds width^2).
+# dit-moe and ds-moe, 8 width^2 in the others (to which diffmoe's predictor adds width^2).
 _SMALL_MOE = {
     "promoe": dataclasses.replace(PROMOE, num_experts=8),
     "promoe-ec": dataclasses.replace(PROMOE_EC, num_experts=8),
@@ -95,6 +124,14 @@ _SMALL_MOE = {
         hidden_ratio=1,
         shared_hidden_ratio=1,
     ),
+    "ds-moe": MoEConfig(
+        router=SigmoidTopKRouterConfig(),
+        num_experts=8,
+        top_k=2,
+        hidden_ratio=1,
+        shared_hidden_ratio=1,
+        every=2,
+    ),
     "dit": None,
 }
 
@@ -103,29 +140,38 @@ _PRESETS: dict[str, tuple[ModelConfig, ObjectiveConfig, TrainConfig]] = {}
 
 def _add(
     name: str,
-    size: str,
+    size: tuple[int, int, int],
     moe: MoEConfig | None,
     objective: ObjectiveConfig,
     train: TrainConfig,
     *,
     learn_sigma: bool,
     dtype: Literal["float32", "bfloat16"] = "float32",
+    position: Literal["sincos", "rope"] = "sincos",
+    mlp_activation: Literal["gelu", "silu"] = "gelu",
 ) -> None:
-    depth, width, heads = SIZES[size]
+    depth, width, heads = size
     model = ModelConfig(
-        depth=depth, width=width, heads=heads, moe=moe, learn_sigma=learn_sigma, dtype=dtype
+        depth=depth,
+        width=width,
+        heads=heads,
+        mlp_activation=mlp_activation,
+        learn_sigma=learn_sigma,
+        position=position,
+        moe=moe,
+        dtype=dtype,
     )
     _PRESETS[name] = (model, objective, train)
 
 
 for _size in ("S", "B", "L", "XL"):
-    _add(f"DiT-{_size}/2", _size, None, _DDPM, TrainConfig(), learn_sigma=True)
+    _add(f"DiT-{_size}/2", SIZES[_size], None, _DDPM, TrainConfig(), learn_sigma=True)
 
 for _size in ("S", "B", "L", "XL", "G"):
     for _experts in (8, 16):
         _add(
             f"DiT-MoE-{_size}/2-{_experts}E2A",
-            _size,
+            SIZES[_size],
             MoEConfig(router=TopKRouterConfig(balance_coef=0.01), num_experts=_experts, top_k=2),
             _DIT_MOE_OBJECTIVE[_size],
             TrainConfig(),
@@ -143,12 +189,30 @@ for _name, _moe in (
 ):
     _add(
         _name,
-        _name.partition("/")[0].rpartition("-")[2],
+        SIZES[_name.partition("/")[0].rpartition("-")[2]],
         _moe,
         RectifiedFlowConfig(time_scale=1000),
         TrainConfig(steps=500_000, gradient_clip=0.5),
         learn_sigma=False,
         dtype="bfloat16",
+    )
+
+for _name, _shape, _moe in (
+    *((f"DSMoE-{_s}/2-E16", DS_MOE_SIZES[_s], _ds_moe(16, 2)) for _s in ("S", "B", "L")),
+    ("DSMoE-3B/2-E16", DS_MOE_SIZES["3B"], _ds_moe(16, 2.5)),
+    *((f"DSMoE-{_s}/2-E48", SIZES[_s], _ds_moe(48, 1 / 3)) for _s in ("S", "B")),
+    ("DSMoE-L/2-E48", SIZES["L"], _ds_moe(48, 448 / 1024)),
+):
+    _add(
+        _name,
+        _shape,
+        _moe,
+        RectifiedFlowConfig(time_distribution="uniform"),
+        TrainConfig(steps=700_000, batch_size=512),
+        # The second half of the channels stays unused, as published.
+        learn_sigma=True,
+        position="rope",
+        mlp_activation="silu",
     )
 
 PRESET_NAMES = tuple(_PRESETS)

@@ -1,6 +1,7 @@
 """A set of samples on disk, made in parts so that an interrupted one can go on."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import shutil
@@ -16,11 +17,13 @@ from tqdm import tqdm
 
 from dit_moe import images, sampling
 from dit_moe.config import Config, ConfigError, MeshConfig
-from dit_moe.data.latents import read_latent_space
+from dit_moe.data.latents import read_latent_space, same_latents
 from dit_moe.files import atomic
-from dit_moe.loading import load_run, locate
+from dit_moe.guides import check_guide
+from dit_moe.loading import Run, load_run, locate
 from dit_moe.nn.parameters import Parameters
 from dit_moe.rendering import Renderer, build_renderer
+from dit_moe.steering import Steering, SteeringRequest, read_steering
 from dit_moe.training.mesh import batch_sharding, build_mesh, replicated
 
 GRID_ROWS, GRID_COLUMNS = 16, 12
@@ -35,6 +38,10 @@ class RunSampler:
       batch_size: images per pass over all devices, rounded up to divide evenly over them.
       autoencoder: what decodes a latent model's samples; None: the one that its training data
         were encoded with; "none": nothing, samples then stay the network's latents.
+      guide: with guidance `auto`, the model that guides, as `workdir`.
+      guide_ema: as `ema`, of the guide.
+      steering: what the images are held to. If its file has labels, they are the classes in turn,
+        unless the request has others.
       request: what to draw, as for `sampling.build_request`.
 
     Raises:
@@ -48,13 +55,20 @@ class RunSampler:
         ema: bool,
         batch_size: int,
         autoencoder: str | None = None,
+        guide: str | Path | None = None,
+        guide_ema: bool = True,
+        steering: SteeringRequest | None = None,
         **request: Any,
     ):
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}; allowed: 1 or more")
         workdir = locate(workdir)
         run = load_run(workdir, ema)
+        self.steering = _read_steering(steering, workdir, run.config)
+        if self.steering and self.steering.labels is not None and not request.get("classes"):
+            request["classes"] = self.steering.labels.tolist()
         self.request = sampling.build_request(run.config, **request)
+        weaker = _load_guide(guide, guide_ema, self.request.guidance, workdir, run.config)
         self._mesh = build_mesh(MeshConfig())
         self._renderer = _renderer(workdir, run.config, autoencoder, self._mesh)
         self.batch_size = sampling.round_up(
@@ -68,16 +82,25 @@ class RunSampler:
             self.image_shape = (side, side, min(channels, 3))
         self.identity: dict[str, object] = {
             **dataclasses.asdict(self.request),
+            "function_evaluations": sampling.function_evaluations(run.config, self.request),
             "workdir": str(workdir.resolve()),
-            "step": run.step,
-            "ema": ema,
-            "weights": _digest(run.parameters),
+            **_identity(run, ema),
             "batch_size": self.batch_size,
             "latents": self._renderer and self._renderer.description,
+            "guide": weaker and {"workdir": str(guide), **_identity(weaker, guide_ema)},
+            "steering": self.steering and self.steering.description,
         }
         """What the images depend on, ready for JSON."""
         self._parameters = jax.device_put(run.parameters, replicated(self._mesh))
-        self._sampler = sampling.build_sampler(run.config, self.request)
+        self._sampler = sampling.build_sampler(
+            run.config,
+            self.request,
+            weaker=weaker and weaker.config,
+            steering=self.steering,
+        )
+        if weaker is not None:
+            parameters = jax.device_put(weaker.parameters, replicated(self._mesh))
+            self._sampler = functools.partial(self._sampler, weaker=parameters)
 
     def batches(self, start: int = 0) -> Iterator[np.ndarray]:
         """Yields images from number `start`, a multiple of `batch_size`, on.
@@ -91,6 +114,7 @@ class RunSampler:
             self.batch_size,
             start=start,
             sharding=batch_sharding(self._mesh),
+            steering=self.steering,
         )
         while True:
             # Not around the loop: the mesh belongs to a thread, and the caller may be in another.
@@ -136,6 +160,9 @@ def write_sample_set(sampler: RunSampler, output: Path) -> tuple[Path, Path]:
     shown = _grid_choice(labels)
     picture = _join(sorted(parts.glob("[0-9]*.npy")), labels, npz, shown)
     picture = picture if sampler.image_shape else images.to_uint8(picture)
+    if sampler.steering is not None:  # what was known of an image, and then the image
+        pairs = np.stack([sampler.steering.pictures(shown), picture], axis=1)
+        picture, shown = pairs.reshape(-1, *picture.shape[1:]), np.repeat(shown, 2)
     with atomic(png) as temporary:
         images.grid(picture, labels[shown]).save(temporary)
     with atomic(made_of) as temporary:
@@ -163,6 +190,45 @@ def _join(files: Sequence[Path], labels: np.ndarray, npz: Path, shown: np.ndarra
         with archive.open("arr_1.npy", "w") as member:
             np.lib.format.write_array(member, labels, allow_pickle=False)
     return kept
+
+
+def _load_guide(
+    guide: str | Path | None, ema: bool, guidance: str, workdir: Path, config: Config
+) -> Run | None:
+    """The model that guides, if it is one of its own."""
+    if (guide is not None) != (guidance == "auto"):
+        given = "without guide" if guide is None else f"with guide {str(guide)!r}"
+        raise ConfigError(
+            f"guidance is {guidance!r} {given}; allowed: 'auto' with a guide, or neither"
+        )
+    if guide is None:
+        return None
+    folder = locate(guide, "guide")
+    if not same_latents(read_latent_space(workdir), read_latent_space(folder)):
+        raise ConfigError(
+            f"guide is {str(guide)!r}, whose latents are not those of {str(workdir)!r}; allowed: "
+            "a run on the same autoencoder's latents, scaled alike"
+        )
+    weaker = load_run(folder, ema)
+    check_guide(config, weaker.config)
+    return weaker
+
+
+def _read_steering(
+    request: SteeringRequest | None, workdir: Path, config: Config
+) -> Steering | None:
+    if request is None:
+        return None
+    if read_latent_space(workdir) is not None or config.model.channels not in (1, 3):
+        raise ConfigError(
+            f"steer is {request.steer!r} but {str(workdir)!r} draws latents; allowed: a model of "
+            "pixels, since pixels are what is known"
+        )
+    return read_steering(request, config.model)
+
+
+def _identity(run: Run, ema: bool) -> dict[str, object]:
+    return {"step": run.step, "ema": ema, "weights": _digest(run.parameters)}
 
 
 def _renderer(

@@ -2,21 +2,27 @@
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
 from dit_moe import hosts
-from dit_moe.config import SOLVERS, Config, ConfigError
-from dit_moe.diffusion.guidance import classifier_free
+from dit_moe.config import Config, ConfigError, GuidanceSchedule, SolverConfig
+from dit_moe.diffusion.denoiser import Denoiser
+from dit_moe.diffusion.guidance import Guidance, against, against_null_label, guide
 from dit_moe.diffusion.sampling import build_objective, sample
+from dit_moe.diffusion.steering import fit, steer_by_measurement
+from dit_moe.guides import check_guidance, weakly_routed
 from dit_moe.nn.parameters import Parameters, functional
+from dit_moe.nn.prediction import Prediction
+from dit_moe.steering import Steering
 
-Sampler = Callable[[Parameters, jax.Array, jax.Array], jax.Array]
+Sampler = Callable[..., jax.Array]
+"""See `build_sampler`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,10 +33,17 @@ class Request:
     classes: tuple[int, ...]
     """Image i has class classes[i % len(classes)]."""
     guidance_scale: float
-    solver: str
-    steps: int
+    integration: SolverConfig
+    """Resolved: solver, steps and options."""
     seed: int
     guidance_channels: Literal["all", "first_three"] = "all"
+    guidance: str = "cfg"
+    """One of `guides.GUIDES`."""
+    guidance_schedule: GuidanceSchedule = "constant"
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    guidance_rescale: float = 0.0
+    weak_routing: str | None = None
+    """One of `guides.WEAK_ROUTINGS`, with guidance `self_contrast`."""
 
     def labels(self) -> np.ndarray:
         """The int32 label of every image."""
@@ -45,71 +58,170 @@ def build_request(
     guidance_scale: float | None = None,
     solver: str | None = None,
     steps: int | None = None,
+    time_grid: str | None = None,
+    eta: float | None = None,
+    tolerance: float | None = None,
+    shift: float | None = None,
     seed: int = 0,
     guidance_channels: Literal["all", "first_three"] = "all",
+    guidance: str = "cfg",
+    guidance_schedule: GuidanceSchedule | None = None,
+    guidance_interval: Sequence[float] | None = None,
+    guidance_rescale: float | None = None,
+    weak_routing: str | None = None,
 ) -> Request:
     """Fills what is not given from the config; no classes means all of them.
 
     Raises:
       ConfigError: naming the value that cannot be used.
     """
-    solver = solver or config.sample.solver
-    solver = SOLVERS[config.objective.name][0] if solver == "auto" else solver
-    steps = config.sample.steps if steps is None else steps
+    integration = config.sample.updated(
+        config.objective,
+        solver=solver,
+        steps=steps,
+        time_grid=time_grid,
+        eta=eta,
+        tolerance=tolerance,
+        shift=shift,
+    )
     num_classes = config.model.num_classes
     scale = config.sample.guidance_scale if guidance_scale is None else guidance_scale
-    if solver not in SOLVERS[config.objective.name]:
-        raise ConfigError(
-            f"solver is {solver!r} for a model trained with {config.objective.name!r}; "
-            f"allowed: {', '.join(SOLVERS[config.objective.name])}"
-        )
-    most = config.objective.timesteps if config.objective.name == "ddpm" else None
-    if steps < 1 or (most is not None and steps > most):
-        raise ConfigError(f"steps is {steps}; allowed: 1 {f'to {most}' if most else 'or more'}")
+    schedule = guidance_schedule or config.sample.guidance_schedule
+    interval = config.sample.guidance_interval if guidance_interval is None else guidance_interval
+    rescale = config.sample.guidance_rescale if guidance_rescale is None else guidance_rescale
     wrong = [c for c in classes if not 0 <= c < num_classes]
     if wrong:
         raise ConfigError(f"classes has {wrong[0]}; allowed: 0 to {num_classes - 1}")
     if num_samples < 1:
         raise ConfigError(f"num_samples is {num_samples}; allowed: 1 or more")
-    if not (math.isfinite(scale) and scale >= 0):
-        raise ConfigError(f"guidance_scale is {scale}; allowed: 0 or more (1 is no guidance)")
-    channels = config.model.channels
-    if guidance_channels == "first_three" and channels < 3:
-        raise ConfigError(
-            f"guidance_channels is 'first_three' but the model has {channels} "
-            f"channel{'s' * (channels > 1)}; allowed: all"
-        )
+    weak_routing = check_guidance(
+        config,
+        guidance=guidance,
+        scale=scale,
+        schedule=schedule,
+        interval=interval,
+        rescale=rescale,
+        channels=guidance_channels,
+        weak_routing=weak_routing,
+    )
     if not 0 <= seed < 2**32:
         raise ConfigError(f"seed is {seed}; allowed: 0 to {2**32 - 1}")
     return Request(
         num_samples=num_samples,
         classes=tuple(classes) or tuple(range(num_classes)),
         guidance_scale=scale,
-        solver=solver,
-        steps=steps,
+        integration=integration,
         seed=seed,
         guidance_channels=guidance_channels,
+        guidance=guidance,
+        guidance_schedule=schedule,
+        guidance_interval=(interval[0], interval[1]),
+        guidance_rescale=rescale,
+        weak_routing=weak_routing,
     )
 
 
-def build_sampler(config: Config, request: Request) -> Sampler:
-    """The jitted function from parameters, keys [N] and labels [N] to x [N, H, W, C] float32."""
+def build_sampler(
+    config: Config,
+    request: Request,
+    *,
+    weaker: Config | None = None,
+    steering: Steering | None = None,
+) -> Sampler:
+    """The jitted function that draws a batch: x [N, H, W, C] float32.
+
+    Its arguments are parameters, keys [N] and labels [N]; then, by name, `weaker`, the parameters
+    of the network that guides, and `measured`, what is known of every image (`Steering.measured`).
+
+    Args:
+      config: of the run.
+      request: what to draw.
+      weaker: with guidance `auto`, the config of the network that guides.
+      steering: what samples are held to.
+    """
     bind = functional(config.model)
     objective = build_objective(config.objective)
     model = config.model
     shape = (model.image_size, model.image_size, model.channels)
+    if request.guidance == "auto":
+        assert weaker is not None
+        weak_bind = functional(weaker.model)
+        weak_objective = build_objective(weaker.objective)
+    elif request.guidance == "self_contrast":
+        assert request.weak_routing is not None
+        weak_bind = functional(weakly_routed(model, request.weak_routing))
+        weak_objective = objective
+    else:
+        weak_bind = weak_objective = None
 
     @jax.jit
-    def sampler(parameters: Parameters, key_N: jax.Array, y_N: jax.Array) -> jax.Array:
-        denoiser = classifier_free(
-            objective.denoiser(bind(parameters)),
-            request.guidance_scale,
-            model.null_label,
-            channels=request.guidance_channels,
-        )
-        return sample(objective, denoiser, key_N, y_N, shape, request.solver, request.steps)
+    def sampler(
+        parameters: Parameters,
+        key_N: jax.Array,
+        y_N: jax.Array,
+        weaker: Parameters | None = None,
+        measured: jax.Array | None = None,
+    ) -> jax.Array:
+        denoiser = objective.denoiser(bind(parameters))
+        weak = None
+        if weak_bind is not None and weak_objective is not None:
+            weak = weak_objective.denoiser(weak_bind(parameters if weaker is None else weaker))
+        denoiser = _guided(request, denoiser, weak, model.null_label)
+        if steering is not None:
+            assert measured is not None
+            denoiser = steer_by_measurement(
+                denoiser, steering.measurement, measured, steering.strength
+            )
+        integration = dataclasses.asdict(request.integration)
+        x_NxHxWxC = sample(objective, denoiser, key_N, y_N, shape, **integration)
+        if steering is not None and measured is not None and steering.strength == 1:
+            x_NxHxWxC = fit(steering.measurement, x_NxHxWxC, measured)
+        return x_NxHxWxC
 
     return sampler
+
+
+def _guided(
+    request: Request, denoiser: Denoiser, weak: Denoiser | None, null_label: int
+) -> Denoiser:
+    """As requested, by the weak network, or by the network itself without a class."""
+    contrast = against(denoiser, weak) if weak else against_null_label(denoiser, null_label)
+    guidance = Guidance(
+        request.guidance_scale,
+        request.guidance_schedule,
+        request.guidance_interval,
+        request.guidance_rescale,
+        request.guidance_channels,
+    )
+    return guide(denoiser, contrast, guidance)
+
+
+def function_evaluations(config: Config, request: Request) -> int | None:
+    """Passes through a network that an image takes, those that guide it included.
+
+    They are counted, with a network that does nothing. None: they depend on the image (dopri5).
+    """
+    if request.integration.solver == "dopri5":
+        return None
+    sizes = []
+
+    def network(x_NxHxWxC: jax.Array, t_N: jax.Array, y_N: jax.Array) -> Prediction:
+        jax.debug.callback(lambda: sizes.append(len(y_N)))
+        value = jnp.zeros((*x_NxHxWxC.shape[:-1], config.model.out_channels))
+        return Prediction(value, routing=None, losses={})
+
+    objective = build_objective(config.objective)
+    denoiser = objective.denoiser(network)
+    weak = None if request.guidance == "cfg" else denoiser
+    denoiser = _guided(request, denoiser, weak, config.model.null_label)
+    integration = dataclasses.asdict(request.integration)
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        key_N, y_N = jax.random.split(jax.random.key(0), 1), jnp.zeros(1, jnp.int32)
+        shape = (1, 1, config.model.channels)
+        draw = jax.jit(lambda: sample(objective, denoiser, key_N, y_N, shape, **integration))
+        jax.block_until_ready(draw())
+        jax.effects_barrier()
+    return sum(sizes)
 
 
 def generate(
@@ -120,24 +232,30 @@ def generate(
     *,
     start: int = 0,
     sharding: NamedSharding | None = None,
+    steering: Steering | None = None,
 ) -> Iterator[np.ndarray]:
     """Yields images from number `start` on, batch by batch, float32 [n, H, W, C].
 
     Image i depends on the request's seed and i alone, so any start and any batch size (up to
     floating-point rounding) give the same image. `sharding` spreads a batch over devices.
+    `steering` is what the sampler was built with.
     """
     labels = request.labels()
 
     @functools.partial(jax.jit, out_shardings=sharding)
-    def spread(index_N: jax.Array, y_N: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def spread(
+        index_N: jax.Array, y_N: jax.Array, measured: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
         key = jax.random.key(request.seed)
-        return jax.vmap(lambda i: jax.random.fold_in(key, i))(index_N), y_N
+        return jax.vmap(lambda i: jax.random.fold_in(key, i))(index_N), y_N, measured
 
     for first in range(start, request.num_samples, batch_size):
         # The last batch is filled up, so that the sampler is compiled once.
         index_N = np.arange(first, first + batch_size)
-        y_N = labels[index_N % request.num_samples]
-        x_NxHxWxC = sampler(parameters, *spread(index_N, y_N))
+        number_N = index_N % request.num_samples
+        measured = None if steering is None else steering.measured(number_N)
+        key_N, y_N, measured = spread(index_N, labels[number_N], measured)
+        x_NxHxWxC = sampler(parameters, key_N, y_N, measured=measured)
         yield hosts.fetch(x_NxHxWxC)[: request.num_samples - first]
 
 

@@ -9,6 +9,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dit_moe.command_line import (
+    GUIDANCE_FLAGS,
+    SOLVER_FLAGS,
+    add_guidance_flags,
+    add_solver_flags,
+    guidance_settings,
+    solver_settings,
+)
+
 if TYPE_CHECKING:
     from eval.image_sets import ImageSet
 
@@ -61,10 +70,9 @@ the same command goes on where it was.
 _OF_RUNS = (
     "num_samples",
     "guidance_scale",
-    "guidance_channels",
+    *GUIDANCE_FLAGS,
     "classes",
-    "solver",
-    "steps",
+    *SOLVER_FLAGS,
     "seed",
     "parameters",
     "autoencoder",
@@ -123,15 +131,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="1.0,1.5",
         help="one scale or several, which gives a table and a plot (default: the run's own)",
     )
-    add(
-        "--guidance_channels",
-        choices=("all", "first_three"),
-        default="all",
-        help="channels that are guided; first_three is DiT's published habit (default: all)",
-    )
     add("--classes", default="", metavar="0,1,2", help="classes in turn (default: all)")
-    add("--solver", help="(default: the run's own)")
-    add("--steps", type=int, help="solver steps (default: the run's own)")
     add("--seed", type=int, default=0, help="of all images together (default: 0)")
     add(
         "--parameters",
@@ -141,6 +141,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--autoencoder", help="decodes latents (default: the one of the training data)")
     add("--save", type=Path, metavar="FOLDER", help="keep the images of each scale here")
+    add_solver_flags(parser)
+    add_guidance_flags(parser)
     return parser
 
 
@@ -234,10 +236,9 @@ def _judge_run(
             save=options.save,
             num_samples=options.num_samples,
             guidance_scale=scale,
-            guidance_channels=options.guidance_channels,
+            **guidance_settings(options),
             classes=_numbers("classes", options.classes, int),
-            solver=options.solver,
-            steps=options.steps,
+            **solver_settings(options),
             seed=options.seed,
             ema=options.parameters == "ema",
             autoencoder=options.autoencoder,

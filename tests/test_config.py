@@ -10,6 +10,7 @@ from dit_moe.config import (
     ModelConfig,
     MoEConfig,
     PrototypeRouterConfig,
+    SolverConfig,
 )
 from dit_moe.config_io import (
     differences,
@@ -67,7 +68,10 @@ def test_json_round_trip(tmp_path):
         ("model.dtype=fp8", "config.model.dtype is 'fp8'; input should be 'float32' or 'bfloat16'"),
         ("objective.name=foo", "config.objective.name is 'foo'; allowed: 'ddpm', 'rectified_flow'"),
         ("objective.shift=x", "config.objective.shift is 'x'; input should be a valid number"),
-        ("sample.solver=ddim", "config.sample.solver is 'ddim' with objective 'rectified_flow'"),
+        ("sample.solver=ancestral", "config.sample.solver is 'ancestral' with objective 'rectifi"),
+        ("sample.time_grid=x", "config.sample.time_grid is 'x'; allowed: uniform, quadratic, kar"),
+        ("sample.eta=1", "config.sample.eta is 1.0 with solver 'euler'; allowed: only with solver"),
+        ("sample.shift=2", "config.sample.shift is 2.0 with time_grid 'uniform'; allowed: only"),
         ("data.source=prepared", "config.data.path is '' with source 'prepared'; allowed: folders"),
         ("data.source=patches --config.data.path=a,b", "config.data.path is 'a, b' with source"),
         (
@@ -133,6 +137,22 @@ def test_one_line_swaps_the_objective():
     assert config.sample.solver == "auto"
     config = override(heun, ["--config.sample.solver=ddim", "--config.objective.name=ddpm"])
     assert config.sample.solver == "ddim"
+
+
+def test_another_solver_leaves_the_options_of_the_old_one_behind():
+    texts = ["solver=ddim", "eta=0.5", "time_grid=shifted", "shift=2"]
+    config = override(CONFIG, [f"--config.sample.{text}" for text in texts])
+    ddim = SolverConfig("ddim", 250, time_grid="shifted", eta=0.5, shift=2.0)
+    assert config.sample.updated(config.objective) == ddim
+    for given, expected in (
+        ({"solver": "heun"}, SolverConfig("heun", 250, time_grid="shifted", shift=2.0)),
+        ({"solver": "dopri5"}, SolverConfig("dopri5", 250, tolerance=1e-3)),
+        ({"time_grid": "karras", "steps": 9}, SolverConfig("ddim", 9, time_grid="karras", eta=0.5)),
+        ({"solver": "auto"}, SolverConfig("euler", 250, time_grid="shifted", shift=2.0)),
+    ):
+        assert config.sample.updated(config.objective, **given) == expected
+    ddpm = override(config, ["--config.objective.name=ddpm"])
+    assert ddpm.sample.resolve(ddpm.objective) == SolverConfig("ancestral", 250)
 
 
 def test_many_fields_of_a_variant_in_any_order():

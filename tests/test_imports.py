@@ -21,7 +21,9 @@ LAYERS = [
     {"dit_moe.nn", "dit_moe.autoencoder"},
     {"dit_moe.diffusion", "dit_moe.data", "dit_moe.convert"},
     {
+        "dit_moe.guides",
         "dit_moe.sampling",
+        "dit_moe.steering",
         "dit_moe.training",
         "dit_moe.plan",
         "dit_moe.rendering",
@@ -39,6 +41,8 @@ LAYERS = [
         "dit_moe.convert.upcycle",
         "dit_moe.convert.command",
         "dit_moe.convert.__main__",
+        "dit_moe.analysis",
+        "dit_moe.report",
         "eval",
     },
     {"train", "sample"},
@@ -50,10 +54,11 @@ FORBIDDEN = [
 ]
 
 EVAL_MAY_IMPORT = ("dit_moe.data", "dit_moe.files", "eval")  # it judges files, not models
-# But for the command's way from a run to images, and the error that a run raises.
+# But for the command's way from a run to images, and the flags and the error of a run.
 EVAL_EXCEPTIONS = {
     ("eval.run_samples", "dit_moe.sample_set"),
     ("eval.fid", "dit_moe.config"),
+    ("eval.fid", "dit_moe.command_line"),
 }
 
 

@@ -180,8 +180,7 @@ def test_cheaper_settings_keep_less():
         saved_bytes(model, fused_attention=f, expert_parallel=e)
         for f, e in [(False, False), (True, False), (False, True)]
     )
-    # In each of 12 blocks: float32 scores of 6 heads over 256^2 pairs, and the mixture.
-    assert plain - fused == 12 * (6 * 256 * 256 * 4 + 256 * 384 * 2)
+    assert plain == fused  # the scores are not kept anyway
     # 2 experts a token: 2 x 1536 hidden units and 384 results in float32, but for the sum.
     assert plain - spread == 12 * 256 * (2 * (3072 + 384) * 4 - 384 * 2)
 
@@ -200,7 +199,8 @@ def test_experts_that_choose_from_the_batch_work_in_rounds():
 @pytest.mark.parametrize("shape", [(1, 1, 1), (8, 1, 1), (2, 2, 2), (1, 1, 4)])
 @pytest.mark.parametrize("moe", [None, DIT_MOE, PROMOE])
 def test_state_is_exact(moe, shape):
-    config = tiny(moe, post_hoc_ema=(0.05, 0.1))
+    first_moment = "bfloat16" if moe is PROMOE else "float32"
+    config = tiny(moe, post_hoc_ema=(0.05, 0.1), first_moment_dtype=first_moment)
     mesh = abstract_mesh(dict(zip(AXES, shape, strict=True)))
     state = abstract_state(  # pyright: ignore
         config.model, build_optimizer(config.train), mesh, config.train.post_hoc_ema

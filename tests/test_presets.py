@@ -25,6 +25,13 @@ PARAMETERS = {
     "ProMoE-B/2": 300_398_608,
     "ProMoE-L/2": 1_062_406_160,
     "ProMoE-XL/2": 1_567_420_432,
+    "DSMoE-S/2-E16": 96_870_640,  # biases of the routers included
+    "DSMoE-B/2-E16": 386_318_704,
+    "DSMoE-L/2-E16": 1_368_056_000,
+    "DSMoE-3B/2-E16": 3_101_669_264,
+    "DSMoE-S/2-E48": 69_238_592,
+    "DSMoE-B/2-E48": 275_610_944,
+    "DSMoE-L/2-E48": 1_166_944_864,
 }
 
 
@@ -92,6 +99,7 @@ def test_parameter_count(name, pixels):
         ("configs/digits.py:tc-dit", "digits-tc-dit"),
         ("configs/digits.py:ec-dit", "digits-ec-dit"),
         ("configs/digits.py:diffmoe", "digits-diffmoe"),
+        ("configs/digits.py:ds-moe", "digits-ds-moe"),
         ("configs/digits.py:dit", "digits-dit"),
     ],
 )
@@ -106,6 +114,7 @@ FILES = {
     "TC-DiT-": "tc_dit",
     "EC-DiT-": "ec_dit",
     "DiffMoE-": "diffmoe",
+    "DSMoE-": "ds_moe",
 }
 
 

@@ -1,6 +1,7 @@
 """From a run folder to a set of samples: the sampler and both commands."""
 
 import dataclasses
+import json
 import os
 import shutil
 import subprocess
@@ -13,11 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import sample
 from dit_moe import images, sampling
 from dit_moe.config import Config, ConfigError, DDPMConfig, MeshConfig, ModelConfig, SampleConfig
 from dit_moe.config_io import to_json
 from dit_moe.nn.parameters import init_parameters
 from dit_moe.sample_set import RunSampler, write_sample_set
+from dit_moe.steering import SteeringRequest
 from dit_moe.training.loop import train
 from tests.tiny import DIFFMOE, tiny
 
@@ -102,14 +105,38 @@ def test_settings_matter(run, tmp_path):
     plain, _ = make(run, tmp_path)
     for change in (
         {"seed": 1},
-        {"guidance_scale": 3.0},
-        {"solver": "heun"},
+        {"guidance_scale": 3.0, "guidance_interval": (0.3, 1.0), "guidance_rescale": 0.5},
+        {"solver": "dopri5"},
         {"steps": 4},
         {"ema": True},
         {"classes": [5]},
     ):
         other, _ = make(run, tmp_path, **change)
         assert (other != plain).any(), change
+
+
+def test_a_run_that_guides_itself(run, tmp_path):
+    plain, _ = make(run, tmp_path / "plain")
+    settings = {"guidance": "auto", "guide": run, "guidance_scale": 3.0}
+    itself, _ = make(run, tmp_path / "out", guide_ema=False, **settings)
+    np.testing.assert_array_equal(itself, plain)
+    drawn = json.loads((tmp_path / "out" / "samples.json").read_text())
+    assert drawn["guide"]["weights"] == drawn["weights"]
+    other, _ = make(run, tmp_path / "out", **settings)
+    assert (other != plain).any()
+
+
+def test_a_set_that_goes_on_from_pictures(run, tmp_path):
+    """Its labels are theirs, and the grid shows both."""
+    pictures = np.random.default_rng(0).integers(0, 256, (3, 4, 4), np.uint8)
+    np.savez(tmp_path / "small.npz", pictures, np.array([5, 2, 5]))
+    steering = SteeringRequest("super_resolution", tmp_path / "small.npz")
+    _, labels = make(run, tmp_path / "out", steering=steering, num_samples=4)
+    np.testing.assert_array_equal(labels, [5, 2, 5, 5])
+    drawn = json.loads((tmp_path / "out" / "samples.json").read_text())
+    assert drawn["steering"]["steer"] == "super_resolution"
+    with Image.open(tmp_path / "out" / "grid.png") as grid:
+        assert grid.width > 6 * 64  # three pairs of class 5
 
 
 def test_an_interrupted_set_goes_on(run, tmp_path, monkeypatch):
@@ -142,7 +169,13 @@ def test_an_interrupted_set_goes_on(run, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"solver": "ddim"}, "solver is 'ddim' for a model trained with 'rectified_flow'; allowed"),
+        ({"solver": "ancestral"}, "solver is 'ancestral' with objective 'rectified_flow'; allowed"),
+        ({"eta": 0.5}, "eta is 0.5 with solver 'euler'; allowed: only with solver ddim"),
+        ({"solver": "ddim", "eta": 1.5}, "eta is 1.5; allowed: 0 to 1"),
+        ({"solver": "dopri5", "tolerance": 1e-9}, "tolerance is 1e-09; allowed: 1e-6"),
+        ({"solver": "dopri5", "time_grid": "karras"}, "time_grid is 'karras' with solver 'dopri5'"),
+        ({"time_grid": "shifted", "shift": 0.0}, "shift is 0.0; allowed: a number above 0"),
+        ({"time_grid": "karras", "shift": 2.0}, "shift is 2.0 with time_grid 'karras'; allowed"),
         ({"classes": [10]}, "classes has 10; allowed: 0 to 9"),
         ({"num_samples": 0}, "num_samples is 0; allowed: 1 or more"),
         ({"steps": 0}, "steps is 0; allowed: 1 or more"),
@@ -153,6 +186,9 @@ def test_an_interrupted_set_goes_on(run, tmp_path, monkeypatch):
         ({"guidance_scale": float("nan")}, "guidance_scale is nan; allowed: 0 or more"),
         ({"batch_size": 0}, "batch_size is 0; allowed: 1 or more"),
         ({"guidance_channels": "first_three", "guidance_scale": 2.0}, "has 1 channel"),
+        ({"guidance": "auto"}, "guidance is 'auto' without guide; allowed: 'auto' with a guide"),
+        ({"guide": "g"}, "guidance is 'cfg' with guide 'g'; allowed: 'auto' with a guide"),
+        ({"guidance": "auto", "guide": "g"}, "guide is 'g', which is not a folder; allowed: a run"),
         ({"workdir": Path("nowhere")}, "workdir is 'nowhere', which is not a folder"),
     ],
 )
@@ -276,6 +312,14 @@ def test_user_errors_are_one_line_and_exit_code_2(arguments, tmp_path):
     assert result.stderr.startswith("error: ")
     assert result.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_a_wrong_option_of_a_solver_is_one_line_and_exit_code_2(run, tmp_path, capsys):
+    flags = ["--workdir", str(run), "--output", str(tmp_path / "out")]
+    assert sample.main([*flags, "--solver", "unipc", "--tolerance", "0.1"]) == 2
+    expected = "error: tolerance is 0.1 with solver 'unipc'; allowed: only with solver dopri5\n"
+    assert capsys.readouterr().err == expected
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("script", ["train.py", "sample.py"])

@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
         "--checkpoint",
         type=Path,
         metavar="FILE",
-        help="to import: .safetensors, a folder of them, or .pt or .pth",
+        help="to import: .safetensors, a folder of them or of diffusers, or .pt or .pth",
     )
     ways.add_argument("--workdir", metavar="RUN", help="to export: a run folder")
     ways.add_argument("--upcycle", metavar="RUN", help="to make sparse: a run folder")
@@ -55,9 +55,9 @@ def main(argv: list[str] | None = None) -> int:
     exporting = parser.add_argument_group("with --workdir")
     exporting.add_argument(
         "--format",
-        choices=("safetensors", *FAMILIES),
-        help="a folder of safetensors, or a family's state_dict in .pt or .safetensors (default: "
-        "safetensors)",
+        choices=("safetensors", "diffusers", *FAMILIES),
+        help="a folder of safetensors, of diffusers, or a family's state_dict in .pt or "
+        ".safetensors (default: safetensors)",
     )
     exporting.add_argument(
         "--upload", metavar="USER/NAME", help="put the folder on the Hugging Face hub, too"

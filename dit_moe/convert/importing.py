@@ -5,10 +5,11 @@ from typing import Literal
 
 from dit_moe.config import Config, ConfigError
 from dit_moe.convert import Family
+from dit_moe.convert.clocks import OTHER_CLOCK, exchange_clocks
+from dit_moe.convert.diffusers_format import find_diffusers, read_diffusers
 from dit_moe.convert.peers import Pieces
 from dit_moe.convert.recognise import read_arguments, recognise
 from dit_moe.convert.run_writer import write_run
-from dit_moe.convert.sit import exchange_clocks
 from dit_moe.convert.tensors import read_checkpoint
 from dit_moe.data.latents import LatentSpace
 from dit_moe.data.prepared import AutoencoderCard
@@ -39,7 +40,7 @@ def import_checkpoint(
 
     Args:
       family: whose checkpoint it is.
-      checkpoint: see `tensors.read_checkpoint`.
+      checkpoint: see `tensors.read_checkpoint`; of DiT, a folder of diffusers, too.
       output: a new folder.
       model_json: the peer's constructor arguments, for what shapes do not tell.
       which: the moving average or the parameters; None takes the average where there is one.
@@ -49,9 +50,16 @@ def import_checkpoint(
       OSError: the output cannot be written.
     """
     arguments = read_arguments(model_json) if model_json else None
-    tensors = read_checkpoint(checkpoint, which)
+    folder = find_diffusers(checkpoint)
+    if folder is None:
+        tensors = read_checkpoint(checkpoint, which)
+    elif family == "dit":
+        tensors, told = read_diffusers(folder)
+        arguments = {**told, **(arguments or {})}
+    else:
+        raise ConfigError(f"family is {family!r}, but {folder} is diffusers'; allowed: 'dit'")
     config = recognise(family, {key: t.shape for key, t in tensors.items()}, arguments)
-    if family == "sit":
+    if family in OTHER_CLOCK:
         tensors = exchange_clocks(tensors)
     pieces = Pieces(config.model, tensors)
     if config.model.channels not in (1, 3, 4):

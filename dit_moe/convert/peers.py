@@ -1,9 +1,9 @@
 """The correspondence between this network's parameters and the peers' PyTorch tensors.
 
 One table of entries, made from the config, drives both directions. Covered: DiT
-(facebookresearch/DiT), SiT (willisma/SiT, see sit.py), DiT-MoE (feizc/DiT-MoE), and ProMoE with its
-two routers and the baselines beside it, TC-DiT, EC-DiT and DiffMoE (ali-vilab/ProMoE). Which one
-follows from the config's router and kind of experts.
+(facebookresearch/DiT), SiT (willisma/SiT, see clocks.py), DiT-MoE (feizc/DiT-MoE), ProMoE with its
+two routers and the baselines beside it, TC-DiT, EC-DiT and DiffMoE (ali-vilab/ProMoE), and DSMoE
+(yhlleo/EfficientMoE). Which one follows from the config's router and kind of experts.
 """
 
 from collections.abc import Iterator, Mapping
@@ -146,7 +146,9 @@ def to_peer(config: ModelConfig, parameters: Mapping[str, np.ndarray]) -> dict[s
 def _fixed(config: ModelConfig) -> dict[str, np.ndarray]:
     """The peer's tensors that are no parameters here, because nothing changes them."""
     side = config.image_size // config.patch_size
-    fixed = {_POSITIONS: position_embedding(side, config.width)[None]}
+    fixed = {}
+    if config.position == "sincos":
+        fixed[_POSITIONS] = position_embedding(side, config.width)[None]
     if config.moe is not None and isinstance(config.moe.router, BatchPoolRouterConfig):
         decay = np.array([config.moe.router.threshold_decay], np.float32)
         every = config.moe.every
@@ -186,13 +188,16 @@ def _moe(config: ModelConfig, theirs: str, ours: str, group: int) -> Iterator[En
     moe = config.moe
     assert moe is not None
     dit_moe = (moe.router.name, moe.expert) == ("top_k", "swiglu")
+    ds_moe = moe.router.name == "sigmoid_top_k"
     prototypes = isinstance(moe.router, PrototypeSettings)
     theirs = f"{theirs}.{'moe' if dit_moe else 'mlp'}"
     if prototypes:
         yield Entry(f"{theirs}.cluster_centers", f"{ours}.router.prototypes", (group,))
     else:
-        gate = "gate.weight" if moe.router.name == "top_k" else "gate_weight"
+        gate = "gate.weight" if moe.router.name in ("top_k", "sigmoid_top_k") else "gate_weight"
         yield Entry(f"{theirs}.{gate}", f"{ours}.router.kernel", (group,), transpose=True)
+    if ds_moe:
+        yield Entry(f"{theirs}.gate.e_score_correction_bias", f"{ours}.router.bias", (group,))
     if moe.router.name == "batch_pool":
         predictor = f"{ours}.router.predictor"
         yield from _linear(f"{theirs}.capacity_predictor.0", f"{predictor}.dense_in", group)
@@ -205,9 +210,10 @@ def _moe(config: ModelConfig, theirs: str, ours: str, group: int) -> Iterator[En
         return _gelu(theirs, ours, index, ("up_proj", "down_proj") if prototypes else _UP_DOWN)
 
     for e in range(moe.total_experts):
-        yield from expert(f"{theirs}.experts.{e}", f"{ours}.experts", (group, e))
+        experts = "experts.blocks" if ds_moe else "experts"
+        yield from expert(f"{theirs}.{experts}.{e}", f"{ours}.experts", (group, e))
     if moe.shared_hidden_ratio:
-        shared = "shared_experts" if dit_moe else "shared_expert"
+        shared = "shared_experts" if dit_moe or ds_moe else "shared_expert"
         yield from expert(f"{theirs}.{shared}", f"{ours}.shared.experts", (group, 0))
 
 

@@ -47,25 +47,38 @@ def download(name: str) -> Path:
 
 def write_tensors(folder: Path, parameters: Mapping[str, np.ndarray]) -> None:
     """Writes parameters by dotted path as `model.safetensors`, or as shards with an index."""
+    write_shards(folder, "model", dict(_by_group(parameters)), form="dit_moe")
+
+
+def write_shards(folder: Path, stem: str, tensors: Mapping[str, np.ndarray], *, form: str) -> None:
+    """Writes tensors as `STEM.safetensors`, or as shards with an index, as the hub's clients do.
+
+    Args:
+      folder: is there.
+      stem: what the names of the files begin with.
+      tensors: by name.
+      form: whose names they are; "pt" for what PyTorch's packages shall read.
+    """
     shards: list[dict[str, np.ndarray]] = [{}]
     size = 0
-    for name, array in _by_group(parameters):
+    for name, array in tensors.items():
         if shards[-1] and size + array.nbytes > SHARD_BYTES:
             shards.append({})
             size = 0
-        shards[-1][name] = array
+        shards[-1][name] = np.ascontiguousarray(array)
         size += array.nbytes
-    names = [WEIGHTS]
-    if len(shards) > 1:
-        names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    count = len(shards)
+    names = [f"{stem}-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+    if count == 1:
+        names = [f"{stem}.safetensors"]
     for name, shard in zip(names, shards, strict=True):
         with atomic(folder / name) as temporary:
-            save_file(shard, temporary, metadata={"format": "dit_moe"})
-    if len(shards) > 1:
-        total = sum(array.nbytes for array in parameters.values())
+            save_file(shard, temporary, metadata={"format": form})
+    if count > 1:
+        total = sum(array.nbytes for array in tensors.values())
         shard_of = {key: name for name, s in zip(names, shards, strict=True) for key in s}
         index = {"metadata": {"total_size": total}, "weight_map": shard_of}
-        with atomic(folder / INDEX) as temporary:
+        with atomic(folder / f"{stem}.safetensors.index.json") as temporary:
             temporary.write_text(json.dumps(index, indent=2) + "\n")
 
 

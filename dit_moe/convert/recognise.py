@@ -20,7 +20,7 @@ from dit_moe.config import (
 )
 from dit_moe.config_io import from_dict, to_dict
 from dit_moe.convert import Family
-from dit_moe.presets import SIZES, preset
+from dit_moe.presets import DS_MOE_ROUTING, DS_MOE_SIZES, SIZES, preset
 
 _TITLES = {
     "dit": "DiT",
@@ -31,6 +31,7 @@ _TITLES = {
     "tc-dit": "TC-DiT",
     "ec-dit": "EC-DiT",
     "diffmoe": "DiffMoE",
+    "ds-moe": "DSMoE",
 }
 
 
@@ -43,6 +44,8 @@ class _Layer(NamedTuple):
     """An expert's tensor [hidden, D]."""
     shared: str | None = None
     """The shared expert."""
+    experts: str = "experts"
+    """The list of the routed experts."""
 
 
 _PROMOE = _Layer("mlp.cluster_centers", "up_proj.weight", "shared_expert")
@@ -53,8 +56,13 @@ _LAYERS = {
     "tc-dit": _Layer("mlp.gate.weight", "fc1.weight"),
     "ec-dit": _Layer("mlp.gate_weight", "fc1.weight"),
     "diffmoe": _Layer("mlp.gate_weight", "fc1.weight"),
+    "ds-moe": _Layer("mlp.gate.weight", "gate_proj.weight", "shared_experts", "experts.blocks"),
 }
-_PREDICTOR = ".mlp.capacity_predictor.0.weight"
+# Routers with the same name are told apart by what lies beside: family, other family, its tensor.
+_TWINS = (
+    ("ec-dit", "diffmoe", ".mlp.capacity_predictor.0.weight"),
+    ("tc-dit", "ds-moe", ".mlp.gate.e_score_correction_bias"),
+)
 
 # What the peers' constructors take for an argument that is not given.
 _DIT_MOE_TOP_K = 2
@@ -104,7 +112,7 @@ def recognise(family: Family, shapes: Shapes, arguments: Mapping[str, Any] | Non
     rows = _shape(shapes, "y_embedder.embedding_table.weight", 2)[0]
     out = _shape(shapes, "final_layer.linear.weight", 2)[0] // patch**2
     depth = 1 + max(int(k.split(".")[1]) for k in shapes if k.startswith("blocks."))
-    size = next((s for s, (d, w, _) in SIZES.items() if (d, w) == (depth, width)), None)
+    size, heads = _published_size(_sizes(family, shapes), depth, width)
     side = 32 if arguments is None else arguments.get("input_size", 32)
     if "pos_embed" in shapes:
         side = patch * math.isqrt(_shape(shapes, "pos_embed", 3)[1])
@@ -119,15 +127,17 @@ def recognise(family: Family, shapes: Shapes, arguments: Mapping[str, Any] | Non
     model = {
         "width": width,
         "depth": depth,
-        "heads": arguments.get("num_heads", SIZES[size][2] if size else None),
+        "heads": arguments.get("num_heads", heads),
         "image_size": side,
         "channels": channels,
         "patch_size": patch,
         "mlp_ratio": _mlp_ratio(shapes, width),
+        "mlp_activation": "silu" if family == "ds-moe" else "gelu",
         "num_classes": rows - 1,
         "label_dropout": arguments.get("class_dropout_prob", 0.1),
         "learn_sigma": out == 2 * channels,
         "qk_norm": "blocks.0.attn.q_norm.weight" in shapes,
+        "position": "rope" if family == "ds-moe" and "pos_embed" not in shapes else "sincos",
         "moe": moe,
     }
     told = {
@@ -139,6 +149,8 @@ def recognise(family: Family, shapes: Shapes, arguments: Mapping[str, Any] | Non
         "num_classes": rows - 1,
         "learn_sigma": out == 2 * channels,
     }
+    if family == "ds-moe":
+        told["rope_type"] = "none" if model["position"] == "sincos" else "2d"
     _refuse_contradictions(arguments, told)
     if moe is not None:
         experts = {"num_experts": moe["num_experts"], "num_routed_experts": moe["num_experts"]}
@@ -146,6 +158,24 @@ def recognise(family: Family, shapes: Shapes, arguments: Mapping[str, Any] | Non
     if model["heads"] is None:
         raise ConfigError("num_heads is missing in --model_json; shapes do not tell it")
     return _experiment(family, size, model, arguments)
+
+
+def _sizes(family: Family, shapes: Shapes) -> Mapping[str, tuple[int, int, int]]:
+    """Depth, width and heads of the family's published models, by name."""
+    if family != "ds-moe":
+        return SIZES
+    num_experts = shapes.get("blocks.1.mlp.gate.weight", (0,))[0]
+    return {16: DS_MOE_SIZES, 48: SIZES}.get(num_experts, {})
+
+
+def _published_size(
+    sizes: Mapping[str, tuple[int, int, int]], depth: int, width: int
+) -> tuple[str | None, int | None]:
+    """Name and heads of the published model of these sizes, if there is one."""
+    for name, (d, w, heads) in sizes.items():
+        if (d, w) == (depth, width):
+            return name, heads
+    return None, None
 
 
 def _refuse_contradictions(arguments: Mapping[str, Any], told: Mapping[str, Any]) -> None:
@@ -174,7 +204,8 @@ def _experiment(
     elif model["moe"] is not None:
         if family not in ("promoe", "promoe-ec"):
             title += f"-E{model['moe']['num_experts']}"
-        published = "ProMoE-S/2"  # and its baselines, trained alike
+        # ProMoE's baselines are trained as it is.
+        published = "DSMoE-S/2-E16" if family == "ds-moe" else "ProMoE-S/2"
     pixels = 8 * model["image_size"]
     base = preset(published)
     values = to_dict(base)
@@ -198,6 +229,8 @@ def _objective(
         )
     if name == "ddpm":
         return DDPMConfig(variance="learned_range" if model["learn_sigma"] else "fixed_small")
+    if family == "ds-moe":
+        return base.objective
     if family == "sit":
         for argument, expected in (("path_type", "Linear"), ("prediction", "velocity")):
             if arguments.get(argument, expected) != expected:
@@ -225,16 +258,21 @@ def _moe(
     block = f"blocks.{every - 1}"
     layer = f"{block}.{names.router.partition('.')[0]}"
     num_experts = _shape(shapes, f"{block}.{names.router}", 2)[0]
-    experts = f"{layer}.experts."
-    total = 1 + max((int(k.split(".")[4]) for k in shapes if k.startswith(experts)), default=0)
+    experts = f"{layer}.{names.experts}."
+    numbers = (k.removeprefix(experts).split(".")[0] for k in shapes if k.startswith(experts))
+    total = 1 + max(map(int, numbers), default=0)
     hidden = _shape(shapes, f"{experts}0.{names.up}", 2)[0]
     shared = shapes.get(f"{layer}.{names.shared}.{names.up}", (0,))[0]
-    top_k, router = _router(family, arguments)
+    if family == "ds-moe" and not shared:
+        raise ConfigError(
+            "the MoE blocks have no shared expert; allowed: one in each, as in the published models"
+        )
+    top_k, router = _router(family, num_experts, arguments)
     return {
         "router": router,
         "num_experts": num_experts,
         "top_k": top_k,
-        "expert": "swiglu" if family == "dit-moe" else "gelu",
+        "expert": "swiglu" if names.up == "gate_proj.weight" else "gelu",
         "hidden_ratio": _ratio(hidden, width),
         "shared_hidden_ratio": _ratio(shared, width),
         "unconditional_expert": names == _PROMOE and total > num_experts,
@@ -242,7 +280,9 @@ def _moe(
     }
 
 
-def _router(family: Family, arguments: Mapping[str, Any] | None) -> tuple[int, dict[str, Any]]:
+def _router(
+    family: Family, num_experts: int, arguments: Mapping[str, Any] | None
+) -> tuple[int, dict[str, Any]]:
     """top_k and the router's settings: as the arguments say, or as published without any."""
     published = arguments is None
     arguments = arguments or {}
@@ -258,6 +298,8 @@ def _router(family: Family, arguments: Mapping[str, Any] | None) -> tuple[int, d
         router["contrastive_coef"] = settings["routing_contrastive_lam"]
         router["contrastive_temperature"] = settings["routing_contrastive_temperature"]
         return settings["top_k"], router
+    if family == "ds-moe":
+        return _ds_moe_router(given, DS_MOE_ROUTING[num_experts] if published else None)
     if not published and "capacity" not in given:
         raise ConfigError("MoE_config.capacity is missing in --model_json; shapes do not tell it")
     router = {
@@ -270,6 +312,26 @@ def _router(family: Family, arguments: Mapping[str, Any] | None) -> tuple[int, d
         },
     }[family]
     return given.get("capacity", 1), router
+
+
+def _ds_moe_router(
+    given: Mapping[str, Any], published: tuple[int, float] | None
+) -> tuple[int, dict[str, Any]]:
+    if published is None:
+        names = ("num_experts_per_tok", "routed_scaling_factor")
+        missing = [f"MoE_config.{name}" for name in names if name not in given]
+        if missing:
+            raise ConfigError(f"{missing[0]} is missing in --model_json; shapes do not tell it")
+        published = tuple(given[name] for name in names)
+    top_k, scale = published
+    groups, chosen = given.get("n_group", 1), given.get("topk_group", 1)
+    if chosen < groups:
+        raise ConfigError(
+            f"MoE_config.topk_group is {chosen} in --model_json; allowed: n_group ({groups}), so "
+            "that a token chooses among all experts, as in the published models"
+        )
+    # Its code never moves the bias.
+    return top_k, {"name": "sigmoid_top_k", "scale": scale, "bias_rate": 0}
 
 
 def _mlp_ratio(shapes: Shapes, width: int) -> float:
@@ -296,8 +358,9 @@ def _check_family(family: Family, shapes: Shapes) -> None:
         for name, layer in _LAYERS.items()
         if any(key.endswith(f".{layer.router}") for key in shapes)
     ]
-    if "diffmoe" in found:  # its router has the name of EC-DiT's, and a predictor besides
-        found = ["diffmoe" if any(key.endswith(_PREDICTOR) for key in shapes) else "ec-dit"]
+    for bare, other, beside in _TWINS:
+        if other in found:
+            found = [other if any(key.endswith(beside) for key in shapes) else bare]
     found = found or ["dit", "sit"]
     if family not in found:
         raise ConfigError(

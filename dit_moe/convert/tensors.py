@@ -51,14 +51,19 @@ def read_checkpoint(
       ConfigError: the file is missing, damaged, of another kind or without such a network, would
         have to execute code to be read, or needs PyTorch where there is none.
     """
-    return _choose(path, _unwrap(_read(path)), which)
+    return _choose(path, _unwrap(read_file(path)), which)
 
 
-def _read(path: Path) -> dict[str, StoredTensor]:
+def read_file(path: Path) -> dict[str, StoredTensor]:
+    """Every tensor of a file, or of a folder's, under the whole of its name.
+
+    Raises:
+      ConfigError: as `read_checkpoint`.
+    """
     if path.is_dir():
         for name in (INDEX, WEIGHTS):
             if (path / name).is_file():
-                return _read(path / name)
+                return read_file(path / name)
         raise ConfigError(
             f"checkpoint is {str(path)!r}, a folder without {WEIGHTS}; allowed: one with it or "
             f"with {INDEX} and its shards, or a file"

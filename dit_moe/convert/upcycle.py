@@ -31,6 +31,7 @@ from dit_moe.config import (
     ModelConfig,
     MoEConfig,
     PrototypeSettings,
+    SigmoidTopKRouterConfig,
 )
 from dit_moe.convert.run_writer import InMemory, write_run
 from dit_moe.data.latents import read_latent_space
@@ -104,6 +105,11 @@ def check(old: Config, new: Config) -> None:
             "allowed: softmax or sigmoid with router prototype, or router top_k"
         )
     if source is None:
+        if new.model.mlp_activation != "gelu":
+            raise ConfigError(
+                f"config.model.mlp_activation is {new.model.mlp_activation!r}; allowed: 'gelu', as "
+                "dense networks become gelu experts"
+            )
         hidden = moe.hidden_ratio + moe.shared_hidden_ratio
         if moe.expert != "gelu" or hidden != new.model.mlp_ratio:
             raise ConfigError(
@@ -123,6 +129,8 @@ def check(old: Config, new: Config) -> None:
 
 def _weight_sum(moe: MoEConfig) -> float:
     """What a token's weights sum to under a router without preference."""
+    if isinstance(moe.router, SigmoidTopKRouterConfig):
+        return moe.router.scale * (1.0 if moe.top_k > 1 else 0.5)
     if moe.router.name == "prototype_expert_choice":
         return 0.0  # a softmax over tokens, or cosines of whichever tokens an expert takes
     activation = moe.router.activation if moe.router.name == "prototype" else "softmax"
@@ -205,5 +213,5 @@ def _fresh_router(config: Config, layer: int) -> dict[str, np.ndarray]:
     router = build_router(moe, config.model.width, nnx.Rngs(params=key))
     assert isinstance(router, nnx.Module)
     # Prototypes are compared by their direction alone, so their size is kept.
-    scale = _ROUTER_SCALE if moe.router.name == "top_k" else 1.0
+    scale = _ROUTER_SCALE if moe.router.name in ("top_k", "sigmoid_top_k") else 1.0
     return {name: scale * np.asarray(variable[...]) for name, variable in variables(router).items()}

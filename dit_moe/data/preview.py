@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from dit_moe.command_line import command_parser
+from dit_moe.command_line import command_parser, numbers
 
 EPILOG = """\
 examples:
@@ -82,13 +82,12 @@ def draw(folder: Path, output: Path, classes: str, autoencoder: str | None) -> N
 def _classes(text: str, names: tuple[str, ...]) -> list[int]:
     from dit_moe.config import ConfigError
 
-    allowed = f"allowed: numbers from 0 to {len(names) - 1} with commas, such as 0,1,2"
-    try:
-        chosen = [int(part) for part in text.split(",") if part.strip()]
-    except ValueError:
-        raise ConfigError(f"classes is {text!r}; {allowed}") from None
+    chosen = numbers("classes", text)
     if any(not 0 <= c < len(names) for c in chosen):
-        raise ConfigError(f"classes is {text!r}; {allowed}")
+        raise ConfigError(
+            f"classes is {text!r}; allowed: numbers from 0 to {len(names) - 1} with commas, such "
+            "as 0,1,2"
+        )
     return chosen or list(range(min(ROWS, len(names))))
 
 

@@ -178,6 +178,12 @@ class DDPM:
         signal, noise = np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar)
         return (noise / (signal + noise)).astype(np.float32)
 
+    @property
+    def time_range(self) -> tuple[float, float]:
+        """The times between which the network was trained: of the first and last timestep."""
+        times = self.path_times()
+        return float(times[0]), float(times[-1])
+
     def times(self, steps: int) -> np.ndarray:
         """Times [steps + 1] of strided timesteps, descending, and 0 (`strided_timesteps`)."""
         visited = strided_timesteps(self.config.timesteps, steps)

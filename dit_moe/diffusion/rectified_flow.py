@@ -81,6 +81,11 @@ class RectifiedFlow:
 
         return denoise
 
+    @property
+    def time_range(self) -> tuple[float, float]:
+        """The times between which the network was trained: all."""
+        return 0.0, 1.0
+
     def times(self, steps: int) -> np.ndarray:
         """Times [steps + 1] from 1 to 0, even before the shift."""
         return self.shift(np.linspace(1.0, 0.0, steps + 1)).astype(np.float32)

@@ -1,12 +1,15 @@
 """Objectives by config, and samples from them by name of the solver."""
 
+from typing import Any
+
 import jax
 
-from dit_moe.config import SOLVERS, DDPMConfig, ObjectiveConfig
+from dit_moe.config import DDPMConfig, ObjectiveConfig, SolverConfig
 from dit_moe.diffusion.ddpm import DDPM
 from dit_moe.diffusion.denoiser import Denoiser, unit_variance
 from dit_moe.diffusion.rectified_flow import RectifiedFlow
-from dit_moe.diffusion.solvers import ODE_SOLVERS, ancestral, step_noise
+from dit_moe.diffusion.solvers import ancestral, build_solver, step_noise
+from dit_moe.diffusion.time_grids import shifted, time_grid
 
 
 def build_objective(config: ObjectiveConfig) -> DDPM | RectifiedFlow:
@@ -22,6 +25,7 @@ def sample(
     shape: tuple[int, int, int],
     solver: str,
     steps: int,
+    **options: Any,
 ) -> jax.Array:
     """Draws images. Pure; an image depends on its own key and label, not on the batch.
 
@@ -31,26 +35,24 @@ def sample(
       key_N: [N] random keys.
       y_N: [N] int32 labels.
       shape: (H, W, C) of an image.
-      solver: one of `SOLVERS[objective.config.name]`.
-      steps: of the solver, 1 or more; under DDPM at most the objective's timesteps.
+      solver: as of `SolverConfig`, like the following.
+      steps: of the solver.
+      options: what else the solver has.
 
     Returns:
       [N, H, W, C] float32.
 
     Raises:
-      ValueError: the objective has no such solver, or not so many steps.
+      ConfigError: the objective has no such solver, or the solver no such option or value.
     """
-    solvers = SOLVERS[objective.config.name]
-    if solver not in solvers:
-        raise ValueError(
-            f"solver is {solver!r} for {objective.config.name!r}; allowed: {', '.join(solvers)}"
-        )
-    most = objective.config.timesteps if isinstance(objective, DDPM) else None
-    if steps < 1 or (most is not None and steps > most):
-        raise ValueError(f"steps is {steps}; allowed: 1 {f'to {most}' if most else 'or more'}")
+    config = SolverConfig(solver, steps, **options).resolve(objective.config)
     noise = step_noise(key_N, 0, shape)
-    if isinstance(objective, DDPM) and solver == "ancestral":
+    if isinstance(objective, DDPM) and config.solver == "ancestral":
         return ancestral(objective, denoiser, noise, key_N, y_N, steps)
-    times = objective.times(steps)
+    if config.time_grid is None:  # the solver takes the ends and finds its own way
+        times = shifted(objective, steps, 1.0)
+    else:
+        times = time_grid(objective, config.time_grid, steps, config.shift)
     z = noise / unit_variance(times[0])
-    return ODE_SOLVERS[solver](denoiser, z, key_N, y_N, times)
+    lowest, _ = objective.time_range
+    return build_solver(config, lowest)(denoiser, z, key_N, y_N, times)

@@ -1,16 +1,15 @@
 """Block-aligned grouped feed-forward for CPU, with a backward pass of its own.
 
 Assignments are sorted by expert, so that every expert owns one run of rows. A run is walked in
-blocks of a static number of rows: large ones while they fit, small ones for what is left. How
-many blocks an expert gets is decided at run time, so that little is padded and an expert without
-tokens costs next to nothing.
+blocks of a static number of rows: the largest while they fit, smaller ones for what is left. How
+many blocks of each an expert gets is decided at run time, so that little is padded and an expert
+without tokens costs next to nothing.
 
 Why a backward pass of its own: autodiff through a loop over blocks adds each block's weight
 gradient into the whole stack of experts. Here an expert's gradient is summed while its blocks are
 walked and written once.
 """
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
@@ -95,14 +94,18 @@ def dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
     )
 
 
-def block_rows(num_assignments: int, num_experts: int) -> tuple[int, int]:
-    """Rows of the large and the small blocks, from the mean number of rows of an expert.
+BLOCK_ROWS = (512, 128, 64, 32)
 
-    256 rows run at the matmul peak. Fewer are slower, but cheaper than padding: an expert of
-    average load should fit one large block. 32 rows still reach about two thirds of the peak.
+
+def block_rows(num_assignments: int, num_experts: int) -> tuple[int, ...]:
+    """Rows of the blocks, largest first, from the mean number of rows of an expert.
+
+    Large blocks run at the matmul peak and add their weight gradients less often; small ones pad
+    less, and 32 rows still reach about two thirds of the peak. None but the smallest two is larger
+    than twice the load of an average expert: each size is compiled.
     """
     mean = num_assignments / num_experts
-    return min(max(64 * math.ceil(mean / 64), 64), 256), 32
+    return tuple(rows for rows in BLOCK_ROWS if rows <= max(2 * mean, 64))
 
 
 def grouped_ffn(
@@ -136,9 +139,9 @@ class _Plan:
     """Assignments in the order of their experts, padded so that the last block may run over."""
 
     token: jax.Array
-    """[A + large] int32."""
+    """[A + B] int32, B the rows of the largest block."""
     weight: jax.Array
-    """[A + large]."""
+    """[A + B]."""
     order: jax.Array
     """[A] int32: the assignment at each sorted place."""
     bound: jax.Array
@@ -158,7 +161,7 @@ def _plan(token_A: jax.Array, expert_A: jax.Array, weight_A: jax.Array, num_expe
 
 def _walk(
     block: Callable[[jax.Array, jax.Array, Carry], Carry],
-    rows: tuple[int, int],
+    rows: tuple[int, ...],
     begin: jax.Array,
     end: jax.Array,
     carry: Carry,
@@ -173,13 +176,12 @@ def _walk(
         start = first + i * size
         return block(start, start + jnp.arange(size) < end, carry)
 
-    large, small = rows
-    # A rest that would fill all but one of the small blocks in a large one takes a large one.
-    num_large = (end - begin + small - 1) // large
-    carry = lax.fori_loop(0, num_large, partial(step, large, begin), carry)
-    begin = begin + num_large * large
-    num_small = jnp.maximum(end - begin + small - 1, 0) // small
-    return lax.fori_loop(0, num_small, partial(step, small, begin), carry)
+    for size, smaller in zip(rows, (*rows[1:], rows[-1]), strict=True):
+        # A rest that would fill all but one of the smaller blocks in this one takes this one.
+        count = jnp.maximum(end - begin + smaller - 1, 0) // size
+        carry = lax.fori_loop(0, count, partial(step, size, begin), carry)
+        begin = begin + count * size
+    return carry
 
 
 def _rows(array: jax.Array, start: jax.Array, mask_B: jax.Array) -> jax.Array:

@@ -24,12 +24,13 @@ class Block(nnx.Module):
 
     def __init__(self, config: ModelConfig, is_moe: bool, rngs: nnx.Rngs):
         width, dtype = config.width, jnp.dtype(config.dtype)
-        self.attention = Attention(width, config.heads, config.qk_norm, dtype, rngs)
+        self.attention = Attention(config, rngs)
         if is_moe:
             assert config.moe is not None
             self.feed_forward = MoELayer(config.moe, width, rngs)
         else:
-            self.feed_forward = FeedForward("gelu", width, int(config.mlp_ratio * width), rngs)
+            hidden = int(config.mlp_ratio * width)
+            self.feed_forward = FeedForward(config.mlp_activation, width, hidden, rngs)
         zeros = jax.nn.initializers.zeros
         self.modulation = linear(width, 6 * width, ("embed", None), rngs, dtype=dtype, init=zeros)
 

@@ -7,6 +7,7 @@ from jax.sharding import PartitionSpec
 
 from dit_moe.config import ModelConfig
 from dit_moe.moe.grouped import DISPATCH_RESIDUAL
+from dit_moe.nn.attention import ATTENTION_RESIDUAL
 from dit_moe.nn.block import Group, group_size, modulate
 from dit_moe.nn.embeddings import (
     LabelEmbedding,
@@ -20,8 +21,9 @@ from dit_moe.nn.prediction import Prediction
 
 _REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.save_from_both_policies(
-        jax.checkpoint_policies.dots_saveable,
-        jax.checkpoint_policies.save_only_these_names(DISPATCH_RESIDUAL),
+        # The scores of attention are batched products: many bytes, few operations.
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(DISPATCH_RESIDUAL, ATTENTION_RESIDUAL),
     ),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
@@ -74,11 +76,11 @@ class DiT(nnx.Module):
           The prediction with value float32 [N, H, W, C'].
         """
         config, dtype = self.config, jnp.dtype(self.config.dtype)
-        native_side = config.image_size // config.patch_size
-        side = x_NxHxWxC.shape[1] // config.patch_size
-        position_SxD = position_embedding(side, config.width, native_side)
         x_NxSxD = self.patch_in(patchify(x_NxHxWxC, config.patch_size))
-        x_NxSxD += position_SxD.astype(dtype)
+        if config.position == "sincos":
+            native_side = config.image_size // config.patch_size
+            side = x_NxHxWxC.shape[1] // config.patch_size
+            x_NxSxD += position_embedding(side, config.width, native_side).astype(dtype)
         c_NxD = (self.timestep(t_N) + self.label(y_N)).astype(dtype)
         is_null_N = y_N == config.null_label
 

@@ -34,13 +34,31 @@ def position_embedding(side: int, width: int, native_side: int | None = None) ->
     native one is stretched over it, so that a position means the same place of the picture
     (Chen et al. 2023, PixArt-alpha).
     """
-    omega = 10000.0 ** -(np.arange(width // 4) / (width / 4))
-    place = np.arange(side) * ((native_side or side) / side)
-    angle = place[:, None] * omega
+    angle = _axis_angles(side, width // 4, native_side)
     axis = np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
     column = np.tile(axis, (side, 1))
     row = np.repeat(axis, side, axis=0)
     return np.concatenate([column, row], axis=1).astype(np.float32)
+
+
+def rotary_angles(side: int, head_width: int, native_side: int | None = None) -> np.ndarray:
+    """By how much rotary embedding turns the pairs of a head: float32 [side^2, head_width / 2].
+
+    The first half of the angles is the token's row, the second its column, at frequencies
+    10000^(-4i / head_width) (DSMoE). Grids of another size are stretched as by
+    `position_embedding`.
+    """
+    axis = _axis_angles(side, head_width // 4, native_side)
+    row = np.repeat(axis, side, axis=0)
+    column = np.tile(axis, (side, 1))
+    return np.concatenate([row, column], axis=1).astype(np.float32)
+
+
+def _axis_angles(side: int, frequencies: int, native_side: int | None) -> np.ndarray:
+    """Places along one axis times geometric frequencies: float64 [side, frequencies]."""
+    omega = 10000.0 ** -(np.arange(frequencies) / frequencies)
+    place = np.arange(side) * ((native_side or side) / side)
+    return place[:, None] * omega
 
 
 def timestep_features(t_N: jax.Array, dim: int = 256, max_period: float = 10000.0) -> jax.Array:

@@ -92,8 +92,9 @@ def recomputed_flops(model: ModelConfig, *, fused_attention: bool, expert_parall
         case "none":
             return again
         case "dots":
-            scores = model.depth * _attention_products(model)
-            return again + (scores if fused_attention else 0.0)
+            # Where attention is fused, the mixture with the scores.
+            products = model.depth * _attention_products(model)
+            return again + (products if fused_attention else products / 2)
         case "full":
             # Outside of the scan over blocks nothing is recomputed.
             ends = flops.embedding + flops.output + 2 * model.width * 2 * model.width

@@ -103,7 +103,7 @@ def device_bytes(config: Config, mesh: AbstractMesh, *, fused_attention: bool) -
     return {
         "parameters": parameters.stored,
         "EMA": (1 + len(train.post_hoc_ema)) * parameters.stored,
-        "optimizer": 2 * parameters.stored,
+        "optimizer": parameters.stored * (1.5 if train.first_moment_dtype == "bfloat16" else 2),
         "gradients": parameters.stored * (1 if train.accumulation == 1 else 2),
         "activations": part_images * saved,
         "working set": part_images * recomputed + weights,
@@ -115,10 +115,9 @@ def saved_bytes(model: ModelConfig, *, fused_attention: bool, expert_parallel: b
     """Bytes that one image's forward pass keeps for the backward pass (`model.remat`).
 
     `full`: the input of every group of blocks. `dots`: also the results of matrix products, that
-    is q, k, v, the scores in float32 and the mixture (none of the latter two in a fused kernel),
-    the projection, both layers of a feed-forward, both projections of the routed experts in
-    float32 (only their sum under expert parallelism), the router's scores (and the layers of its
-    predictor), the modulation.
+    is q, k, v, their mixture (not the scores), the projection, both layers of a feed-forward, both
+    projections of the routed experts in float32 (only their sum under expert parallelism), the
+    router's scores (and the layers of its predictor), the modulation.
     `none`: what differentiation of the elementwise functions needs as well.
     """
     remat = model.remat
@@ -138,14 +137,13 @@ def _group_bytes(
     blocks = model.depth // num_groups(model)
     dense = blocks if model.moe is None else blocks - 1
     hidden = model.mlp_ratio * d
-    scores = 0.0 if fused_attention else model.heads * model.num_tokens
     if remat == "dots":
-        # q, k, v, projection, modulation; scores and mixture.
-        attention = (4 * d + 6 * d / model.num_tokens) * size
-        attention += 0 if fused_attention else scores * FLOAT32 + d * size
+        # q, k, v, mixture, projection, modulation.
+        attention = (5 * d + 6 * d / model.num_tokens) * size
         total = d * size + blocks * attention + dense * (hidden + d) * size
     else:
         # Both normalisations, with their float32 inputs; q, k, v; scores before and after softmax.
+        scores = 0.0 if fused_attention else model.heads * model.num_tokens
         attention = 9 * d * size + 4 * d * FLOAT32 + scores * (FLOAT32 + size)
         total = blocks * attention + dense * (_ACTIVATION * hidden + d) * size
     if model.moe is not None:

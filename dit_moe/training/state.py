@@ -54,7 +54,11 @@ def build_schedule(config: TrainConfig) -> optax.Schedule:
 def build_optimizer(config: TrainConfig) -> optax.GradientTransformation:
     """AdamW, after clipping the global gradient norm where the config asks for it."""
     adamw = optax.adamw(
-        build_schedule(config), b1=config.beta1, b2=config.beta2, weight_decay=config.weight_decay
+        build_schedule(config),
+        b1=config.beta1,
+        b2=config.beta2,
+        weight_decay=config.weight_decay,
+        mu_dtype=config.first_moment_dtype,
     )
     if config.gradient_clip is None:
         return adamw

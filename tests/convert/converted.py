@@ -9,6 +9,7 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from dit_moe.convert import command
+from dit_moe.convert.clocks import OTHER_CLOCK
 from dit_moe.nn.dit import DiT
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
@@ -20,6 +21,7 @@ FAMILIES = {
     "tcdit_tiny": "tc-dit",
     "ecdit_tiny": "ec-dit",
     "diffmoe_tiny": "diffmoe",
+    "dsmoe_tiny": "ds-moe",
 }
 
 
@@ -52,16 +54,19 @@ def store(path: Path, tensors: dict[str, np.ndarray]) -> Path:
 
 
 def inputs(name: str) -> tuple[jnp.ndarray, jnp.ndarray, jnp.ndarray]:
-    """x [N, H, W, C], t [N], y [N] of the fixture; the last label is null."""
+    """x [N, H, W, C], t [N] on this package's clock, y [N] of the fixture; the last label is
+    null."""
     with np.load(FIXTURES / f"{name}.npz") as arrays:
         x_NxHxWxC = jnp.asarray(arrays["x"].transpose(0, 2, 3, 1))
-        return x_NxHxWxC, jnp.asarray(arrays["t"]), jnp.asarray(arrays["y"], jnp.int32)
+        t_N = 1 - arrays["t"] if FAMILIES[name] in OTHER_CLOCK else arrays["t"]
+        return x_NxHxWxC, jnp.asarray(t_N), jnp.asarray(arrays["y"], jnp.int32)
 
 
 def expected(name: str) -> np.ndarray:
-    """[N, H, W, C'] of the peer's own code."""
+    """[N, H, W, C'] of the peer's own code, on this package's clock."""
     with np.load(FIXTURES / f"{name}.npz") as arrays:
-        return arrays["out"].transpose(0, 2, 3, 1)
+        out = arrays["out"].transpose(0, 2, 3, 1)
+        return -out if FAMILIES[name] in OTHER_CLOCK else out
 
 
 def answer(model: DiT, *inputs: jnp.ndarray) -> np.ndarray:

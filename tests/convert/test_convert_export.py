@@ -12,7 +12,7 @@ from safetensors import safe_open
 import dit_moe
 from dit_moe.config import BatchPoolRouterConfig, ConfigError, MoEConfig, RectifiedFlowConfig
 from dit_moe.convert import command, published
-from dit_moe.convert.export import constructor_arguments
+from dit_moe.convert.constructors import constructor_arguments
 from dit_moe.data.latents import read_latent_space
 from dit_moe.loading import load_run
 from dit_moe.presets import DIFFMOE
@@ -167,6 +167,11 @@ def with_model(config, **changes):
         ("ec-dit", "DiffMoE-L/2-E8", {}, "is 'batch_pool' (allowed: expert_choice)"),
         ("ec-dit", "EC-DiT-L/2-E8", {"mlp_ratio": 2}, "hidden_ratio is 4.0 (allowed: 2, the"),
         ("diffmoe", "DiffMoE-L/2-E8", {"moe": SLOW}, "threshold_decay is 0.99 (allowed: 0.95"),
+        ("dit", "DiT-S/2", {"position": "rope"}, "model.position is 'rope' (allowed: sincos)"),
+        ("tc-dit", "DSMoE-S/2-E16", {}, "model.mlp_activation is 'silu' (allowed: gelu)"),
+        ("ds-moe", "DiT-MoE-S/2-8E2A", {}, "is 'top_k' (allowed: sigmoid_top_k)"),
+        ("ds-moe", "DSMoE-S/2-E16", {"mlp_activation": "gelu"}, "'gelu' (allowed: silu)"),
+        ("ds-moe", "ProMoE-S/2", {}, "(allowed: rectified_flow with time_scale 1)"),
     ],
 )
 def test_formats_that_have_no_such_network(family, preset, changes, message):

@@ -98,7 +98,7 @@ NETWORKS = {
 def build(case):
     import torch
 
-    from tests.convert.torch_models import Net
+    from benchmarks.torch_nets import Net
 
     family, arguments = NETWORKS[case]
     torch.manual_seed(0)

@@ -12,6 +12,7 @@ from dit_moe.config import (
     MoEConfig,
     PrototypeRouterConfig,
     RectifiedFlowConfig,
+    SigmoidTopKRouterConfig,
     TopKRouterConfig,
 )
 from dit_moe.convert import command
@@ -51,10 +52,12 @@ def difference(old, new) -> np.ndarray:
         # Cut into a shared part and a routed one.
         dataclasses.replace(GELU, hidden_ratio=3, shared_hidden_ratio=1),
         dataclasses.replace(GELU, router=SOFTMAX, unconditional_expert=True),
+        # Two of four, whose weights sum to 2.5.
+        dataclasses.replace(GELU, router=SigmoidTopKRouterConfig(scale=2.5), top_k=2),
     ],
-    ids=["copies", "every_other", "cut", "prototypes"],
+    ids=["copies", "every_other", "cut", "prototypes", "sigmoid"],
 )
-def test_exact_where_all_experts_serve_every_token(moe, dense, tmp_path):
+def test_exact_where_the_weights_have_one_sum(moe, dense, tmp_path):
     upcycle_run(dense, sparse(dense, moe), tmp_path / "up")
     assert difference(dense, tmp_path / "up").max() < 1e-5
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dit_moe.config import DDPMConfig, RectifiedFlowConfig
+from dit_moe.config import ConfigError, DDPMConfig, RectifiedFlowConfig
 from dit_moe.diffusion.rectified_flow import RectifiedFlow
 from dit_moe.diffusion.sampling import build_objective, sample
 from dit_moe.nn.prediction import Prediction
@@ -151,5 +151,6 @@ def test_a_sample_depends_on_its_key_alone(config, solver):
 
 
 def test_solver_of_the_other_objective():
-    with pytest.raises(ValueError, match="solver is 'ddim' for 'rectified_flow'; allowed: euler"):
-        sample(build_objective(RectifiedFlowConfig()), None, KEYS[:1], None, (2, 2, 1), "ddim", 5)
+    flow = build_objective(RectifiedFlowConfig())
+    with pytest.raises(ConfigError, match="solver is 'ancestral' with objective 'rectified_flow'"):
+        sample(flow, None, KEYS[:1], None, (2, 2, 1), "ancestral", 5)

@@ -62,7 +62,7 @@ def test_as_from_a_file_of_the_samples(run, tmp_path, expected):
     assert_same_numbers(actual, expected)
     drawn = actual["samples"]["drawn"]
     assert drawn["guidance_scale"] == 1.5
-    assert drawn["solver"] == "euler"
+    assert drawn["integration"]["solver"] == "euler"
     assert len(drawn["weights"]) == 64
     assert actual["features"]["network"].startswith("scikit-learn MLPClassifier")
     assert not list(tmp_path.rglob("samples-*"))

@@ -10,6 +10,7 @@ from dit_moe.config import (
     MoEConfig,
     PrototypeExpertChoiceRouterConfig,
     PrototypeRouterConfig,
+    SigmoidTopKRouterConfig,
 )
 from dit_moe.moe.routers import build_router
 from dit_moe.moe.routing import Conditioning, Routing
@@ -98,6 +99,7 @@ def test_without_unconditional_expert_null_tokens_are_routed_like_others():
         MoEConfig(num_experts=E, router=ExpertChoiceRouterConfig()),
         MoEConfig(num_experts=E, router=PrototypeExpertChoiceRouterConfig()),
         MoEConfig(num_experts=E, router=BatchPoolRouterConfig()),
+        MoEConfig(num_experts=E, router=SigmoidTopKRouterConfig()),
     ],
     ids=lambda config: config.router.name,
 )

@@ -11,9 +11,15 @@ from flax import nnx
 
 import dit_moe
 from dit_moe.config import BatchPoolRouterConfig, ConfigError
-from dit_moe.nn.attention import Attention
+from dit_moe.nn.attention import Attention, rotate
 from dit_moe.nn.dit import DiT
-from dit_moe.nn.embeddings import drop_labels, patchify, timestep_features, unpatchify
+from dit_moe.nn.embeddings import (
+    drop_labels,
+    patchify,
+    rotary_angles,
+    timestep_features,
+    unpatchify,
+)
 from dit_moe.nn.parameters import get_parameters, set_parameters
 from tests.tiny import DIFFMOE, DIT_MOE, PROMOE, PROMOE_EC, tiny
 
@@ -36,7 +42,8 @@ def inputs(n: int = 3):
 
 @pytest.mark.parametrize("qk_norm", [False, True])
 def test_attention(qk_norm):
-    attention = Attention(16, 2, qk_norm, jnp.dtype("float32"), nnx.Rngs(0))
+    config = dataclasses.replace(tiny().model, qk_norm=qk_norm)
+    attention = Attention(config, nnx.Rngs(0))
     x = np.asarray(jax.random.normal(jax.random.key(0), (2, 5, 16)), np.float64)
     qkv = x @ np.asarray(attention.qkv.kernel[...], np.float64)
     q, k, v = qkv.reshape(2, 5, 3, 2, 8).transpose(2, 0, 3, 1, 4)
@@ -50,6 +57,40 @@ def test_attention(qk_norm):
     mixed = (weights @ v).transpose(0, 2, 1, 3).reshape(2, 5, 16)
     expected = mixed @ np.asarray(attention.out.kernel[...], np.float64)
     np.testing.assert_allclose(attention(jnp.asarray(x, jnp.float32)), expected, atol=1e-5)
+
+
+def test_rotary_attention():
+    """A token's query and key are turned by its place: each pair of features as complex numbers."""
+    config = dataclasses.replace(tiny().model, position="rope")  # 4 x 4 tokens, heads of width 8
+    attention = Attention(config, nnx.Rngs(0))
+    x = np.asarray(jax.random.normal(jax.random.key(0), (2, 16, 16)), np.float64)
+    qkv = x @ np.asarray(attention.qkv.kernel[...], np.float64)
+    q, k, v = qkv.reshape(2, 16, 3, 2, 8).transpose(2, 0, 3, 1, 4)
+
+    def turned(a: np.ndarray) -> np.ndarray:
+        place = np.arange(16)
+        halves = []
+        for half, coordinate in zip(np.split(a, 2, axis=-1), (place // 4, place % 4), strict=True):
+            angle = coordinate[:, None] * np.array([1.0, 10000**-0.5])
+            z = (half[..., :2] + 1j * half[..., 2:]) * np.exp(1j * angle)
+            halves += [z.real, z.imag]
+        return np.concatenate(halves, axis=-1)
+
+    logits = turned(q) @ turned(k).transpose(0, 1, 3, 2) / np.sqrt(8)
+    weights = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    mixed = (weights @ v).transpose(0, 2, 1, 3).reshape(2, 16, 16)
+    expected = mixed @ np.asarray(attention.out.kernel[...], np.float64)
+    np.testing.assert_allclose(attention(jnp.asarray(x, jnp.float32)), expected, atol=1e-5)
+    # Queries and keys of bfloat16 stay so.
+    assert rotate(jnp.ones((1, 16, 2, 8), jnp.bfloat16), rotary_angles(4, 8)).dtype == jnp.bfloat16
+
+
+def test_rotary_angles_of_another_grid():
+    """Stretched: a place of the picture has the same angle on the finer grid."""
+    coarse, fine = rotary_angles(2, 8), rotary_angles(4, 8, native_side=2).reshape(4, 4, 4)
+    np.testing.assert_allclose(fine[::2, ::2].reshape(4, 4), coarse, atol=1e-6)
+    with pytest.raises(ValueError, match="heads is 8 with position 'rope' and width 16"):
+        dataclasses.replace(tiny().model, position="rope", heads=8)
 
 
 def test_patches():

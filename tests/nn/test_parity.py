@@ -18,6 +18,7 @@ from dit_moe.config import (
     MoEConfig,
     PrototypeExpertChoiceRouterConfig,
     PrototypeRouterConfig,
+    SigmoidTopKRouterConfig,
     TopKRouterConfig,
 )
 from dit_moe.convert import peers
@@ -56,8 +57,16 @@ MOE = {
     "diffmoe_tiny": dataclasses.replace(
         BASELINE, router=BatchPoolRouterConfig(capacity_coef=0.03, inference="batch"), top_k=1
     ),
+    "dsmoe_tiny": MoEConfig(
+        router=SigmoidTopKRouterConfig(scale=2.0, bias_rate=0),
+        num_experts=6,
+        hidden_ratio=24 / 16,
+        shared_hidden_ratio=24 / 16,
+        every=2,
+    ),
 }
-WITH_LOSSES = [name for name in MOE if name not in ("dit_tiny", "ecdit_tiny")]
+MODEL = {"dsmoe_tiny": {"position": "rope", "mlp_activation": "silu"}}
+WITH_LOSSES = [name for name in MOE if name not in ("dit_tiny", "ecdit_tiny", "dsmoe_tiny")]
 
 
 def load(name: str) -> tuple[DiT, dict[str, np.ndarray]]:
@@ -71,6 +80,7 @@ def load(name: str) -> tuple[DiT, dict[str, np.ndarray]]:
         learn_sigma=arguments.get("learn_sigma", True),
         mlp_ratio=arguments.get("mlp_ratio", 4),
         moe=MOE[name],
+        **MODEL.get(name, {}),
     )
     model = DiT(config, nnx.Rngs(0))
     tensors = load_file(FIXTURES / f"{name}.safetensors")

@@ -96,6 +96,24 @@ def test_state_is_sharded_by_the_table():
     assert state.step.sharding.is_fully_replicated
 
 
+def test_first_moment_in_bfloat16():
+    exact = optax.adamw(1e-3, b1=0.9, b2=0.999, weight_decay=0.0)
+    halved = build_optimizer(TrainConfig(first_moment_dtype="bfloat16", learning_rate=1e-3))
+    parameters = {"w": jnp.zeros(1000)}
+    states = [optimizer.init(parameters) for optimizer in (exact, halved)]
+    for seed in range(5):
+        gradient = {"w": 1 + jax.random.normal(jax.random.key(seed), (1000,))}
+        updates = []
+        for i, optimizer in enumerate((exact, halved)):
+            update, states[i] = optimizer.update(gradient, states[i], parameters)
+            updates.append(update["w"])
+    adam = optax.tree.get(states[1], "ScaleByAdamState")
+    assert adam.mu["w"].dtype == jnp.bfloat16
+    assert adam.nu["w"].dtype == jnp.float32
+    # Five roundings to eight significant bits.
+    assert np.abs(updates[1] - updates[0]).max() < 5 * 2**-8 * np.abs(updates[0]).max()
+
+
 @pytest.mark.parametrize(
     "moe",
     [

@@ -8,7 +8,7 @@ from flax import nnx
 from dit_moe.config import MoEConfig
 from dit_moe.moe.routers.batch_pool import BatchPoolRouter
 from dit_moe.moe.routers.expert_choice import ExpertChoiceRouter, PrototypeExpertChoiceRouter
-from dit_moe.moe.routers.token_choice import PrototypeRouter, TopKRouter
+from dit_moe.moe.routers.token_choice import PrototypeRouter, SigmoidTopKRouter, TopKRouter
 from dit_moe.moe.routing import Conditioning, Routing
 
 
@@ -22,6 +22,7 @@ class Router(Protocol):
 
 ROUTERS = {
     "top_k": TopKRouter,
+    "sigmoid_top_k": SigmoidTopKRouter,
     "prototype": PrototypeRouter,
     "expert_choice": ExpertChoiceRouter,
     "prototype_expert_choice": PrototypeExpertChoiceRouter,

@@ -12,9 +12,14 @@ ACTIVATIONS = {
 """Of cosines, over the last axis."""
 
 
+def linear_scores(x_TxD: jax.Array, kernel_DxE: jax.Array) -> jax.Array:
+    """A linear map at full matmul precision: float32 [T, E]."""
+    return jnp.matmul(x_TxD, kernel_DxE, precision=jax.lax.Precision.HIGHEST)
+
+
 def softmax_scores(x_TxD: jax.Array, kernel_DxE: jax.Array) -> jax.Array:
-    """Softmax over experts of a linear map, at full matmul precision: float32 [T, E]."""
-    return jax.nn.softmax(jnp.matmul(x_TxD, kernel_DxE, precision=jax.lax.Precision.HIGHEST))
+    """Softmax over experts of a linear map: float32 [T, E]."""
+    return jax.nn.softmax(linear_scores(x_TxD, kernel_DxE))
 
 
 def init_kernel(num_experts: int, width: int, rngs: nnx.Rngs) -> nnx.Param:

@@ -1,12 +1,19 @@
-"""Routers in which every token chooses its experts (DiT-MoE, ProMoE)."""
+"""Routers in which every token chooses its experts (DiT-MoE, DSMoE, ProMoE)."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dit_moe.config import MoEConfig, PrototypeRouterConfig, TopKRouterConfig
+from dit_moe.config import (
+    MoEConfig,
+    PrototypeRouterConfig,
+    SigmoidTopKRouterConfig,
+    TopKRouterConfig,
+)
 from dit_moe.moe import losses
-from dit_moe.moe.routers.scores import ACTIVATIONS, init_prototypes, softmax_scores
+from dit_moe.moe.routers.scores import ACTIVATIONS, init_prototypes, linear_scores, softmax_scores
 from dit_moe.moe.routing import Conditioning, Routing
 
 
@@ -17,7 +24,7 @@ class TopKRouter(nnx.Module):
     """
 
     def __init__(self, config: MoEConfig, settings: TopKRouterConfig, width: int, rngs: nnx.Rngs):
-        self.top_k = config.top_k
+        self.top_k, self.choice = config.top_k, config.choice
         self.balance_coef = settings.balance_coef
         # Kaiming uniform with a = sqrt(5): the bound is sqrt(6 / ((1 + a^2) fan_in)).
         init = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -27,9 +34,45 @@ class TopKRouter(nnx.Module):
     def __call__(self, x_TxD: jax.Array, conditioning: Conditioning) -> Routing:
         del conditioning
         scores_TxE = softmax_scores(x_TxD.astype(jnp.float32), self.kernel[...])
-        weight_TxK, expert_TxK = jax.lax.top_k(scores_TxE, self.top_k)
+        weight_TxK, expert_TxK = _choose(scores_TxE, self.top_k, self.choice)
         balance = self.balance_coef * losses.balance_loss(scores_TxE, expert_TxK)
         return _token_choice(expert_TxK, weight_TxK, scores_TxE, {"balance": balance})
+
+
+class SigmoidTopKRouter(nnx.Module):
+    """Sigmoid of a linear map; a bias per expert evens the load (DSMoE, after DeepSeek-V3).
+
+    Each token goes to the top_k experts of score plus bias. The weights are their scores without
+    the bias, which sum to `scale` where there are two or more (one expert has `scale` times its
+    score). After a step, the bias of every expert with less than the mean load grows by
+    `bias_rate`, that of one with more shrinks (Wang et al. 2024, algorithm 1).
+    """
+
+    def __init__(
+        self, config: MoEConfig, settings: SigmoidTopKRouterConfig, width: int, rngs: nnx.Rngs
+    ):
+        self.num_experts = config.num_experts
+        self.top_k, self.choice = config.top_k, config.choice
+        self.settings = settings
+        init = jax.nn.initializers.variance_scaling(2.0, "fan_in", "normal")  # Kaiming normal
+        kernel_DxE = init(rngs.params(), (width, config.num_experts), jnp.float32)
+        self.kernel = nnx.Param(kernel_DxE, axes=("embed", None))
+        # Updated through `Routing.next_state`; its gradient is 0.
+        self.bias = nnx.Param(jnp.zeros(config.num_experts), axes=(None,))
+
+    def __call__(self, x_TxD: jax.Array, conditioning: Conditioning) -> Routing:
+        scores_TxE = jax.nn.sigmoid(linear_scores(x_TxD.astype(jnp.float32), self.kernel[...]))
+        _, expert_TxK = jax.lax.top_k(scores_TxE + self.bias[...], self.top_k)
+        weight_TxK = jnp.take_along_axis(scores_TxE, expert_TxK, axis=-1)
+        if self.top_k > 1:
+            weight_TxK /= weight_TxK.sum(axis=-1, keepdims=True) + 1e-20
+        _, expert_TxK = _choose(scores_TxE + self.bias[...], self.top_k, self.choice)
+        routing = _token_choice(expert_TxK, self.settings.scale * weight_TxK, scores_TxE, {})
+        if not conditioning.train:
+            return routing
+        load_E = losses.assignment_counts(expert_TxK, self.num_experts)
+        bias_E = self.bias[...] + self.settings.bias_rate * jnp.sign(load_E.mean() - load_E)
+        return dataclasses.replace(routing, next_state={"bias": jax.lax.stop_gradient(bias_E)})
 
 
 class PrototypeRouter(nnx.Module):
@@ -44,7 +87,7 @@ class PrototypeRouter(nnx.Module):
         self, config: MoEConfig, settings: PrototypeRouterConfig, width: int, rngs: nnx.Rngs
     ):
         self.num_experts = config.num_experts
-        self.top_k = config.top_k
+        self.top_k, self.choice = config.top_k, config.choice
         self.unconditional_expert = config.unconditional_expert
         self.settings = settings
         self.prototypes = init_prototypes(config.num_experts, width, rngs)
@@ -53,7 +96,7 @@ class PrototypeRouter(nnx.Module):
         x_TxD = x_TxD.astype(jnp.float32)
         similarity_TxE = losses.cosine_similarity(x_TxD, self.prototypes[...])
         scores_TxE = ACTIVATIONS[self.settings.activation](similarity_TxE)
-        weight_TxK, expert_TxK = jax.lax.top_k(scores_TxE, self.top_k)
+        weight_TxK, expert_TxK = _choose(scores_TxE, self.top_k, self.choice)
         if self.unconditional_expert:
             is_null_Tx1 = conditioning.is_null[:, None]
             # One expert computes the token once: its weight is 1 in the first slot, 0 in the rest.
@@ -66,6 +109,14 @@ class PrototypeRouter(nnx.Module):
         return _token_choice(
             expert_TxK, weight_TxK, scores_TxE, {"routing_contrastive": contrastive}
         )
+
+
+def _choose(scores_TxE: jax.Array, top_k: int, choice: str) -> tuple[jax.Array, jax.Array]:
+    """The top_k highest scores of every token, and the experts that get them (`config.choice`)."""
+    weight_TxK, expert_TxK = jax.lax.top_k(scores_TxE, top_k)
+    if choice == "least_likely":
+        _, expert_TxK = jax.lax.top_k(-scores_TxE, top_k)
+    return weight_TxK, expert_TxK
 
 
 def _token_choice(

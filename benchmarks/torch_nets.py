@@ -1,6 +1,7 @@
-"""Small PyTorch networks with the peers' names and equations, of any size. Needs PyTorch.
+"""The networks in plain PyTorch with the peers' names and equations, of any size. Needs PyTorch.
 
-Written from the papers' equations for these tests; the peers' own outputs are in tests/fixtures.
+Written from the papers' equations: tests compare with them, benchmarks/train_step.py times them.
+The experts run as the peers run theirs, in a loop. The peers' own outputs are in tests/fixtures.
 """
 
 import torch
@@ -38,7 +39,12 @@ class Gate(nn.Module):
 
 
 def weighted(experts: nn.ModuleList, x_TxD, weight_TxE):
-    return sum(w_T[:, None] * f(x_TxD) for f, w_T in zip(experts, weight_TxE.T, strict=True))
+    """Each expert over the tokens that have a weight for it."""
+    y_TxD = torch.zeros_like(x_TxD)
+    for expert, weight_T in zip(experts, weight_TxE.T, strict=True):
+        (token_B,) = torch.where(weight_T != 0)
+        y_TxD = y_TxD.index_add(0, token_B, expert(x_TxD[token_B]) * weight_T[token_B, None])
+    return y_TxD
 
 
 def only_top(scores, k: int, axis: int = -1):
@@ -63,9 +69,10 @@ class DiTMoELayer(nn.Module):
 
     def forward(self, x_TxD, null_N):
         scores = (x_TxD @ self.gate.weight.T).softmax(-1)
-        return weighted(self.experts, x_TxD, only_top(scores, self.top_k)) + self.shared_experts(
-            x_TxD
-        )
+        weight = only_top(scores, self.top_k)
+        share_E = (weight != 0).float().mean(0) * len(self.experts) / self.top_k
+        self.auxiliary = 0.01 * (share_E * scores.mean(0)).sum()
+        return weighted(self.experts, x_TxD, weight) + self.shared_experts(x_TxD)
 
 
 class ProMoELayer(nn.Module):
@@ -99,8 +106,18 @@ class ProMoELayer(nn.Module):
         if self.settings["use_uncond_expert"]:
             null = null_N.repeat_interleave(len(x_TxD) // images)[:, None].float()
             weight_TxE = torch.cat([weight_TxE * (1 - null), null], dim=-1)
+        if not self.expert_choice:
+            self.auxiliary = self.contrastive_loss(x_TxD, weight_TxE)
         y = weighted(self.experts, x_TxD, weight_TxE)
         return y + self.shared_expert(x_TxD) if self.settings["use_shared_expert"] else y
+
+    def contrastive_loss(self, x_TxD, weight_TxE):
+        """Cross-entropy of each prototype with its own tokens' mean (ProMoE, eq. 7)."""
+        member_TxE = (weight_TxE[:, : len(self.cluster_centers)] != 0).float()
+        valid = member_TxE.sum(0) > 0
+        mean = functional.normalize(member_TxE.T @ x_TxD, dim=-1)[valid]
+        logits = functional.normalize(self.cluster_centers, dim=-1)[valid] @ mean.T / 0.07
+        return functional.cross_entropy(logits, torch.arange(len(logits)))
 
 
 class BaselineLayer(nn.Module):

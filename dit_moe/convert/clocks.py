@@ -1,8 +1,8 @@
-"""SiT's velocity network as this package's, and back: the same architecture, another clock.
+"""Velocity networks of the other clock as this package's, and back.
 
-SiT (Ma et al. 2024, willisma/SiT, linear path) has x_t = t x + (1 - t) noise and predicts
+SiT (Ma et al. 2024, willisma/SiT, linear path) and DSMoE have x_t = t x + (1 - t) noise and predict
 v = x - noise. Here z_t = (1 - t) x + t noise and the velocity is noise - x. The paths are the same
-with t and 1 - t exchanged, so ours(z, t) = -sit(z, 1 - t), and the weights can absorb both: the
+with t and 1 - t exchanged, so ours(z, t) = -theirs(z, 1 - t), and the weights can absorb both: the
 sign goes into the last layer, and 1 - t into the first layer of the timestep's network, whose input
 is cos(f t) and sin(f t):
 
@@ -16,14 +16,17 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from dit_moe.convert import Family
 from dit_moe.nn.embeddings import timestep_features
 
+OTHER_CLOCK: tuple[Family, ...] = ("sit", "ds-moe")
+"""Families that run from noise at time 0 to data at time 1, in a unit of 1."""
 _NEGATED = ("final_layer.linear.weight", "final_layer.linear.bias")
 _TIME = "t_embedder.mlp.0.weight"
 
 
 def exchange_clocks(tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """A state_dict in SiT's names for the other clock. Its own inverse, up to float32 rounding.
+    """A state_dict in the peers' names for the other clock. Its own inverse, but for rounding.
 
     Tensors that are missing are left to the check that follows.
     """

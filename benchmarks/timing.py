@@ -1,0 +1,58 @@
+"""What the benchmarks share: timing in turns, the matmul peak, and peak memory of a process."""
+
+import math
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+Timed = Callable[[], object]
+
+
+def fastest(contestants: Mapping[str, Timed], repeats: int | Mapping[str, int]) -> dict[str, float]:
+    """Seconds of each contestant's fastest repeat, all timed in turns after a first call.
+
+    So a machine that is busy for a while disturbs all alike.
+    """
+    for run in contestants.values():
+        run()
+    count = repeats if isinstance(repeats, Mapping) else dict.fromkeys(contestants, repeats)
+    best = dict.fromkeys(contestants, math.inf)
+    for turn in range(max(count.values())):
+        for name, run in contestants.items():
+            if turn < count[name]:
+                start = time.perf_counter()
+                run()
+                best[name] = min(best[name], time.perf_counter() - start)
+    return best
+
+
+MATMUL_SIDE = 2048
+MATMUL_FLOPS = 2 * MATMUL_SIDE**3
+
+
+def square_matmul(dtype: str = "float32") -> Timed:
+    """One large square product, `MATMUL_FLOPS` operations: the peak that others are measured by."""
+    a = jax.random.normal(jax.random.key(0), (MATMUL_SIDE, MATMUL_SIDE)).astype(dtype)
+    matmul = jax.jit(jnp.matmul)
+    return lambda: jax.block_until_ready(matmul(a, a))
+
+
+def peak_rss() -> int:
+    """Bytes of resident memory that this process has had at most (Linux)."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) * 2**10
+
+
+def machine() -> str:
+    """Processor or accelerator, cores and versions, on one line."""
+    device = jax.devices()[0]
+    name = device.device_kind
+    if device.platform == "cpu":
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        name = f"{cores} cores, {platform.machine()}"
+    return f"{name}; Python {platform.python_version()}, JAX {jax.__version__}"

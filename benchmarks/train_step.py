@@ -1,0 +1,220 @@
+"""Times the whole train step of small published models beside the same step in plain PyTorch.
+
+Both run the same network from the same parameters under rectified flow with AdamW and a moving
+average of the parameters; before timing, their losses on one batch are compared. PyTorch's experts
+run as the peers' do, in a loop. All are timed in turns, and the fastest repeat counts.
+"""
+
+import argparse
+import dataclasses
+import importlib.util
+import subprocess
+import sys
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.timing import MATMUL_FLOPS, Timed, fastest, machine, peak_rss, square_matmul
+from dit_moe.config import Config, RectifiedFlowConfig
+from dit_moe.convert.constructors import constructor_arguments
+from dit_moe.convert.peers import to_peer
+from dit_moe.diffusion.sampling import build_objective
+from dit_moe.nn.parameters import functional
+from dit_moe.nn.prediction import Prediction
+from dit_moe.plan.flops import image_flops
+from dit_moe.presets import preset
+from dit_moe.training.mesh import build_mesh
+from dit_moe.training.state import TrainState, build_optimizer, init_state
+from dit_moe.training.step import build_step
+
+COLUMNS = """\
+columns
+  images/s        of the whole step
+  of peak         counted model FLOPs per second over those of a plain matmul: of the step, and of
+                  loss and gradient alone
+  /8E             time over that of DiT-MoE-S/2-8E2A
+  torch/          PyTorch's time over ours
+  peak GiB        most resident memory of a process that makes two steps, libraries included
+"""
+MODELS = ("DiT-S/2", "DiT-MoE-S/2-8E2A", "DiT-MoE-S/2-16E2A", "DiT-MoE-S/2-32E2A", "ProMoE-S/2")
+BASE = "DiT-MoE-S/2-8E2A"
+FAMILIES = {"top_k": "dit-moe", "prototype": "promoe"}
+
+
+def build_config(name: str, batch_size: int, dtype: str) -> Config:
+    """A preset under rectified flow; also for numbers of experts that were not published."""
+    experts = name.partition("2-")[2]
+    config = preset(BASE if experts else name)
+    model = dataclasses.replace(config.model, dtype=dtype)
+    if experts:
+        moe = dataclasses.replace(model.moe, num_experts=int(experts.removesuffix("E2A")))
+        model = dataclasses.replace(model, moe=moe)
+    return dataclasses.replace(
+        config,
+        model=model,
+        objective=RectifiedFlowConfig(time_scale=1000),
+        train=dataclasses.replace(config.train, batch_size=batch_size, gradient_clip=None),
+    )
+
+
+def example_batch(config: Config) -> tuple[np.ndarray, np.ndarray]:
+    """x [N, H, W, C] float32 and labels [N] int32, one of them null."""
+    rng = np.random.default_rng(0)
+    n, side = config.train.batch_size, config.model.image_size
+    x = rng.standard_normal((n, side, side, config.model.channels), dtype=np.float32)
+    y = rng.integers(0, config.model.num_classes, n, dtype=np.int32)
+    y[0] = config.model.null_label
+    return x, y
+
+
+def random_state(config: Config) -> TrainState:
+    """A fresh state whose parameters are all random: zero layers would hide most of the network."""
+    state = init_state(config.model, build_optimizer(config.train), 0, build_mesh(config.mesh))
+
+    def draw(path: str, value: jax.Array) -> jax.Array:
+        key = jax.random.fold_in(jax.random.key(1), zlib.crc32(path.encode()))
+        return value + 0.02 * jax.random.normal(key, value.shape)
+
+    parameters = {path: draw(path, value) for path, value in state.parameters.items()}
+    return state.replace(parameters=parameters)
+
+
+def ours(config: Config) -> tuple[Timed, Timed]:
+    """The jitted step, and loss and gradient alone."""
+    optimizer, (x, y) = build_optimizer(config.train), map(jnp.asarray, example_batch(config))
+    objective, bind = build_objective(config.objective), functional(config.model)
+    key_N = jax.random.split(jax.random.key(0), len(y))
+    with jax.set_mesh(build_mesh(config.mesh)):
+        step = jax.jit(build_step(config, optimizer), donate_argnums=0)
+
+        @jax.jit
+        def gradient(parameters):
+            return jax.value_and_grad(lambda p: objective.loss(bind(p), key_N, x, y)[0])(parameters)
+
+        state = random_state(config)
+
+    def run_step() -> None:
+        nonlocal state
+        state, metrics = step(state, x, y)
+        jax.block_until_ready(metrics)
+        jax.block_until_ready(state)
+
+    return run_step, lambda: jax.block_until_ready(gradient(state.parameters))
+
+
+def theirs(config: Config) -> Timed:
+    """The same step in PyTorch, from the same parameters, on the same draws of time and noise.
+
+    Raises:
+      AssertionError: the two networks disagree about the loss.
+    """
+    import torch
+
+    from benchmarks.torch_nets import Net
+
+    state = random_state(config)
+    tensors = to_peer(config.model, {k: np.asarray(v) for k, v in state.parameters.items()})
+    family = "dit" if config.model.moe is None else FAMILIES[config.model.moe.router.name]
+    net = Net(family, constructor_arguments(family, config))
+    net.load_state_dict({key: torch.from_numpy(np.array(x)) for key, x in tensors.items()})
+    trained = [p for p in net.parameters() if p.requires_grad]
+    average = [p.detach().clone() for p in trained]
+    optimizer = torch.optim.AdamW(trained, lr=config.train.learning_rate, weight_decay=0)
+
+    x, y = example_batch(config)
+    drawn: list[np.ndarray] = []
+    objective = build_objective(config.objective)
+    key_N = jax.random.split(jax.random.key(0), len(y))
+
+    def record(z_NxHxWxC: jax.Array, t_N: jax.Array, y_N: jax.Array) -> Prediction:
+        drawn.extend(np.array(a) for a in (z_NxHxWxC, t_N))
+        return functional(config.model)(state.parameters)(z_NxHxWxC, t_N, y_N)
+
+    loss = float(objective.loss(record, key_N, jnp.asarray(x), jnp.asarray(y))[0])
+    z, t = (torch.from_numpy(a) for a in drawn)
+    z, clean = z.permute(0, 3, 1, 2), torch.from_numpy(x).permute(0, 3, 1, 2)
+    share = (t / config.objective.time_scale)[:, None, None, None]
+    # z = (1 - t) x + t noise, so noise - x = (z - x) / t.
+    target, label = (z - clean) / share, torch.from_numpy(y).long()
+
+    def forward() -> torch.Tensor:
+        error = net(z, t, label)[:, : clean.shape[1]] - target
+        auxiliary = [m.auxiliary for m in net.modules() if hasattr(m, "auxiliary")]
+        return error.square().mean() + sum(auxiliary)
+
+    with torch.no_grad():
+        np.testing.assert_allclose(float(forward()), loss, rtol=1e-4)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        forward().backward()
+        optimizer.step()
+        with torch.no_grad():
+            torch._foreach_lerp_(average, trained, 1 - config.train.ema_decay)
+
+    return step
+
+
+def peak_of(name: str, side: str, args: argparse.Namespace) -> float:
+    """GiB of a process that makes two steps and nothing else."""
+    command = [sys.executable, "-m", "benchmarks.train_step", "--models", name, "--peak_of", side]
+    command += [f"--batch_size={args.batch_size}", f"--dtype={args.dtype}"]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=COLUMNS, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", nargs="+", default=list(MODELS), metavar="NAME")
+    parser.add_argument("--batch_size", type=int, default=8, help="default 8")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--repeats", type=int, default=3, help="default 3")
+    parser.add_argument("--peak_of", choices=["ours", "torch"], help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.peak_of:
+        config = build_config(args.models[0], args.batch_size, args.dtype)
+        run = theirs(config) if args.peak_of == "torch" else ours(config)[0]
+        run()
+        run()
+        print(peak_rss() / 2**30)
+        return
+
+    with_torch = importlib.util.find_spec("torch") is not None and args.dtype == "float32"
+    print(f"Batch {args.batch_size}, {args.dtype}; {machine()}")
+    print(
+        "| model | images/s | of peak: step, gradient | /8E | torch/ | peak GiB | torch's |\n"
+        "|---|---|---|---|---|---|---|",
+        flush=True,
+    )
+    base, _ = ours(build_config(BASE, args.batch_size, args.dtype))
+    for name in args.models:
+        config = build_config(name, args.batch_size, args.dtype)
+        step, gradient = ours(config)
+        contestants = {"peak": square_matmul(args.dtype), "step": step, "gradient": gradient}
+        if name != BASE:
+            contestants["base"] = base
+        if with_torch:
+            contestants["torch"] = theirs(config)
+        seconds = fastest(contestants, args.repeats)
+        flops = image_flops(config.model).training * args.batch_size
+        peak = MATMUL_FLOPS / seconds["peak"]
+        shares = [f"{flops / seconds[part] / peak:.0%}" for part in ("step", "gradient")]
+        cells = [
+            name,
+            f"{args.batch_size / seconds['step']:.2f}",
+            ", ".join(shares),
+            f"{seconds['step'] / seconds.get('base', seconds['step']):.2f}",
+            f"{seconds['torch'] / seconds['step']:.2f}" if with_torch else "-",
+            f"{peak_of(name, 'ours', args):.2f}",
+            f"{peak_of(name, 'torch', args):.2f}" if with_torch else "-",
+        ]
+        print(f"| {' | '.join(cells)} |", flush=True)
+        del contestants, step, gradient
+        jax.clear_caches()
+
+
+if __name__ == "__main__":
+    main()

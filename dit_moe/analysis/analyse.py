@@ -1,0 +1,252 @@
+"""The analysis of a run: from its folder to numbers, counts and pictures."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from dit_moe.analysis.counts import Counts
+from dit_moe.analysis.experts import expert_similarity, matrices, prototype_classes
+from dit_moe.analysis.findings import findings
+from dit_moe.analysis.pictures import draw
+from dit_moe.analysis.record import FILE, Analysis, Inputs, InputsName, Settings
+from dit_moe.analysis.summary import summarize
+from dit_moe.analysis.text import markdown
+from dit_moe.analysis.visits import sampling_visits, training_visits
+from dit_moe.config import Config, ConfigError, DataConfig, MeshConfig
+from dit_moe.config_io import load_json
+from dit_moe.data.sources import Source, build_sources
+from dit_moe.loading import load_run, locate
+from dit_moe.nn.parameters import Parameters, abstract_parameters
+from dit_moe.records import write_record
+from dit_moe.sampling import build_request
+from dit_moe.training.mesh import build_mesh, replicated
+
+MAX_CLASSES = 16
+"""Of a run with more, as many at even distance are shown, with enough images each."""
+
+
+class Found(NamedTuple):
+    """The numbers, the counts that they are made of, and the pictures."""
+
+    analysis: Analysis
+    counts: Mapping[InputsName, Counts]
+    pictures: Mapping[str, bytes]
+    """PNG by file name."""
+
+
+def build_settings(
+    config: Config,
+    *,
+    inputs: Literal["both", "training", "sampling"] = "both",
+    num_images: int = 256,
+    classes: Sequence[int] = (),
+    time_bins: int = 10,
+    steps: int = 20,
+    guidance_scale: float | None = None,
+    seed: int = 0,
+    ema: bool = True,
+    data: Sequence[str] = (),
+) -> Settings:
+    """Checks settings and fills what is not given from the config.
+
+    Args:
+      config: of the run, which must have experts.
+      inputs: what to show the network.
+      num_images: images with a class, in each of the inputs.
+      classes: of these images, equally many each; empty: all, but at most `MAX_CLASSES`.
+      time_bins: equal parts of the time range.
+      steps: of the sampling trajectories.
+      guidance_scale: of the trajectories; None: the config's.
+      seed: of everything that is random.
+      ema: the moving average of the parameters.
+      data: folders of the training data, where they are no longer those of the config.
+
+    Raises:
+      ConfigError: naming the value that cannot be used.
+    """
+    if config.model.moe is None:
+        raise ConfigError(
+            f"model.moe is none in {config.name!r}, a dense model without experts; allowed: a "
+            "model with a mixture of experts"
+        )
+    most = config.model.num_classes
+    chosen = sorted(set(classes)) or sorted(
+        set(np.linspace(0, most - 1, min(most, MAX_CLASSES)).astype(int).tolist())
+    )
+    # Solvers, classes, scale and seed are checked as for samples.
+    request = build_request(
+        config,
+        num_samples=num_images,
+        classes=chosen,
+        guidance_scale=guidance_scale,
+        steps=steps,
+        seed=seed,
+    )
+    if num_images < len(chosen):
+        raise ConfigError(
+            f"num_images is {num_images} with {len(chosen)} classes; allowed: {len(chosen)} or more"
+        )
+    if not 2 <= time_bins <= 1000:
+        raise ConfigError(f"time_bins is {time_bins}; allowed: 2 to 1000")
+    if steps > 50_000:
+        raise ConfigError(f"steps is {steps}; allowed: 1 to 50000")
+    return Settings(
+        inputs=("training", "sampling") if inputs == "both" else (inputs,),
+        num_images=num_images,
+        classes=tuple(chosen),
+        time_bins=time_bins,
+        steps=steps,
+        guidance_scale=request.guidance_scale,
+        seed=seed,
+        parameters="ema" if ema else "raw",
+        data=tuple(data),
+    )
+
+
+def open_source(config: Config, settings: Settings) -> Source:
+    """The training data of a run; of mixed resolutions, those at the model's own.
+
+    Raises:
+      ConfigError: there are none, or a class has no example.
+    """
+    if settings.data:
+        data = dataclasses.replace(
+            config.data, source="prepared", path=settings.data, mix_weights=()
+        )
+        config = dataclasses.replace(config, data=DataConfig(**dataclasses.asdict(data)))
+    try:
+        sources = build_sources(config)
+    except (ConfigError, OSError) as error:
+        raise ConfigError(
+            f"{error} (dit_moe.analysis --data FOLDER says where the training data are, --inputs "
+            "sampling does without)"
+        ) from error
+    side = config.model.image_size
+    source = next((s for s in sources if s.shape[0] == side), sources[0])
+    absent = sorted(set(settings.classes) - set(source.label.tolist()))
+    if absent:
+        raise ConfigError(
+            f"classes has {absent[0]}, of which the training data have no example; allowed: "
+            "classes with examples"
+        )
+    return source
+
+
+def count_training(
+    config: Config,
+    parameters: Parameters,
+    source: Source,
+    settings: Settings,
+    batch_size: int,
+    mesh: Mesh,
+) -> Counts:
+    """Counts of the decisions about noised training data.
+
+    As many images are shown with the null label as in training, beside those with a class.
+    """
+    label_N = np.resize(np.asarray(settings.classes, np.int32), settings.num_images)
+    dropout = config.model.label_dropout
+    null_images = round(len(label_N) * min(dropout / max(1 - dropout, 1e-6), 1))
+    side = source.shape[0] // config.model.patch_size
+    counts = _counts(config, label_N, settings, side**2)
+    arguments = source, label_N, null_images, settings, batch_size, mesh
+    with jax.set_mesh(mesh):
+        for visit in training_visits(config, parameters, *arguments):
+            counts.add(*visit)
+    return counts
+
+
+def count_sampling(
+    config: Config, parameters: Parameters, settings: Settings, batch_size: int, mesh: Mesh
+) -> Counts:
+    """Counts of the decisions along sampling trajectories."""
+    label_N = np.resize(np.asarray(settings.classes, np.int32), settings.num_images)
+    counts = _counts(config, label_N, settings, config.model.num_tokens)
+    with jax.set_mesh(mesh):
+        for visit in sampling_visits(config, parameters, label_N, settings, batch_size, mesh):
+            counts.add(*visit)
+    return counts
+
+
+def _counts(config: Config, label_N: np.ndarray, settings: Settings, tokens: int) -> Counts:
+    moe, model = config.model.moe, config.model
+    assert moe is not None
+    shape = (model.depth // moe.every, tokens, moe.total_experts, model.width)
+    return Counts(label_N, settings.classes, settings.time_bins, shape)
+
+
+def analyse(workdir: str | Path, batch_size: int, **asked: object) -> Found:
+    """Analyses a run.
+
+    Args:
+      workdir: a run folder, an exported folder or a name on the Hugging Face hub.
+      batch_size: images per pass, rounded up to divide evenly over the devices.
+      asked: for `build_settings`.
+
+    Raises:
+      ConfigError: the run or a setting cannot be used; the message is one sentence.
+    """
+    if batch_size < 1:
+        raise ConfigError(f"batch_size is {batch_size}; allowed: 1 or more")
+    folder, mesh = locate(workdir), build_mesh(MeshConfig())
+    config = load_json(folder / "config.json")
+    settings = build_settings(config, **asked)  # pyright: ignore[reportArgumentType]
+    moe = config.model.moe
+    assert moe is not None
+    # Before the parameters are read, which may take long.
+    source = open_source(config, settings) if "training" in settings.inputs else None
+    like = {
+        path: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=replicated(mesh))
+        for path, p in abstract_parameters(config.model).items()
+    }
+    run = load_run(folder, settings.parameters == "ema", like)
+
+    counts: dict[InputsName, Counts] = {}
+    if source is not None:
+        arguments = source, settings, batch_size, mesh
+        counts["training"] = count_training(config, run.parameters, *arguments)
+    if "sampling" in settings.inputs:
+        counts["sampling"] = count_sampling(config, run.parameters, settings, batch_size, mesh)
+    inputs: dict[InputsName, Inputs] = {
+        name: summarize(c, moe, settings.seed) for name, c in counts.items()
+    }
+    names = source.classes if source is not None else ()
+    means = next(iter(counts.values())).mean_tokens()
+    analysis = Analysis(
+        name=config.name,
+        workdir=str(workdir),
+        step=run.step,
+        settings=settings,
+        class_names=tuple(names[c] if names else str(c) for c in settings.classes),
+        inputs=inputs,
+        expert_similarity=matrices(expert_similarity(config.model, run.parameters)),
+        prototypes=prototype_classes(config.model, run.parameters, means),
+        findings=tuple(f for name, i in inputs.items() for f in findings(name, i)),
+        pictures={},
+    )
+    pictures = draw(analysis, counts, moe.num_experts)
+    captions = {file: caption for file, (caption, _) in pictures.items()}
+    png = {file: png for file, (_, png) in pictures.items()}
+    return Found(dataclasses.replace(analysis, pictures=captions), counts, png)
+
+
+def write(found: Found, folder: Path) -> None:
+    """Writes analysis.json, analysis.md, counts.npz and the pictures into a folder."""
+    arrays = {}
+    for name, c in found.counts.items():
+        arrays |= {
+            f"{name}_position_time_LxBxSxE": c.position_time_LxBxSxE,
+            f"{name}_label_LxYxE": c.by_class(),
+            f"{name}_null_LxBxE": c.null_LxBxE,
+            f"{name}_coactivation_LxExE": c.coactivation_LxExE,
+        }
+    np.savez_compressed(folder / "counts.npz", **arrays)
+    for file, png in found.pictures.items():
+        (folder / file).write_bytes(png)
+    (folder / "analysis.md").write_text(markdown(found.analysis))
+    write_record(folder / FILE, found.analysis)

@@ -1,0 +1,87 @@
+"""What every MoE layer decided for every token, from the record that all routers write."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from dit_moe.config import ModelConfig
+from dit_moe.moe.layer import MoELayer
+from dit_moe.moe.routers import Router
+from dit_moe.moe.routing import Conditioning, Routing
+from dit_moe.nn.block import group_size
+from dit_moe.nn.dit import DiT
+from dit_moe.nn.parameters import functional
+
+_MEAN_TOKEN = "mean_token"
+
+
+@flax.struct.dataclass
+class Decisions:
+    """The choices of L layers for N images of S tokens among E experts."""
+
+    chosen: jax.Array
+    """[L, N, S, E] bool: the expert computes the token."""
+    first: jax.Array
+    """[L, N, S] int32: the token's expert of largest weight; E where it has none."""
+    mean_token: jax.Array
+    """[L, N, D] float32: mean over an image's tokens of what the router sees."""
+
+
+def decisions(routing: Routing, num_experts: int, tokens_per_image: int) -> Decisions:
+    """Reads a stacked record.
+
+    Args:
+      routing: the record with a leading layer axis; slots of weight 0 are unused. Its metric
+        "mean_token" [L, N, D], where it has one, is passed on.
+      num_experts: E, the unconditional expert included.
+      tokens_per_image: S.
+    """
+    layers, num_tokens = routing.scores.shape[:2]
+
+    def layer(token_A: jax.Array, expert_A: jax.Array, weight_A: jax.Array):
+        weight_A = jnp.where(weight_A != 0, weight_A, -jnp.inf)
+        weight_TxE = jnp.full((num_tokens, num_experts), -jnp.inf)
+        weight_TxE = weight_TxE.at[token_A, expert_A].max(weight_A, mode="drop")
+        chosen_TxE = weight_TxE > -jnp.inf
+        first_T = jnp.where(chosen_TxE.any(axis=-1), weight_TxE.argmax(axis=-1), num_experts)
+        return chosen_TxE, first_T.astype(jnp.int32)
+
+    chosen_LxTxE, first_LxT = jax.vmap(layer)(routing.token, routing.expert, routing.weight)
+    images = num_tokens // tokens_per_image
+    return Decisions(
+        chosen=chosen_LxTxE.reshape(layers, images, tokens_per_image, num_experts),
+        first=first_LxT.reshape(layers, images, tokens_per_image),
+        mean_token=routing.metrics.get(_MEAN_TOKEN, jnp.zeros((layers, images, 0))),
+    )
+
+
+class _Watched(nnx.Module):
+    """A router that also tells the mean of the tokens that it saw."""
+
+    def __init__(self, router: Router):
+        self.router = router
+
+    def __call__(self, x_TxD: jax.Array, conditioning: Conditioning) -> Routing:
+        routing = self.router(x_TxD, conditioning)
+        x_NxSxD = x_TxD.reshape(-1, conditioning.tokens_per_image, x_TxD.shape[-1])
+        mean_NxD = x_NxSxD.astype(jnp.float32).mean(axis=1)
+        return dataclasses.replace(routing, metrics={**routing.metrics, _MEAN_TOKEN: mean_NxD})
+
+
+def moe_layer(model: DiT) -> MoELayer:
+    """The MoE layers of a network, stacked."""
+    layer = model.groups.blocks[group_size(model.config) - 1].feed_forward
+    assert isinstance(layer, MoELayer)
+    return layer
+
+
+def watched(config: ModelConfig, parameters: Mapping[str, jax.Array]) -> DiT:
+    """The network, whose routing has the metric "mean_token" too. Usable under jit."""
+    model = functional(config)(dict(parameters))
+    layer = moe_layer(model)
+    layer.router = _Watched(layer.router)
+    return model

@@ -1,0 +1,187 @@
+"""What the network is shown: noised training data, and the states of sampling trajectories."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from dit_moe import hosts
+from dit_moe.analysis.decisions import Decisions, decisions, watched
+from dit_moe.analysis.record import Settings
+from dit_moe.analysis.trajectories import guided, move, schedule
+from dit_moe.config import Config
+from dit_moe.data.sources import Source
+from dit_moe.diffusion.ddpm import DDPM
+from dit_moe.diffusion.objective import Network
+from dit_moe.diffusion.rectified_flow import RectifiedFlow
+from dit_moe.diffusion.sampling import build_objective
+from dit_moe.nn.parameters import Parameters
+from dit_moe.nn.prediction import Prediction
+from dit_moe.sampling import round_up
+from dit_moe.training.mesh import batch_sharding
+
+
+class Visit(NamedTuple):
+    """What the layers decided about n inputs, as NumPy arrays."""
+
+    seen: Decisions
+    image: np.ndarray
+    """[n] number of the image; -1 with the null label."""
+    time_bin: np.ndarray
+    """[n] part of the time range, from clean (0) to noise (B - 1)."""
+
+
+def part_of_range(t: float | np.ndarray, bins: int) -> np.ndarray:
+    """The part (b / B, (b + 1) / B] of the time range in which t lies; 0 belongs to the first."""
+    return np.clip(np.ceil(np.asarray(t) * bins - 1e-6).astype(int) - 1, 0, bins - 1)
+
+
+def training_visits(
+    config: Config,
+    parameters: Parameters,
+    source: Source,
+    label_N: np.ndarray,
+    null_images: int,
+    settings: Settings,
+    batch_size: int,
+    mesh: Mesh,
+) -> Iterator[Visit]:
+    """Every image noised to one random time in each part of the range.
+
+    Args:
+      label_N: classes of the images to take from the source, which are drawn at random.
+      null_images: how many more to show with the null label.
+      settings: of the analysis.
+      batch_size: inputs at a time.
+      mesh: the devices, over which a batch is spread and on which the parameters are.
+    """
+    rng = np.random.default_rng([settings.seed, 0])
+    objective, bins = build_objective(config.objective), settings.time_bins
+    # Images without a label show the same classes.
+    shown_N = np.concatenate([label_N, np.resize(label_N, null_images)])
+    x_NxHxWxC = _draw(source, shown_N, config.data.flip, rng)
+    y_N = np.concatenate([label_N, np.full(null_images, config.model.null_label, np.int32)])
+    image_V = np.repeat(np.arange(len(shown_N)), bins)
+    bin_V = np.tile(np.arange(bins), len(shown_N))
+    t_V = ((bin_V + rng.random(len(bin_V))) / bins).astype(np.float32)
+
+    @jax.jit
+    def look(parameters: Parameters, x, t_N, y_N, number_N) -> Decisions:
+        key = jax.random.key(settings.seed)
+        key_N = jax.vmap(lambda i: jax.random.fold_in(key, i))(number_N)
+        noise = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:]))(key_N)
+        network, seen = _recorder(config, parameters)
+        network(*_noised(objective, x, t_N, noise), y_N)
+        return seen[0]
+
+    size = round_up(min(batch_size, len(image_V)), mesh.size)
+    with tqdm(total=len(image_V), unit="input", desc="training inputs", leave=False) as bar:
+        for first in range(0, len(image_V), size):
+            number_N = np.arange(first, first + size) % len(image_V)
+            image_N = image_V[number_N]
+            batch = (x_NxHxWxC[image_N], t_V[number_N], y_N[image_N], number_N)
+            seen = hosts.fetch(look(parameters, *jax.device_put(batch, batch_sharding(mesh))))
+            n = min(size, len(image_V) - first)  # the last batch is filled up
+            image_N = np.where(image_N < len(label_N), image_N, -1)
+            yield Visit(_first_images(seen, n), image_N[:n], bin_V[number_N[:n]])
+            bar.update(n)
+
+
+def sampling_visits(
+    config: Config,
+    parameters: Parameters,
+    label_N: np.ndarray,
+    settings: Settings,
+    batch_size: int,
+    mesh: Mesh,
+) -> Iterator[Visit]:
+    """The states that images pass on the way from noise: Euler's, or DDIM's under DDPM.
+
+    With guidance every state is visited twice, with its label and with the null label.
+    """
+    model, objective = config.model, build_objective(config.objective)
+    with_null = settings.guidance_scale != 1
+    shape = (model.image_size, model.image_size, model.channels)
+    times, moves = schedule(objective, settings.steps)
+
+    @jax.jit
+    def start(number_N: jax.Array) -> jax.Array:
+        key = jax.random.key(settings.seed)
+        key_N = jax.vmap(lambda i: jax.random.fold_in(key, i))(number_N)
+        return jax.vmap(lambda key: jax.random.normal(key, shape))(key_N)
+
+    @jax.jit
+    def visit(parameters: Parameters, x, argument, y_N) -> tuple[jax.Array, Decisions]:
+        network, seen = _recorder(config, parameters)
+        if with_null:
+            network = guided(network, settings.guidance_scale, model.null_label)
+        return move(objective, network, x, argument, y_N), seen[0]
+
+    size = round_up(min(batch_size, len(label_N)), mesh.size)
+    total = -(-len(label_N) // size) * len(times)
+    with tqdm(total=total, unit="step", desc="sampling", leave=False) as bar:
+        for first in range(0, len(label_N), size):
+            number_N = np.arange(first, first + size)
+            y_N = label_N[number_N % len(label_N)]
+            number_N, y_N = jax.device_put((number_N, y_N), batch_sharding(mesh))
+            x, n = start(number_N), min(size, len(label_N) - first)
+            image_N = np.arange(first, first + n)
+            for t, argument in zip(times, moves, strict=True):
+                x, seen = visit(parameters, x, argument, y_N)
+                seen = hosts.fetch(seen)
+                bin_N = np.full(n, part_of_range(t, settings.time_bins))
+                yield Visit(_first_images(seen, n), image_N, bin_N)
+                if with_null:
+                    null = jax.tree.map(lambda array: array[:, size:], seen)
+                    yield Visit(_first_images(null, n), np.full(n, -1), bin_N)
+                bar.update()
+
+
+def _recorder(config: Config, parameters: Parameters) -> tuple[Network, list[Decisions]]:
+    """The network, and a list to which every call of it adds its decisions."""
+    model, seen = watched(config.model, parameters), []
+    moe = config.model.moe
+    assert moe is not None
+
+    def network(x: jax.Array, t_N: jax.Array, y_N: jax.Array) -> Prediction:
+        prediction = model(x, t_N, y_N)
+        assert prediction.routing is not None
+        tokens = (x.shape[1] // config.model.patch_size) ** 2
+        seen.append(decisions(prediction.routing, moe.total_experts, tokens))
+        return prediction
+
+    return network, seen
+
+
+def _noised(
+    objective: DDPM | RectifiedFlow, x: jax.Array, t_N: jax.Array, noise: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Noisy images at places t in (0, 1) of the time range, and the network's times."""
+    if isinstance(objective, DDPM):
+        last = objective.config.timesteps - 1
+        step_N = jnp.minimum(jnp.floor(t_N * (last + 1)).astype(jnp.int32), last)
+        return objective.diffuse(x, step_N, noise), step_N.astype(jnp.float32)
+    t_Nx1x1x1 = t_N[:, None, None, None]
+    return (1 - t_Nx1x1x1) * x + t_Nx1x1x1 * noise, t_N * objective.config.time_scale
+
+
+def _draw(source: Source, label_N: np.ndarray, flip: bool, rng: np.random.Generator) -> np.ndarray:
+    """A random example of each class, none twice before all have been: float32 [N, H, W, C]."""
+    rows_N = np.zeros(len(label_N), int)
+    for label in np.unique(label_N):
+        of_class = np.flatnonzero(label_N == label)
+        rows_N[of_class] = np.resize(
+            rng.permutation(np.flatnonzero(source.label == label)), len(of_class)
+        )
+    drawn = [
+        source.draw(source[int(row)], bool(flip and rng.random() < 0.5), rng) for row in rows_N
+    ]
+    return np.stack(drawn).astype(np.float32)
+
+
+def _first_images(seen: Decisions, n: int) -> Decisions:
+    return jax.tree.map(lambda array: array[:, :n], seen)

@@ -1,0 +1,80 @@
+"""Where in time the steps of a solver lie.
+
+A grid is [steps + 1] float32, strictly descending to 0. All times but the 0 are within the range
+that the network was trained for.
+"""
+
+import numpy as np
+
+from dit_moe.diffusion.ddpm import DDPM
+from dit_moe.diffusion.rectified_flow import RectifiedFlow
+
+SIGMA_MIN, SIGMA_MAX, RHO = 0.002, 80.0, 7.0
+"""Of Karras et al. 2022 (EDM), table 1."""
+
+
+def time_grid(
+    objective: DDPM | RectifiedFlow, name: str, steps: int, shift: float | None = None
+) -> np.ndarray:
+    """The grid of a name in `config.TIME_GRIDS`.
+
+    Args:
+      objective: whose times.
+      name: "uniform": the objective's own (`times`). "quadratic", "karras", "shifted": below.
+      steps: 1 or more; under DDPM at most its timesteps.
+      shift: of the shifted grid.
+    """
+    match name:
+        case "uniform":
+            return objective.times(steps)
+        case "quadratic":
+            return quadratic(objective, steps)
+        case "karras":
+            return karras(objective, steps)
+    assert name == "shifted"
+    assert shift is not None
+    return shifted(objective, steps, shift)
+
+
+def quadratic(objective: DDPM | RectifiedFlow, steps: int) -> np.ndarray:
+    """Shorter steps near the data, as a square.
+
+    Flow: t = (i / steps)^2, then the objective's own shift. DDPM: timesteps floor(c i^2) whose last
+    is the chain's last (DDIM, appendix D.2); where two would be the same, the next free one.
+    """
+    if isinstance(objective, RectifiedFlow):
+        return objective.shift(np.linspace(1, 0, steps + 1) ** 2).astype(np.float32)
+    last, i = objective.config.timesteps - 1, np.arange(steps)
+    spaced = np.floor(last * np.square(i / (steps - 1))) if steps > 1 else [last]
+    visited = np.maximum(i, spaced).astype(int)
+    return np.append(objective.path_times()[visited[::-1]], np.float32(0))
+
+
+def karras(objective: DDPM | RectifiedFlow, steps: int) -> np.ndarray:
+    """Even in sigma^(1/7) with sigma = t / (1 - t), from 80 to 0.002, then 0 (EDM, eq. 5).
+
+    Both ends are within the trained range.
+    """
+    low, high = objective.time_range
+    first = min(SIGMA_MAX, high / (1 - high)) if high < 1 else SIGMA_MAX
+    last = max(SIGMA_MIN, low / (1 - low))
+    sigma = np.linspace(first ** (1 / RHO), last ** (1 / RHO), steps) ** RHO
+    return _to_zero(objective, sigma / (1 + sigma))
+
+
+def shifted(objective: DDPM | RectifiedFlow, steps: int, shift: float) -> np.ndarray:
+    """t -> s t / (1 + (s - 1) t) of even flow times, over the whole trained range.
+
+    A shift s above 1 gives more steps to noise (Esser et al. 2024, eq. 23). It stands in the place
+    of the objective's own shift.
+    """
+    low, high = objective.time_range
+    first, last = (t / (shift - (shift - 1) * t) for t in (high, low))  # the inverse map
+    even = np.linspace(first, last, steps + (low == 0))
+    return _to_zero(objective, shift * even / (1 + (shift - 1) * even))
+
+
+def _to_zero(objective: DDPM | RectifiedFlow, t: np.ndarray) -> np.ndarray:
+    """The times within the trained range, ending at 0."""
+    t = np.clip(t.astype(np.float32), *objective.time_range)
+    return t if t[-1] == 0 else np.append(t, np.float32(0))

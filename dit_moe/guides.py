@@ -1,0 +1,97 @@
+"""Which network guides: guides by name, what they need, and their checks."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import get_args
+
+from dit_moe.config import Config, ConfigError, GuidanceSchedule, ModelConfig
+
+GUIDES = ("cfg", "auto", "self_contrast")
+"""`cfg`: the network without a class. `auto`: a worse network. `self_contrast`: the network with
+its tokens at other experts."""
+
+WEAK_ROUTINGS = ("least_likely", "top_1")
+"""Of `self_contrast`: the experts with the lowest scores, or the best one alone."""
+
+
+def weakly_routed(model: ModelConfig, weak_routing: str) -> ModelConfig:
+    """The model whose parameters are the same and whose tokens go to other experts."""
+    assert model.moe is not None
+    change = {"top_k": 1} if weak_routing == "top_1" else {"choice": "least_likely"}
+    return dataclasses.replace(model, moe=dataclasses.replace(model.moe, **change))
+
+
+def check_guidance(
+    config: Config,
+    *,
+    guidance: str,
+    scale: float,
+    schedule: str,
+    interval: Sequence[float],
+    rescale: float,
+    channels: str,
+    weak_routing: str | None,
+) -> str | None:
+    """Returns the weak routing: what is given, or the default of a guide that has one.
+
+    Raises:
+      ConfigError: naming the value that cannot be used.
+    """
+    if guidance not in GUIDES:
+        raise ConfigError(f"guidance is {guidance!r}; allowed: {', '.join(GUIDES)}")
+    if not (math.isfinite(scale) and scale >= 0):
+        raise ConfigError(f"guidance_scale is {scale}; allowed: 0 or more (1 is no guidance)")
+    if schedule not in get_args(GuidanceSchedule):
+        allowed = ", ".join(get_args(GuidanceSchedule))
+        raise ConfigError(f"guidance_schedule is {schedule!r}; allowed: {allowed}")
+    if not (len(interval) == 2 and 0 <= interval[0] <= interval[1] <= 1):
+        raise ConfigError(
+            f"guidance_interval is {','.join(map(str, interval))}; allowed: two flow times from 0 "
+            "to 1, the lower one first, such as 0.1,0.8"
+        )
+    if not 0 <= rescale <= 1:
+        raise ConfigError(f"guidance_rescale is {rescale}; allowed: 0 to 1")
+    if channels == "first_three" and config.model.channels < 3:
+        raise ConfigError(
+            f"guidance_channels is 'first_three' but the model has {config.model.channels} "
+            f"channel{'s' * (config.model.channels > 1)}; allowed: all"
+        )
+    if guidance == "self_contrast":
+        return _weak_routing(config.model, weak_routing)
+    if weak_routing is not None:
+        raise ConfigError(
+            f"weak_routing is {weak_routing!r} with guidance {guidance!r}; allowed: only with "
+            "guidance 'self_contrast'"
+        )
+    return None
+
+
+def _weak_routing(model: ModelConfig, weak_routing: str | None) -> str:
+    moe = model.moe
+    if moe is None or not moe.tokens_choose:
+        what = "is dense" if moe is None else f"has router {moe.router.name!r}"
+        raise ConfigError(
+            f"guidance is 'self_contrast' but the model {what}; allowed: a model whose tokens "
+            "choose experts (routers 'top_k', 'sigmoid_top_k' and 'prototype')"
+        )
+    allowed = WEAK_ROUTINGS if moe.top_k > 1 else WEAK_ROUTINGS[:1]
+    weak_routing = weak_routing or WEAK_ROUTINGS[0]
+    if weak_routing not in allowed:
+        raise ConfigError(
+            f"weak_routing is {weak_routing!r} for a model with top_k {moe.top_k}; "
+            f"allowed: {', '.join(allowed)}"
+        )
+    return weak_routing
+
+
+def check_guide(config: Config, guide: Config) -> None:
+    """Checks that a network can guide another: both denoise the same kind of images.
+
+    Raises:
+      ConfigError: they do not.
+    """
+    for field in ("image_size", "channels", "num_classes"):
+        own, other = getattr(config.model, field), getattr(guide.model, field)
+        if own != other:
+            raise ConfigError(f"guide has model.{field} {other}; allowed: {own}, as the run itself")

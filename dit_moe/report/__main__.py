@@ -1,0 +1,8 @@
+"""The command; see command.py."""
+
+import sys
+
+from dit_moe.report.command import main
+
+if __name__ == "__main__":
+    sys.exit(main())

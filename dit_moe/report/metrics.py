@@ -1,0 +1,77 @@
+"""What metrics.csv holds, as a table and as curves."""
+
+import csv
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dit_moe.config import ConfigError
+
+_INDEX = re.compile(r"/(layer|expert)(\d+)$")
+_TIME = re.compile(r"^(loss_t)(\d+)$")
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Columns of metrics.csv, cells as they are written there."""
+
+    cells: Mapping[str, Sequence[str]]
+    """By name, "step" first."""
+
+    @property
+    def steps(self) -> list[float]:
+        """The step of every row."""
+        return [float(cell) for cell in self.cells["step"]]
+
+    def values(self, name: str) -> list[float]:
+        """Numbers of a column; NaN for an empty cell."""
+        return [float(cell) if cell else math.nan for cell in self.cells[name]]
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Metrics that belong into one chart."""
+
+    title: str
+    names: dict[str, str]
+    """Their names by what tells them apart."""
+
+
+def read_metrics(path: Path) -> Metrics | None:
+    """Reads metrics.csv; None where there is none, or no row in it.
+
+    Raises:
+      ConfigError: it is no table of numbers.
+    """
+    if not path.is_file():
+        return None
+    with path.open(newline="", encoding="utf-8") as file:
+        header, *rows = [*csv.reader(file)] or [[]]
+    rows = [row for row in rows if len(row) == len(header)]  # the last may be half-written
+    if not rows:
+        return None
+    metrics = Metrics({name: [row[i] for row in rows] for i, name in enumerate(header)})
+    try:
+        for name in ("step", *header):
+            metrics.values(name)
+    except (KeyError, ValueError) as error:
+        raise ConfigError(f"{path} is no table of numbers by step: {error}") from None
+    return metrics
+
+
+def group(names: Sequence[str]) -> list[Curves]:
+    """Which metrics share a chart: the layers of one name, the experts of one layer, the losses by
+    quarter of the time range."""
+    charts: dict[str, Curves] = {}
+    for name in names:
+        match = _INDEX.search(name) or _TIME.match(name)
+        if match is None:
+            title, label = name, ""
+        elif match.re is _TIME:
+            title, label = "loss by quarter of the time range", name
+        else:
+            title, label = name[: match.start()], f"{match[1]} {int(match[2])}"
+        charts.setdefault(title, Curves(title, {})).names[label] = name
+    return list(charts.values())

@@ -1,0 +1,206 @@
+"""The page: what it is made of, and its template."""
+
+import dataclasses
+import importlib.resources
+import math
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from dit_moe.analysis.analyse import analyse, write
+from dit_moe.analysis.record import FILE, Analysis
+from dit_moe.analysis.text import TITLES
+from dit_moe.config import Config, ConfigError
+from dit_moe.config_io import load_json, to_json
+from dit_moe.convert.published import is_published
+from dit_moe.files import new_folder
+from dit_moe.records import read_record
+from dit_moe.report.chart import Chart, Line, draw
+from dit_moe.report.metrics import Metrics, group, read_metrics
+from dit_moe.report.pictures import data_uri
+from dit_moe.report.results import find_results
+from dit_moe.training.checkpoint import Checkpoints
+
+MAX_GRIDS = 6
+"""Of a run with more sample grids, as many at even distance are shown."""
+
+
+def render(workdir: Path, analysis: Path | None, results: Sequence[Path]) -> str:
+    """The page about a run.
+
+    Args:
+      workdir: the run folder.
+      analysis: what `dit_moe.analysis` wrote; None: made if the model has experts, into
+        `workdir`/analysis.
+      results: what eval wrote, beside that in the run folder.
+
+    Raises:
+      ConfigError: something given cannot be used; the message is one sentence.
+    """
+    if not workdir.is_dir():
+        raise ConfigError(f"workdir is {str(workdir)!r}, which is not a folder; allowed: a run")
+    config = load_json(workdir / "config.json")
+    metrics = read_metrics(workdir / "metrics.csv")
+    tables = find_results(workdir, results)
+    folder = analysis
+    if folder is None and config.model.moe is not None:
+        folder = _analysed(workdir)
+    found = None if folder is None else _read_analysis(folder)
+    charts, constant = _charts(metrics) if metrics else ([], [])
+    return _template().render(
+        config=config,
+        facts=_facts(config, metrics, found),
+        charts=[c for c in charts if not c[0].startswith("moe/")],
+        routing=[c for c in charts if c[0].startswith("moe/") and "load/" not in c[0]],
+        load=[c for c in charts if "load/" in c[0]],
+        constant=constant,
+        metrics=_metrics_table(metrics) if metrics else [],
+        rows=len(metrics.steps) if metrics else 0,
+        grids=_grids(workdir / "samples"),
+        analysis=found,
+        titles=TITLES,
+        pictures=_pictures(folder, found) if folder and found else [],
+        results=tables,
+        config_json=to_json(config),
+        commands=_commands(workdir, found),
+        repeat=_REPEAT.format(config=str((workdir / "config.json").resolve())),
+    )
+
+
+_REPEAT = """\
+from pathlib import Path
+
+from dit_moe.config_io import load_json
+
+
+def get_config():
+    return load_json(Path({config!r}))
+"""
+
+
+def _template() -> jinja2.Template:
+    text = (importlib.resources.files("dit_moe.report") / "page.html").read_text(encoding="utf-8")
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["percent"] = lambda x: f"{x:.2%}"
+    environment.filters["digits"] = lambda x: f"{x:.3f}"
+    return environment.from_string(text)
+
+
+def _analysed(workdir: Path) -> Path:
+    """The analysis of the newest checkpoint, made if it is not there yet."""
+    step = 0
+    if not is_published(workdir):
+        with Checkpoints(workdir) as checkpoints:
+            step = checkpoints.latest_step()
+        if step is None:
+            raise ConfigError(f"workdir {str(workdir)!r} has no checkpoint yet; train it first")
+    folder = workdir / "analysis" / f"step_{step:08d}"
+    if not (folder / FILE).is_file():
+        with new_folder(folder) as temporary:
+            write(analyse(workdir, batch_size=64), temporary)
+    return folder
+
+
+def _read_analysis(folder: Path) -> Analysis:
+    if not (folder / FILE).is_file():
+        raise ConfigError(
+            f"analysis is {str(folder)!r}, which has no {FILE}; allowed: the --output of "
+            "dit_moe.analysis"
+        )
+    return read_record(folder / FILE, Analysis)
+
+
+def _facts(
+    config: Config, metrics: Metrics | None, analysis: Analysis | None
+) -> list[tuple[str, str]]:
+    """What to know at a glance."""
+    model, moe = config.model, config.model.moe
+    mixture = "none: a dense model"
+    if moe is not None:
+        mixture = f"{moe.num_experts} routed, {moe.top_k} of a token, router {moe.router.name}"
+    facts = [
+        ("Network", f"{model.depth} blocks of width {model.width}, {model.heads} heads"),
+        (
+            "Input",
+            f"{model.image_size}x{model.image_size}x{model.channels}, patches of "
+            f"{model.patch_size}, {model.num_classes} classes",
+        ),
+        ("Experts", mixture),
+        ("Objective", config.objective.name),
+        ("Data", ", ".join(config.data.path) or config.data.source),
+    ]
+    if metrics:
+        facts.append(("Last row of metrics.csv", f"step {int(metrics.steps[-1]):,}"))
+    if analysis:
+        facts.append(("Checkpoint analysed", f"step {analysis.step:,}"))
+    return facts
+
+
+def _charts(metrics: Metrics) -> tuple[list[tuple[str, Chart]], list[tuple[str, str]]]:
+    """Title and drawing of all that changes, and name and value of what does not."""
+    charts, constant = [], []
+    curves_by_title = group([name for name in metrics.cells if name != "step"])
+    # The loss first, and its parts.
+    for curves in sorted(curves_by_title, key=lambda c: (c.title != "loss", c.title[:4] != "loss")):
+        lines = []
+        for label, name in curves.names.items():
+            values = metrics.values(name)
+            if any(math.isfinite(value) for value in values):
+                lines.append(Line(label, metrics.steps, values))
+        cells = {cell for name in curves.names.values() for cell in metrics.cells[name] if cell}
+        if len(cells) > 1:
+            charts.append((curves.title, draw(curves.title, lines, linear="rate" in curves.title)))
+        else:
+            constant.append((curves.title, next(iter(cells), "empty")))
+    return charts, constant
+
+
+def _metrics_table(metrics: Metrics) -> list[tuple[str, str, str]]:
+    """Name, first and last cell of every column, as they are in the file."""
+    return [(name, cells[0], cells[-1]) for name, cells in metrics.cells.items()]
+
+
+def _grids(folder: Path) -> list[tuple[str, str]]:
+    """Captions and data URIs of sample grids, in the order of training."""
+    files = sorted(folder.glob("step_*.png"))
+    places = np.unique(np.linspace(0, len(files) - 1, min(len(files), MAX_GRIDS)).astype(int))
+    return [(_step(files[i].stem), data_uri(files[i])) for i in places]
+
+
+def _step(stem: str) -> str:
+    match = re.fullmatch(r"step_(\d+)", stem)
+    return f"step {int(match[1]):,}" if match else stem
+
+
+def _pictures(folder: Path, analysis: Analysis) -> list[tuple[str, str]]:
+    return [
+        (caption, data_uri(folder / Path(file).name)) for file, caption in analysis.pictures.items()
+    ]
+
+
+def _commands(workdir: Path, analysis: Analysis | None) -> list[str]:
+    """The lines that repeat the parts of this page."""
+    run = str(workdir)
+    lines: list[list[Any]] = [
+        ["train.py", "--config", "repeat.py", "--workdir", f"{run}-again"],
+        ["sample.py", "--workdir", run, "--output", "out/"],
+    ]
+    if analysis is not None:
+        s = analysis.settings
+        line = ["-m", "dit_moe.analysis", "--workdir", run, "--output", "out/experts"]
+        line += ["--inputs", s.inputs[0] if len(s.inputs) == 1 else "both"]
+        line += ["--data", ",".join(s.data)] if s.data else []
+        line += ["--classes", ",".join(map(str, s.classes))]
+        for name, value in dataclasses.asdict(s).items():
+            if name not in ("inputs", "data", "classes"):
+                line += [f"--{name}", value]
+        lines.append(line)
+    lines.append(["-m", "dit_moe.report", "--workdir", run])
+    return [shlex.join(["python", *map(str, line)]) for line in lines]

@@ -1,0 +1,136 @@
+"""From pictures on disk to samples that keep to them."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import sample
+from dit_moe import sampling
+from dit_moe.config import ConfigError, ModelConfig
+from dit_moe.images import to_uint8
+from dit_moe.nn.parameters import init_parameters
+from dit_moe.steering import SteeringRequest, read_steering
+from tests.tiny import tiny
+
+RNG = np.random.default_rng(0)
+LEFT = np.zeros((8, 8), bool)
+LEFT[:, :4] = True
+COLOUR = ModelConfig(image_size=4, channels=3, num_classes=3, width=8, depth=1, heads=1)
+GREY = tiny(None).model
+
+
+@pytest.fixture
+def files(tmp_path) -> Path:
+    """Pictures of both models, whole and measured, and a mask."""
+    Image.fromarray(np.where(LEFT, 0, 255).astype(np.uint8)).save(tmp_path / "mask.png")
+    colour, digits = RNG.integers(0, 256, (2, 4, 4, 3)), RNG.integers(0, 256, (3, 8, 8, 1))
+    np.savez(tmp_path / "digits.npz", digits.astype(np.uint8), np.array([7, 1, 2]))
+    np.savez(tmp_path / "small.npz", digits[:, ::2, ::2, 0].astype(np.uint8))
+    np.savez(tmp_path / "colour.npz", colour.astype(np.uint8))
+    (tmp_path / "grey").mkdir()
+    for i in range(2):
+        Image.fromarray(colour[i, ..., 0].astype(np.uint8)).save(tmp_path / f"grey/{i}.png")
+    return tmp_path
+
+
+def arrays(path: Path) -> np.ndarray:
+    with np.load(path, allow_pickle=False) as archive:
+        return archive["arr_0"]
+
+
+def draw(model: ModelConfig, steering, **settings) -> np.ndarray:
+    config = dataclasses.replace(tiny(None), model=model)
+    request = sampling.build_request(config, num_samples=5, steps=3, **settings)
+    sampler = sampling.build_sampler(config, request, steering=steering)
+    parameters = jax.jit(lambda key: init_parameters(model, key))(jax.random.key(0))
+    rng = np.random.default_rng(1)
+    parameters = {p: v + 0.1 * rng.normal(size=v.shape) for p, v in parameters.items()}
+    drawn = sampling.generate(sampler, parameters, request, batch_size=4, steering=steering)
+    return np.concatenate(list(drawn))
+
+
+def test_inpainting_keeps_what_is_known_bit_by_bit(files):
+    request = SteeringRequest("inpaint", files / "digits.npz", mask=files / "mask.png")
+    steering = read_steering(request, GREY)
+    np.testing.assert_array_equal(steering.labels, [7, 1, 2])
+    x = draw(GREY, steering, solver="heun", guidance_scale=2.0)
+    original = arrays(files / "digits.npz")[[0, 1, 2, 0, 1]]
+    known = original.astype(np.float32) / np.float32(127.5) - 1
+    np.testing.assert_array_equal(x[:, LEFT], known[:, LEFT])
+    assert (np.abs(x - known)[:, ~LEFT] > 1e-3).mean() > 0.9
+    np.testing.assert_array_equal(to_uint8(x)[:, LEFT], original[:, LEFT])
+    shown = steering.pictures(np.arange(5))
+    np.testing.assert_array_equal(shown[:, LEFT], original[:, LEFT])
+    assert (shown[:, ~LEFT] == 128).all()
+
+
+def test_a_small_picture_is_the_mean_of_its_enlargement(files):
+    request = SteeringRequest("super_resolution", files / "small.npz")
+    steering = read_steering(request, GREY)
+    x = draw(GREY, steering)
+    small = arrays(files / "small.npz")[[0, 1, 2, 0, 1]][..., None].astype(float)
+
+    def means(x):
+        return x.reshape(5, 4, 2, 4, 2, 1).mean(axis=(2, 4))
+
+    np.testing.assert_allclose(means(x), small / 127.5 - 1, atol=1e-5)
+    # Nothing is lost where a picture ends at black and white.
+    np.testing.assert_allclose(means(to_uint8(x).astype(float)), small, atol=0.6)
+
+
+@pytest.mark.parametrize("name", ["grey", "colour.npz"])
+def test_colours_have_the_mean_of_the_grey_picture(files, name):
+    steering = read_steering(SteeringRequest("colorize", files / name), COLOUR)
+    x = draw(COLOUR, steering)
+    colour = arrays(files / "colour.npz") / 127.5 - 1
+    grey = colour.mean(axis=-1) if name == "colour.npz" else colour[..., 0]
+    np.testing.assert_allclose(x.mean(axis=-1), grey[[0, 1, 0, 1, 0]], atol=1e-5)
+    assert x.std(axis=-1).min() > 1e-3
+
+
+def test_strength_0_is_no_steering(files):
+    request = SteeringRequest("super_resolution", files / "small.npz", strength=0.0)
+    np.testing.assert_array_equal(draw(GREY, read_steering(request, GREY)), draw(GREY, None))
+
+
+@pytest.mark.parametrize(
+    ("model", "settings", "message"),
+    [
+        (GREY, {"steer": "x"}, "steer is 'x'; allowed: inpaint, super_resolution, colorize"),
+        (GREY, {"strength": 2.0}, "steer_strength is 2.0; allowed: 0 to 1"),
+        (GREY, {"factor": 2}, "factor is '2' with steer 'inpaint'; allowed: only with steer"),
+        (GREY, {}, "steer is 'inpaint' without mask; allowed"),
+        (GREY, {"mask": "digits.npz"}, "which is no picture; allowed: a PNG"),
+        (GREY, {"mask": "grey/0.png"}, "of 4x4; allowed: 8x8"),
+        (GREY, {"mask": "mask.png", "images": None}, "without steer_images; allowed: with an"),
+        (GREY, {"mask": "mask.png", "images": "none.npz"}, "which cannot be read; allowed"),
+        (GREY, {"mask": "mask.png", "images": "mask.png"}, "which cannot be read; allowed"),
+        (GREY, {"mask": "mask.png", "images": "small.npz"}, "images of 4x4x1; allowed: 8x8x1"),
+        (GREY, {"steer": "super_resolution", "factor": 3}, "factor is 3; allowed: a divisor of"),
+        (GREY, {"steer": "colorize"}, "the model has 1 channel; allowed: a model with 3"),
+        (COLOUR, {"steer": "colorize"}, "images of 8x8x1; allowed: 4x4x1 or 4x4x3"),
+        (
+            dataclasses.replace(GREY, num_classes=5),
+            {"mask": "mask.png"},
+            "has labels from 1 to 7; allowed: 0 to 4",
+        ),
+    ],
+)
+def test_errors(files, model, settings, message):
+    settings = {"steer": "inpaint", "images": "digits.npz", **settings}
+    for name in ("images", "mask"):
+        if settings.get(name):
+            settings[name] = files / settings[name]
+    with pytest.raises(ConfigError) as error:
+        read_steering(SteeringRequest(**settings), model)
+    assert message in str(error.value)
+
+
+def test_flags_that_need_another(tmp_path, capsys):
+    code = sample.main(["--workdir", "w", "--output", str(tmp_path / "out"), "--factor", "2"])
+    assert code == 2
+    assert capsys.readouterr().err == "error: factor is '2' without steer; allowed: with --steer\n"
