@@ -23,7 +23,7 @@ SETS = {
     "cpu": [
         "moe_layer --experts 8,32,64 --loads balanced,zipf --peers torch --repeats 3",
         "moe_layer --experts 32 --loads one-hot --peers torch --repeats 3",
-        "train_step --models DiT-S/2 DiT-MoE-S/2-8E2A DiT-MoE-S/2-32E2A --repeats 2",
+        "train_step --models DiT-S/2 DiT-MoE-S/2-16E2A --repeats 2",
         "sample",
         "rematerialisation",
         "compile_time --repeats 1",
@@ -45,7 +45,8 @@ def run(command: str) -> str:
     done = subprocess.run(arguments, capture_output=True, text=True)
     text = done.stdout.strip()
     if done.returncode:
-        text += f"\nfailed: {done.stderr.strip().splitlines()[-1]}"
+        reason = done.stderr.strip().splitlines() or ["killed, as where memory ends"]
+        text += f"\nfailed: {reason[-1]}"
     print(f"{text}\n[{time.perf_counter() - start:.0f} s]\n", flush=True)
     # Tables are drawn, text keeps its columns.
     body = text if "\n|---" in text else f"```\n{text}\n```"
@@ -54,20 +55,25 @@ def run(command: str) -> str:
     )
 
 
+def _split(begin: str, end: str) -> tuple[str, str]:
+    """The page before and after the marks."""
+    parts = re.split(f"{begin}.*?{end}", PAGE.read_text(), flags=re.DOTALL)
+    if len(parts) != 2:
+        sys.exit(f"{PAGE} must have one {begin} and one {end} behind it")
+    return parts[0], parts[1]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("set", choices=SETS)
     name = parser.parse_args().set
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-    page = PAGE.read_text()
-    if page.count(begin) != 1 or page.count(end) != 1:
-        sys.exit(f"{PAGE} must have one {begin} and one {end}")
+    _split(begin, end)  # before a quarter of an hour is spent
     load = f"load {os.getloadavg()[0]:.1f} at the start"
     head = f"{datetime.date.today()}; {machine()}; {load}."
     sections = "\n\n".join([head, *map(run, SETS[name])])
-    page = re.sub(
-        f"{begin}.*?{end}", lambda _: f"{begin}\n\n{sections}\n\n{end}", page, flags=re.DOTALL
-    )
+    before, after = _split(begin, end)
+    page = f"{before}{begin}\n\n{sections}\n\n{end}{after}"
     with atomic(PAGE) as temporary:
         temporary.write_text(page)
     print(f"Wrote {PAGE}.")

@@ -12,10 +12,11 @@ from tqdm import tqdm
 from dit_moe import hosts
 from dit_moe.analysis.decisions import Decisions, decisions, watched
 from dit_moe.analysis.record import Settings
-from dit_moe.analysis.trajectories import guided, move, schedule
 from dit_moe.config import Config
 from dit_moe.data.sources import Source
-from dit_moe.diffusion.ddpm import DDPM
+from dit_moe.diffusion.ddpm import DDPM, strided_timesteps
+from dit_moe.diffusion.denoiser import Denoiser, unit_variance
+from dit_moe.diffusion.guidance import Guidance, against_null_label, guide
 from dit_moe.diffusion.objective import Network
 from dit_moe.diffusion.rectified_flow import RectifiedFlow
 from dit_moe.diffusion.sampling import build_objective
@@ -106,39 +107,57 @@ def sampling_visits(
     model, objective = config.model, build_objective(config.objective)
     with_null = settings.guidance_scale != 1
     shape = (model.image_size, model.image_size, model.channels)
-    times, moves = schedule(objective, settings.steps)
+    times = objective.times(settings.steps)
+    guidance = Guidance(settings.guidance_scale)
 
     @jax.jit
     def start(number_N: jax.Array) -> jax.Array:
         key = jax.random.key(settings.seed)
         key_N = jax.vmap(lambda i: jax.random.fold_in(key, i))(number_N)
-        return jax.vmap(lambda key: jax.random.normal(key, shape))(key_N)
+        noise_NxHxWxC = jax.vmap(lambda key: jax.random.normal(key, shape))(key_N)
+        return noise_NxHxWxC / unit_variance(times[0])
 
     @jax.jit
-    def visit(parameters: Parameters, x, argument, y_N) -> tuple[jax.Array, Decisions]:
+    def visit(parameters: Parameters, z, t, t_next, y_N) -> tuple[jax.Array, Decisions]:
         network, seen = _recorder(config, parameters)
-        if with_null:
-            network = guided(network, settings.guidance_scale, model.null_label)
-        return move(objective, network, x, argument, y_N), seen[0]
+        denoiser = objective.denoiser(network)
+        contrast = against_null_label(denoiser, model.null_label)
+        return euler_step(guide(denoiser, contrast, guidance), z, t, t_next, y_N), seen[0]
 
     size = round_up(min(batch_size, len(label_N)), mesh.size)
-    total = -(-len(label_N) // size) * len(times)
+    total = -(-len(label_N) // size) * settings.steps
+    bins = part_of_range(_places(objective, settings.steps), settings.time_bins)
     with tqdm(total=total, unit="step", desc="sampling", leave=False) as bar:
         for first in range(0, len(label_N), size):
             number_N = np.arange(first, first + size)
             y_N = label_N[number_N % len(label_N)]
             number_N, y_N = jax.device_put((number_N, y_N), batch_sharding(mesh))
-            x, n = start(number_N), min(size, len(label_N) - first)
+            z, n = start(number_N), min(size, len(label_N) - first)
             image_N = np.arange(first, first + n)
-            for t, argument in zip(times, moves, strict=True):
-                x, seen = visit(parameters, x, argument, y_N)
+            for time_bin, t, t_next in zip(bins, times[:-1], times[1:], strict=True):
+                z, seen = visit(parameters, z, t, t_next, y_N)
                 seen = hosts.fetch(seen)
-                bin_N = np.full(n, part_of_range(t, settings.time_bins))
+                bin_N = np.full(n, time_bin)
                 yield Visit(_first_images(seen, n), image_N, bin_N)
                 if with_null:
                     null = jax.tree.map(lambda array: array[:, size:], seen)
                     yield Visit(_first_images(null, n), np.full(n, -1), bin_N)
                 bar.update()
+
+
+def euler_step(
+    denoiser: Denoiser, z: jax.Array, t: jax.Array, t_next: jax.Array, y_N: jax.Array
+) -> jax.Array:
+    """One step of Euler's method, which is DDIM's without noise."""
+    return z + (t_next - t) * denoiser(z, t, y_N).velocity
+
+
+def _places(objective: DDPM | RectifiedFlow, steps: int) -> np.ndarray:
+    """Where in the time range the network is asked, from noise on."""
+    if isinstance(objective, DDPM):
+        timesteps = objective.config.timesteps
+        return (strided_timesteps(timesteps, steps)[::-1] + 1) / timesteps
+    return objective.times(steps)[:-1]
 
 
 def _recorder(config: Config, parameters: Parameters) -> tuple[Network, list[Decisions]]:

@@ -58,13 +58,6 @@ class RectifiedFlow:
         s = self.config.shift
         return s * t / (1 + (s - 1) * t)
 
-    def velocity(
-        self, network: Network, z_NxHxWxC: jax.Array, t: jax.Array, y_N: jax.Array
-    ) -> jax.Array:
-        """The network's velocity at one time t for all images: [N, H, W, C] float32."""
-        t_N = jnp.full(y_N.shape, t * self.config.time_scale)
-        return network(z_NxHxWxC, t_N, y_N).value[..., : z_NxHxWxC.shape[-1]]
-
     def denoiser(self, network: Network) -> Denoiser:
         """The network, which predicts the velocity, as a denoiser."""
 

@@ -1,6 +1,7 @@
 """Networks with hand-set weights, every router, and the command."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +15,10 @@ from dit_moe.analysis.command import main
 from dit_moe.analysis.findings import DEPTH, EARLY, PREFERENCE, findings
 from dit_moe.analysis.record import FILE, Analysis, Information, Inputs, Layer, Paths
 from dit_moe.analysis.summary import summarize
-from dit_moe.analysis.trajectories import move, schedule
-from dit_moe.analysis.visits import part_of_range
+from dit_moe.analysis.visits import euler_step, part_of_range
 from dit_moe.config import DDPMConfig, MeshConfig, RectifiedFlowConfig
 from dit_moe.config_io import to_json
+from dit_moe.diffusion.denoiser import unit_variance
 from dit_moe.diffusion.sampling import build_objective
 from dit_moe.nn.parameters import init_parameters
 from dit_moe.nn.prediction import Prediction
@@ -140,11 +141,11 @@ def test_trajectories_end_at_the_data(objective):
         return Prediction(value=(x - image) / t_N[0], routing=None, losses={})
 
     x = jnp.asarray(np.random.default_rng(1).standard_normal((2, 4, 4, 1)), jnp.float32)
-    times, moves = schedule(problem, 6)
-    assert (np.diff(times) < 0).all()
-    for argument in moves:
-        x = move(problem, network, x, argument, jnp.zeros(2, jnp.int32))
-    np.testing.assert_allclose(x, np.stack([image, image]), atol=1e-4)
+    times, denoiser = problem.times(6), problem.denoiser(network)
+    z = x / unit_variance(times[0])
+    for t, t_next in itertools.pairwise(times):
+        z = euler_step(denoiser, z, t, t_next, jnp.zeros(2, jnp.int32))
+    np.testing.assert_allclose(z, np.stack([image, image]), atol=1e-4)
 
 
 def test_parts_of_the_range():
