@@ -15,6 +15,7 @@ import numpy as np
 from sklearn.svm import SVC
 from threadpoolctl import threadpool_limits
 
+from benchmarks.embedded_judge import EmbeddedJudge
 from dit_moe.config import Config, MoEConfig, PrototypeRouterConfig
 from dit_moe.config_io import load_file
 from dit_moe.files import atomic
@@ -23,9 +24,7 @@ from dit_moe.loading import load_run
 from dit_moe.presets import small_moe
 from dit_moe.sampling import build_request, build_sampler, generate
 from dit_moe.training.loop import train
-from eval.features.embedded import EMBEDDED, EmbeddedExtractor
-from eval.metrics import frechet_distance
-from eval.statistics import fit_gaussian
+from eval.features.embedded import EMBEDDED
 
 SAMPLES, BATCH = 400, 200
 CLASSIFIER_IMAGES = 5000
@@ -52,23 +51,18 @@ class Judge:
     """Distance from held-out pictures, and how many samples show the class that was asked for."""
 
     def __init__(self, dataset: str):
-        data = EMBEDDED[dataset]
-        self.describe, self.extractor = data.describe, EmbeddedExtractor(dataset)
-        image_NxHxWxC, label_N = data.load("train")
+        self.judge, self.describe = EmbeddedJudge(dataset), EMBEDDED[dataset].describe
+        image_NxHxWxC, label_N = self.judge.load("train")
         rows = np.random.default_rng(0).permutation(len(label_N))[:CLASSIFIER_IMAGES]
         with threadpool_limits(limits=1):
             # Of another kind than the network that yields the features.
             self.classifier = SVC(C=10).fit(self.describe(image_NxHxWxC[rows]), label_N[rows])
-        self.reference = fit_gaussian(self.extractor(image_NxHxWxC)["pool"])
-        heldout_x, heldout_y = data.load("heldout")
-        rows = np.random.default_rng(0).permutation(len(heldout_y))[:SAMPLES]
-        self.ceiling = self(heldout_x[rows], heldout_y[rows])
+        self.ceiling = self(*self.judge.heldout(SAMPLES))
 
     def __call__(self, image_NxHxWxC: np.ndarray, label_N: np.ndarray) -> dict[str, float]:
-        features_NxD = self.extractor(image_NxHxWxC)["pool"]
         right_N = self.classifier.predict(self.describe(image_NxHxWxC)) == label_N
         return {
-            "frechet": frechet_distance(fit_gaussian(features_NxD), self.reference),
+            "frechet": self.judge.distance(image_NxHxWxC),
             "accuracy": float(right_N.mean()),
         }
 

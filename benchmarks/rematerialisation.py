@@ -2,12 +2,11 @@
 
 import argparse
 import dataclasses
-import time
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from benchmarks.timing import fastest
 from dit_moe.config import Config
 from dit_moe.config_io import load_file
 from dit_moe.diffusion.sampling import build_objective
@@ -40,19 +39,18 @@ def main() -> None:
     config = load_file(arguments.config)
     parameters = init_parameters(config.model, jax.random.key(0))
     gradients = {remat: compile_gradient(config, remat) for remat in SETTINGS}
-    seconds = {remat: [] for remat in SETTINGS}
-    for _ in range(arguments.repeats):
-        for remat, gradient in gradients.items():
-            start = time.perf_counter()
-            jax.block_until_ready(gradient(parameters))
-            seconds[remat].append(time.perf_counter() - start)
-    base_time = np.min(seconds["none"])
+    runs = {
+        remat: lambda run=gradient: jax.block_until_ready(run(parameters))
+        for remat, gradient in gradients.items()
+    }
+    seconds = fastest(runs, arguments.repeats)
+    base_time = seconds["none"]
     base_memory = gradients["none"].memory_analysis().temp_size_in_bytes
     print(f"{config.name}, gradient of a batch of {config.train.batch_size}, over remat none:")
     print("remat   time  memory")
     for remat in SETTINGS:
         memory = gradients[remat].memory_analysis().temp_size_in_bytes
-        print(f"{remat:5s} {np.min(seconds[remat]) / base_time:6.2f} {memory / base_memory:7.2f}")
+        print(f"{remat:5s} {seconds[remat] / base_time:6.2f} {memory / base_memory:7.2f}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ The run is of digits or patches, which have judges of their own (`eval.features.
 import argparse
 import sys
 import tempfile
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from benchmarks.embedded_judge import EmbeddedJudge
 from dit_moe.config import SOLVERS, TIME_GRIDS, Config, ConfigError, DDPMConfig
 from dit_moe.config_io import load_file
 from dit_moe.diffusion.denoiser import Denoised, Denoiser
@@ -23,9 +23,7 @@ from dit_moe.images import to_uint8
 from dit_moe.loading import Run, load_run
 from dit_moe.nn.parameters import Parameters, functional
 from dit_moe.training.loop import train
-from eval.features.embedded import EMBEDDED, EmbeddedExtractor
-from eval.metrics import frechet_distance
-from eval.statistics import SmallSetWarning, fit_gaussian
+from eval.features.embedded import EMBEDDED
 
 # Euler's method is ddim with eta 0, and dopri5 has no given number of evaluations.
 COMPARED = [solver for solver in SOLVERS if solver not in ("euler", "dopri5")]
@@ -65,18 +63,8 @@ class Judge:
         self.key_N = jax.random.split(jax.random.key(0), samples)
         self.label_N = np.resize(np.arange(model.num_classes, dtype=np.int32), samples)
         dataset = run.config.data.source
-        self.extractor = EmbeddedExtractor(dataset)
-        train_NxHxWxC, _ = EMBEDDED[dataset].load("train")
-        self.reference = fit_gaussian(self.extractor(train_NxHxWxC)["pool"])
-        heldout_NxHxWxC, _ = EMBEDDED[dataset].load("heldout")
-        self.ceiling = self.distance(heldout_NxHxWxC[:samples])
-
-    def distance(self, image_NxHxWxC: np.ndarray) -> float:
-        """The Fréchet distance of uint8 images from the training images."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SmallSetWarning)
-            features = fit_gaussian(self.extractor(image_NxHxWxC)["pool"])
-        return frechet_distance(features, self.reference)
+        self.judge = EmbeddedJudge(dataset)
+        self.ceiling = self.judge.distance(self.judge.heldout(samples)[0])
 
     def __call__(self, solver: str, steps: int, **options: Any) -> tuple[float, int]:
         """The distance, and the evaluations that one image took at most."""
@@ -91,7 +79,7 @@ class Judge:
         self.counter.count = 0
         x_NxHxWxC = np.asarray(draw(self.run.parameters, self.key_N, self.label_N))
         jax.effects_barrier()
-        return self.distance(to_uint8(x_NxHxWxC)), self.counter.count
+        return self.judge.distance(to_uint8(x_NxHxWxC)), self.counter.count
 
 
 def rows(

@@ -520,6 +520,19 @@ class TrainConfig:
 GuidanceSchedule = Literal["constant", "linear", "cosine"]
 
 
+def check_guidance_interval(interval: Sequence[float]) -> None:
+    """Checks that it has two flow times in order.
+
+    Raises:
+      ConfigError: it does not.
+    """
+    _require(
+        len(interval) == 2 and 0 <= interval[0] <= interval[1] <= 1,
+        f"guidance_interval is {','.join(map(str, interval))}; allowed: two flow times from 0 "
+        "to 1, the lower one first, such as 0.1,0.8",
+    )
+
+
 @dataclass(frozen=True, config=_RULES)
 class SampleConfig(SolverConfig):
     """How this model is best sampled: the defaults of `sample.py` and of the grids in training."""
@@ -535,12 +548,7 @@ class SampleConfig(SolverConfig):
     """How far the contrast that guidance adds is taken back: 0 not at all, 1 all of it."""
 
     def __post_init__(self) -> None:
-        interval = self.guidance_interval
-        _require(
-            len(interval) == 2 and interval[0] <= interval[1],
-            f"guidance_interval is {','.join(map(str, interval))}; allowed: two flow times from 0 "
-            "to 1, the lower one first, such as 0.1,0.8",
-        )
+        check_guidance_interval(self.guidance_interval)
 
 
 @dataclass(frozen=True, config=_RULES)

@@ -5,7 +5,13 @@ import math
 from collections.abc import Sequence
 from typing import get_args
 
-from dit_moe.config import Config, ConfigError, GuidanceSchedule, ModelConfig
+from dit_moe.config import (
+    Config,
+    ConfigError,
+    GuidanceSchedule,
+    ModelConfig,
+    check_guidance_interval,
+)
 
 GUIDES = ("cfg", "auto", "self_contrast")
 """`cfg`: the network without a class. `auto`: a worse network. `self_contrast`: the network with
@@ -45,11 +51,7 @@ def check_guidance(
     if schedule not in get_args(GuidanceSchedule):
         allowed = ", ".join(get_args(GuidanceSchedule))
         raise ConfigError(f"guidance_schedule is {schedule!r}; allowed: {allowed}")
-    if not (len(interval) == 2 and 0 <= interval[0] <= interval[1] <= 1):
-        raise ConfigError(
-            f"guidance_interval is {','.join(map(str, interval))}; allowed: two flow times from 0 "
-            "to 1, the lower one first, such as 0.1,0.8"
-        )
+    check_guidance_interval(interval)
     if not 0 <= rescale <= 1:
         raise ConfigError(f"guidance_rescale is {rescale}; allowed: 0 to 1")
     if channels == "first_three" and config.model.channels < 3:

@@ -72,9 +72,7 @@ def training_visits(
 
     @jax.jit
     def look(parameters: Parameters, x, t_N, y_N, number_N) -> Decisions:
-        key = jax.random.key(settings.seed)
-        key_N = jax.vmap(lambda i: jax.random.fold_in(key, i))(number_N)
-        noise = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:]))(key_N)
+        noise = _noise(settings.seed, number_N, x.shape[1:])
         network, seen = _recorder(config, parameters)
         network(*_noised(objective, x, t_N, noise), y_N)
         return seen[0]
@@ -112,10 +110,7 @@ def sampling_visits(
 
     @jax.jit
     def start(number_N: jax.Array) -> jax.Array:
-        key = jax.random.key(settings.seed)
-        key_N = jax.vmap(lambda i: jax.random.fold_in(key, i))(number_N)
-        noise_NxHxWxC = jax.vmap(lambda key: jax.random.normal(key, shape))(key_N)
-        return noise_NxHxWxC / unit_variance(times[0])
+        return _noise(settings.seed, number_N, shape) / unit_variance(times[0])
 
     @jax.jit
     def visit(parameters: Parameters, z, t, t_next, y_N) -> tuple[jax.Array, Decisions]:
@@ -184,8 +179,14 @@ def _noised(
         last = objective.config.timesteps - 1
         step_N = jnp.minimum(jnp.floor(t_N * (last + 1)).astype(jnp.int32), last)
         return objective.diffuse(x, step_N, noise), step_N.astype(jnp.float32)
-    t_Nx1x1x1 = t_N[:, None, None, None]
-    return (1 - t_Nx1x1x1) * x + t_Nx1x1x1 * noise, t_N * objective.config.time_scale
+    return objective.diffuse(x, t_N, noise), t_N * objective.config.time_scale
+
+
+def _noise(seed: int, number_N: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Standard normal [N, *shape] float32 of the inputs with these numbers."""
+    key = jax.random.key(seed)
+    key_N = jax.vmap(lambda i: jax.random.fold_in(key, i))(number_N)
+    return jax.vmap(lambda key: jax.random.normal(key, shape))(key_N)
 
 
 def _draw(source: Source, label_N: np.ndarray, flip: bool, rng: np.random.Generator) -> np.ndarray:

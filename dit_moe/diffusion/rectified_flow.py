@@ -39,11 +39,15 @@ class RectifiedFlow:
         t_N = self.draw_times(time_key_N)
         shape = x_NxHxWxC.shape[1:]
         noise_NxHxWxC = jax.vmap(lambda key: jax.random.normal(key, shape))(noise_key_N)
-        t_Nx1x1x1 = per_image(t_N)
-        z_NxHxWxC = (1 - t_Nx1x1x1) * x_NxHxWxC + t_Nx1x1x1 * noise_NxHxWxC
+        z_NxHxWxC = self.diffuse(x_NxHxWxC, t_N, noise_NxHxWxC)
         prediction = network(z_NxHxWxC, t_N * self.config.time_scale, y_N)
         error_NxHxWxC = prediction.value[..., : shape[-1]] - (noise_NxHxWxC - x_NxHxWxC)
         return total_loss({"mse": mean_per_image(error_NxHxWxC**2)}, t_N, prediction)
+
+    def diffuse(self, x_NxHxWxC: jax.Array, t_N: jax.Array, noise_NxHxWxC: jax.Array) -> jax.Array:
+        """z_t from data and noise."""
+        t_Nx1x1x1 = per_image(t_N)
+        return (1 - t_Nx1x1x1) * x_NxHxWxC + t_Nx1x1x1 * noise_NxHxWxC
 
     def draw_times(self, key_N: jax.Array) -> jax.Array:
         """Training times [N] in (0, 1): logit-normal(0, 1) or uniform, then shifted."""

@@ -34,7 +34,8 @@ class TopKRouter(nnx.Module):
     def __call__(self, x_TxD: jax.Array, conditioning: Conditioning) -> Routing:
         del conditioning
         scores_TxE = softmax_scores(x_TxD.astype(jnp.float32), self.kernel[...])
-        weight_TxK, expert_TxK = _choose(scores_TxE, self.top_k, self.choice)
+        best_TxK, expert_TxK = _choose(scores_TxE, self.top_k, self.choice)
+        weight_TxK = jnp.take_along_axis(scores_TxE, best_TxK, axis=-1)
         balance = self.balance_coef * losses.balance_loss(scores_TxE, expert_TxK)
         return _token_choice(expert_TxK, weight_TxK, scores_TxE, {"balance": balance})
 
@@ -62,11 +63,10 @@ class SigmoidTopKRouter(nnx.Module):
 
     def __call__(self, x_TxD: jax.Array, conditioning: Conditioning) -> Routing:
         scores_TxE = jax.nn.sigmoid(linear_scores(x_TxD.astype(jnp.float32), self.kernel[...]))
-        _, expert_TxK = jax.lax.top_k(scores_TxE + self.bias[...], self.top_k)
-        weight_TxK = jnp.take_along_axis(scores_TxE, expert_TxK, axis=-1)
+        best_TxK, expert_TxK = _choose(scores_TxE + self.bias[...], self.top_k, self.choice)
+        weight_TxK = jnp.take_along_axis(scores_TxE, best_TxK, axis=-1)
         if self.top_k > 1:
             weight_TxK /= weight_TxK.sum(axis=-1, keepdims=True) + 1e-20
-        _, expert_TxK = _choose(scores_TxE + self.bias[...], self.top_k, self.choice)
         routing = _token_choice(expert_TxK, self.settings.scale * weight_TxK, scores_TxE, {})
         if not conditioning.train:
             return routing
@@ -96,7 +96,8 @@ class PrototypeRouter(nnx.Module):
         x_TxD = x_TxD.astype(jnp.float32)
         similarity_TxE = losses.cosine_similarity(x_TxD, self.prototypes[...])
         scores_TxE = ACTIVATIONS[self.settings.activation](similarity_TxE)
-        weight_TxK, expert_TxK = _choose(scores_TxE, self.top_k, self.choice)
+        best_TxK, expert_TxK = _choose(scores_TxE, self.top_k, self.choice)
+        weight_TxK = jnp.take_along_axis(scores_TxE, best_TxK, axis=-1)
         if self.unconditional_expert:
             is_null_Tx1 = conditioning.is_null[:, None]
             # One expert computes the token once: its weight is 1 in the first slot, 0 in the rest.
@@ -112,11 +113,12 @@ class PrototypeRouter(nnx.Module):
 
 
 def _choose(scores_TxE: jax.Array, top_k: int, choice: str) -> tuple[jax.Array, jax.Array]:
-    """The top_k highest scores of every token, and the experts that get them (`config.choice`)."""
-    weight_TxK, expert_TxK = jax.lax.top_k(scores_TxE, top_k)
+    """The top_k experts of every token by score, whose scores are its weights, and those that it
+    goes to: the same, or by `MoEConfig.choice` those with the lowest scores."""
+    _, best_TxK = jax.lax.top_k(scores_TxE, top_k)
     if choice == "least_likely":
-        _, expert_TxK = jax.lax.top_k(-scores_TxE, top_k)
-    return weight_TxK, expert_TxK
+        return best_TxK, jax.lax.top_k(-scores_TxE, top_k)[1]
+    return best_TxK, best_TxK
 
 
 def _token_choice(
