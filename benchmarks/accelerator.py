@@ -17,7 +17,7 @@ from dit_moe.plan.devices import peak_flops
 from dit_moe.plan.flops import image_flops
 from dit_moe.presets import preset
 from dit_moe.training.mesh import build_mesh
-from dit_moe.training.state import build_optimizer, init_state
+from dit_moe.training.state import init_state
 
 FUSED = ("flash", "fmha", "cudnn$fmha", "splash", "mha")
 """Names of fused attention in a compiled program."""
@@ -38,7 +38,7 @@ def measure(config: Config, repeats: int) -> tuple[float, bool]:
     text = step.as_text() or ""
     n, model, mesh = config.train.batch_size, config.model, build_mesh(config.mesh)
     with jax.set_mesh(mesh):
-        state = init_state(model, build_optimizer(config.train), 0, mesh)
+        state = init_state(config, mesh)
     x = jax.random.normal(jax.random.key(0), (n, model.image_size, model.image_size, 4))
     y = jnp.arange(n, dtype=jnp.int32) % model.num_classes
 

@@ -53,7 +53,7 @@ def compile_case(name: str, mesh_text: str, side: int) -> bool:
     from dit_moe.config import MeshConfig, TrainConfig
     from dit_moe.presets import preset
     from dit_moe.training.mesh import build_mesh, check_mesh
-    from dit_moe.training.state import abstract_state, build_optimizer
+    from dit_moe.training.state import abstract_state
 
     config = preset(name)
     data, fsdp, expert = (int(size) for size in mesh_text.split("x"))
@@ -69,7 +69,7 @@ def compile_case(name: str, mesh_text: str, side: int) -> bool:
     model = config.model
     check_mesh(mesh, model)
     compiled = compile_step(config)
-    state = abstract_state(model, build_optimizer(config.train), mesh)
+    state = abstract_state(config, mesh)
     memory = compiled.memory_analysis()
     total = sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(state))
     print(f"\n{name}, mesh {data} x {fsdp} x {expert} ({mesh.size} devices), {side**2} tokens")

@@ -13,20 +13,19 @@ import jax.numpy as jnp
 from dit_moe.config import Config, MeshConfig
 from dit_moe.presets import PRESET_NAMES, preset
 from dit_moe.training.mesh import build_mesh, replicated
-from dit_moe.training.state import build_optimizer, init_state
+from dit_moe.training.state import init_state
 from dit_moe.training.step import build_step
 
 
 def compile_seconds(config: Config) -> float:
     """Seconds to compile the train step from abstract shapes: no memory for parameters."""
-    optimizer = build_optimizer(config.train)
     mesh = build_mesh(MeshConfig(), jax.devices()[:1])
     model, n = config.model, config.train.batch_size
     with jax.set_mesh(mesh):
-        state = jax.eval_shape(lambda: init_state(model, optimizer, 0, mesh))
+        state = jax.eval_shape(lambda: init_state(config, mesh))
         x = jax.ShapeDtypeStruct((n, model.image_size, model.image_size, model.channels), "float32")
         y = jax.ShapeDtypeStruct((n,), jnp.int32, sharding=replicated(mesh))
-        lowered = jax.jit(build_step(config, optimizer), donate_argnums=0).lower(state, x, y)
+        lowered = jax.jit(build_step(config), donate_argnums=0).lower(state, x, y)
         start = time.perf_counter()
         lowered.compile()
         return time.perf_counter() - start

@@ -21,7 +21,7 @@ from dit_moe.data.pipeline import batches
 from dit_moe.data.prepared import AutoencoderCard, features, finish, shard_name, write_shard
 from dit_moe.data.sources import build_sources
 from dit_moe.training.mesh import batch_sharding, build_mesh
-from dit_moe.training.state import build_optimizer, init_state
+from dit_moe.training.state import init_state
 from dit_moe.training.step import build_step
 
 SHAPE = (32, 32, 4)
@@ -77,13 +77,12 @@ def raw_rate(folder: Path, count: int) -> float:
 
 def step_rate(config: Config, batch_size: int) -> float:
     """Images per second that a train step of the config takes here."""
-    optimizer = build_optimizer(config.train)
     mesh = build_mesh(MeshConfig())
     rng = np.random.default_rng(0)
     x = rng.standard_normal((batch_size, *SHAPE), np.float32)
     with jax.set_mesh(mesh):
-        state = init_state(config.model, optimizer, 0, mesh)
-        step = jax.jit(build_step(config, optimizer), donate_argnums=0)
+        state = init_state(config, mesh)
+        step = jax.jit(build_step(config), donate_argnums=0)
         arrays = jax.device_put((x, np.zeros(batch_size, np.int32)), batch_sharding(mesh))
         state, metrics = step(state, *arrays)
         metrics["loss"].block_until_ready()

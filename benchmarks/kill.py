@@ -101,14 +101,12 @@ def same_bits(folders: list[Path], step: int) -> bool:
     from dit_moe.config_io import load_json
     from dit_moe.training.checkpoint import Checkpoints
     from dit_moe.training.mesh import build_mesh
-    from dit_moe.training.state import abstract_state, build_optimizer
+    from dit_moe.training.state import abstract_state
 
     states = []
     for folder in folders:
         config = load_json(folder / "config.json")
-        like = abstract_state(
-            config.model, build_optimizer(config.train), build_mesh(config.mesh, jax.devices()[:1])
-        )
+        like = abstract_state(config, build_mesh(config.mesh, jax.devices()[:1]))
         with Checkpoints(folder) as checkpoints:
             states.append(jax.device_get(jax.tree.leaves(checkpoints.restore(step, like))))
     return all(a.tobytes() == b.tobytes() for a, b in zip(*states, strict=True))

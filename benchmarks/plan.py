@@ -10,7 +10,7 @@ from dit_moe.config import Config
 from dit_moe.plan.memory import abstract_mesh, device_bytes
 from dit_moe.presets import preset
 from dit_moe.training.mesh import batch_sharding, build_mesh
-from dit_moe.training.state import abstract_state, build_optimizer
+from dit_moe.training.state import abstract_state
 from dit_moe.training.step import build_step
 
 SETTINGS = ("none", "dots", "full")
@@ -19,14 +19,14 @@ MADE = ("gradients", "activations", "working set")
 
 def compile_step(config: Config) -> jax.stages.Compiled:
     """The train step of the config on its mesh, compiled from shapes alone."""
-    model, optimizer, mesh = config.model, build_optimizer(config.train), build_mesh(config.mesh)
+    model, mesh = config.model, build_mesh(config.mesh)
     n, split = config.train.batch_size, batch_sharding(mesh)
     shape = (n, model.image_size, model.image_size, model.channels)
     x = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=split)
     y = jax.ShapeDtypeStruct((n,), jnp.int32, sharding=split)
     with jax.set_mesh(mesh):
-        state = abstract_state(model, optimizer, mesh)
-        step = jax.jit(build_step(config, optimizer), donate_argnums=0)
+        state = abstract_state(config, mesh)
+        step = jax.jit(build_step(config), donate_argnums=0)
         return step.lower(state, x, y).compile()
 
 

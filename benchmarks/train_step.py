@@ -27,7 +27,7 @@ from dit_moe.nn.prediction import Prediction
 from dit_moe.plan.flops import image_flops
 from dit_moe.presets import preset
 from dit_moe.training.mesh import build_mesh
-from dit_moe.training.state import build_optimizer, start_state
+from dit_moe.training.state import start_state
 from dit_moe.training.step import build_step
 
 COLUMNS = """\
@@ -84,18 +84,18 @@ def random_parameters(config: Config) -> Parameters:
 
 def ours(config: Config) -> tuple[Timed, Timed]:
     """The jitted step, and loss and gradient alone."""
-    optimizer, (x, y) = build_optimizer(config.train), map(jnp.asarray, example_batch(config))
+    x, y = map(jnp.asarray, example_batch(config))
     objective, bind = build_objective(config.objective), functional(config.model)
     key_N = jax.random.split(jax.random.key(0), len(y))
     mesh = build_mesh(config.mesh)
     with jax.set_mesh(mesh):
-        step = jax.jit(build_step(config, optimizer), donate_argnums=0)
+        step = jax.jit(build_step(config), donate_argnums=0)
 
         @jax.jit
         def gradient(parameters):
             return jax.value_and_grad(lambda p: objective.loss(bind(p), key_N, x, y)[0])(parameters)
 
-        state = start_state(random_parameters(config), config.model, optimizer, mesh)
+        state = start_state(config, mesh, random_parameters(config))
 
     def run_step() -> None:
         nonlocal state

@@ -492,6 +492,9 @@ class TrainConfig:
     averages of any width after training (docs/ema.md). Each costs memory for the parameters."""
     post_hoc_ema_every: PositiveInt = 10_000
     """Steps between those snapshots; all are kept."""
+    averages_on_host: bool = False
+    """Keeps all moving averages in the memory of the accelerator's host: they come and go at every
+    step, and leave room for a larger batch."""
     log_every: PositiveInt = 100
     checkpoint_every: PositiveInt = 10_000
     keep_checkpoints: PositiveInt = 3

@@ -22,7 +22,7 @@ from dit_moe.plan.flops import dispatch_in_rounds, image_flops, recomputed_flops
 from dit_moe.plan.memory import abstract_mesh, device_bytes, parameter_bytes, saved_bytes
 from dit_moe.presets import preset
 from dit_moe.training.mesh import AXES, batch_sharding
-from dit_moe.training.state import abstract_state, build_optimizer
+from dit_moe.training.state import abstract_state
 from dit_moe.training.step import build_step
 from tests.tiny import DIT_MOE, PROMOE, tiny
 
@@ -202,14 +202,14 @@ def test_state_is_exact(moe, shape):
     first_moment = "bfloat16" if moe is PROMOE else "float32"
     config = tiny(moe, post_hoc_ema=(0.05, 0.1), first_moment_dtype=first_moment)
     mesh = abstract_mesh(dict(zip(AXES, shape, strict=True)))
-    state = abstract_state(  # pyright: ignore
-        config.model, build_optimizer(config.train), mesh, config.train.post_hoc_ema
-    )
+    state = abstract_state(config, mesh)  # pyright: ignore
     real = sum(
         math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize
         for a in jax.tree.leaves(state)
     )
     parts = device_bytes(config, mesh, fused_attention=False)
+    host = tiny(moe, post_hoc_ema=(0.05, 0.1), averages_on_host=True)
+    assert device_bytes(host, mesh, fused_attention=False)["EMA"] == 0
     counters = 3 * 4  # the step's number and two of the optimiser
     assert parts["parameters"] + parts["EMA"] + parts["optimizer"] + counters == real
 
@@ -217,14 +217,13 @@ def test_state_is_exact(moe, shape):
 def test_memory_of_the_compiled_step():
     model = dataclasses.replace(SMALL, depth=6)
     config = Config(name="small", model=model, train=TrainConfig(batch_size=8))
-    optimizer = build_optimizer(config.train)
     device = np.asarray(jax.devices()[:1]).reshape(1, 1, 1)
     mesh = Mesh(device, AXES, axis_types=(AxisType.Auto,) * 3)
     x = jax.ShapeDtypeStruct((8, 32, 32, 4), jnp.float32, sharding=batch_sharding(mesh))
     y = jax.ShapeDtypeStruct((8,), jnp.int32, sharding=batch_sharding(mesh))
     with jax.set_mesh(mesh):
-        state = abstract_state(model, optimizer, mesh)
-        step = jax.jit(build_step(config, optimizer), donate_argnums=0)
+        state = abstract_state(config, mesh)
+        step = jax.jit(build_step(config), donate_argnums=0)
         xla = step.lower(state, x, y).compile().memory_analysis()
     parts = device_bytes(config, abstract_mesh({}), fused_attention=False)
     stored = parts["parameters"] + parts["EMA"] + parts["optimizer"]

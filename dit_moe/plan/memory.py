@@ -77,7 +77,7 @@ def device_bytes(config: Config, mesh: AbstractMesh, *, fused_attention: bool) -
       fused_attention: see `flops.recomputed_flops`.
 
     Returns:
-      parameters, EMA, optimizer: the state; exact.
+      parameters, EMA, optimizer: the state; exact. The EMA is 0 where it is on the host.
       gradients: float32, in shards like the parameters; twice with accumulation.
       activations: what is kept for the backward pass, see `saved_bytes`.
       working set: of one group of blocks: what is recomputed, the parameters as it computes with
@@ -102,7 +102,7 @@ def device_bytes(config: Config, mesh: AbstractMesh, *, fused_attention: bool) -
     pixels = model.image_size**2 * (model.channels * 3 + model.out_channels)
     return {
         "parameters": parameters.stored,
-        "EMA": (1 + len(train.post_hoc_ema)) * parameters.stored,
+        "EMA": 0 if train.averages_on_host else (1 + len(train.post_hoc_ema)) * parameters.stored,
         "optimizer": parameters.stored * (1.5 if train.first_moment_dtype == "bfloat16" else 2),
         "gradients": parameters.stored * (1 if train.accumulation == 1 else 2),
         "activations": part_images * saved,

@@ -42,6 +42,7 @@ def _fingerprint(x: jax.Array) -> jax.Array:
     A change of one element is noticed for certain, as mix is bijective; any other (values that
     changed places, zeros for a lost part) unless 32 random bits agree.
     """
+    x = jax.device_put(x, jax.memory.Space.Device)  # from the host's memory, if it is there
     hashed = lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32)
     for axis in range(x.ndim):
         stride = math.prod(x.shape[axis + 1 :]) * GOLDEN % 2**32

@@ -1,5 +1,6 @@
 """Grids of samples during training."""
 
+import jax
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh
@@ -43,8 +44,9 @@ class GridSampler:
     def draw(self, state: TrainState, path: epath.Path) -> None:
         """Writes a grid of samples from the state to `path`."""
         batch_size = sampling.round_up(self.request.num_samples, self.sharding.num_devices)
+        ema = jax.device_put(state.ema, jax.memory.Space.Device)
         (x_NxHxWxC,) = sampling.generate(
-            self.sampler, state.ema, self.request, batch_size, sharding=self.sharding
+            self.sampler, ema, self.request, batch_size, sharding=self.sharding
         )
         pictures = self.render(x_NxHxWxC)
         if not hosts.is_lead():

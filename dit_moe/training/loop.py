@@ -27,7 +27,7 @@ from dit_moe.training.mesh import batch_sharding, build_mesh, check_mesh, replic
 from dit_moe.training.origin import check_origin, prepare_origin, start_parameters
 from dit_moe.training.profile import Profile
 from dit_moe.training.run_folder import write_config, write_data_digests, write_parameter_overview
-from dit_moe.training.state import abstract_state, build_optimizer, init_state, start_state
+from dit_moe.training.state import abstract_state, init_state, start_state
 from dit_moe.training.step import build_step
 from dit_moe.training.window import Window
 
@@ -68,7 +68,7 @@ def train(
     device = find_device(jax.devices()[0].device_kind)
     plan = estimate(config, mesh.shape, device)
     sources = build_sources(config)
-    settings, optimizer = config.train, build_optimizer(config.train)
+    settings = config.train
 
     with contextlib.ExitStack() as held, jax.set_mesh(mesh), Interrupt() as interrupt:
         busy = ConfigError(
@@ -79,7 +79,7 @@ def train(
             Checkpoints(workdir, settings.keep_checkpoints, settings.keep_every)
         )
         resuming = checkpoints.latest_step() is not None
-        like = abstract_state(config.model, optimizer, mesh, settings.post_hoc_ema)
+        like = abstract_state(config, mesh)
         if init_from is not None and not resuming:
             check_origin(init_from, config, sources[0].latent_space)
 
@@ -103,12 +103,12 @@ def train(
                 workdir,
                 like.parameters,  # pyright: ignore[reportArgumentType]
             )
-            state = start_state(parameters, config.model, optimizer, mesh, settings.post_hoc_ema)
+            state = start_state(config, mesh, parameters)
         else:
-            state = init_state(config.model, optimizer, config.seed, mesh, settings.post_hoc_ema)
+            state = init_state(config, mesh)
         first_step = int(state.step)
         step = jax.jit(
-            build_step(config, optimizer),
+            build_step(config),
             donate_argnums=0,
             out_shardings=(jax.tree.map(lambda a: a.sharding, like), replicated(mesh)),
         )

@@ -19,6 +19,7 @@ _FREE_ON_RESUME = (
     "sample.",
     "data.path",
     "model.remat",
+    "train.averages_on_host",
     "train.log_every",
     "train.checkpoint_every",
     "train.keep_checkpoints",

@@ -1,7 +1,6 @@
 """Everything that changes during training and is saved: a pytree."""
 
 import functools
-from collections.abc import Sequence
 
 import flax.struct
 import jax
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from dit_moe.config import ModelConfig, TrainConfig
+from dit_moe.config import Config, TrainConfig
 from dit_moe.nn.parameters import (
     Parameters,
     abstract_parameters,
@@ -65,82 +64,53 @@ def build_optimizer(config: TrainConfig) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(config.gradient_clip), adamw)
 
 
-def init_state(
-    model: ModelConfig,
-    optimizer: optax.GradientTransformation,
-    seed: int,
-    mesh: Mesh,
-    tracks: Sequence[float] = (),
-) -> TrainState:
-    """A fresh state, created in place on the mesh; `tracks` are the widths of further averages."""
-    init = functools.partial(_init, model, optimizer, tracks)
-    shardings = state_shardings(model, optimizer, mesh, tracks)
-    return jax.jit(init, out_shardings=shardings)(jax.random.key(seed))
+def init_state(config: Config, mesh: Mesh) -> TrainState:
+    """A fresh state, created in place on the mesh."""
+    init = functools.partial(_init, config)
+    return jax.jit(init, out_shardings=state_shardings(config, mesh))(jax.random.key(config.seed))
 
 
-def start_state(
-    parameters: Parameters,
-    model: ModelConfig,
-    optimizer: optax.GradientTransformation,
-    mesh: Mesh,
-    tracks: Sequence[float] = (),
-) -> TrainState:
+def start_state(config: Config, mesh: Mesh, parameters: Parameters) -> TrainState:
     """The state of step 0 with these parameters, which lie on the mesh and are donated."""
-    build = functools.partial(_build, optimizer, tracks)
-    shardings = state_shardings(model, optimizer, mesh, tracks)
+    build = functools.partial(_build, config)
+    shardings = state_shardings(config, mesh)
     return jax.jit(build, out_shardings=shardings, donate_argnums=0)(parameters)
 
 
-def abstract_state(
-    model: ModelConfig,
-    optimizer: optax.GradientTransformation,
-    mesh: Mesh,
-    tracks: Sequence[float] = (),
-) -> TrainState:
+def abstract_state(config: Config, mesh: Mesh) -> TrainState:
     """Shapes, dtypes and shardings of the state, without memory for it."""
-    init = functools.partial(_init, model, optimizer, tracks)
     return jax.tree.map(
         lambda a, sharding: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding),
-        jax.eval_shape(init, jax.random.key(0)),
-        state_shardings(model, optimizer, mesh, tracks),
+        jax.eval_shape(functools.partial(_init, config), jax.random.key(0)),
+        state_shardings(config, mesh),
     )
 
 
-def _init(
-    model: ModelConfig,
-    optimizer: optax.GradientTransformation,
-    tracks: Sequence[float],
-    key: jax.Array,
-) -> TrainState:
-    return _build(optimizer, tracks, init_parameters(model, key))
+def _init(config: Config, key: jax.Array) -> TrainState:
+    return _build(config, init_parameters(config.model, key))
 
 
-def _build(
-    optimizer: optax.GradientTransformation, tracks: Sequence[float], parameters: Parameters
-) -> TrainState:
+def _build(config: Config, parameters: Parameters) -> TrainState:
     return TrainState(
         step=jnp.int32(0),
         parameters=parameters,
         # A copy, so that both can be donated.
         ema={path: jnp.copy(value) for path, value in parameters.items()},
-        optimizer=optimizer.init(parameters),
-        tracks=init_tracks(tracks, parameters),
+        optimizer=build_optimizer(config.train).init(parameters),
+        tracks=init_tracks(config.train.post_hoc_ema, parameters),
     )
 
 
-def state_shardings(
-    model: ModelConfig,
-    optimizer: optax.GradientTransformation,
-    mesh: Mesh,
-    tracks: Sequence[float] = (),
-) -> TrainState:
+def state_shardings(config: Config, mesh: Mesh) -> TrainState:
     """The sharding of every leaf of the state, as a state of shardings.
 
-    Averages and the optimiser's moments live where their parameters live.
+    Averages and the optimiser's moments live where their parameters live, or averages in the
+    memory of that device's host (`train.averages_on_host`).
     """
-    parameters = abstract_parameters(model)
-    by_path = parameter_shardings(mesh, parameters, logical_axes(model))
+    parameters = abstract_parameters(config.model)
+    by_path = parameter_shardings(mesh, parameters, logical_axes(config.model))
     everywhere = replicated(mesh)
+    optimizer = build_optimizer(config.train)
     moments = optax.tree_map_params(
         optimizer,
         lambda _, sharding: sharding,
@@ -148,10 +118,15 @@ def state_shardings(
         by_path,
         transform_non_params=lambda _: everywhere,
     )
+    averages = by_path
+    if config.train.averages_on_host:
+        averages = {path: s.with_memory_kind("pinned_host") for path, s in by_path.items()}
     return TrainState(
         step=everywhere,  # pyright: ignore[reportArgumentType]
         parameters=by_path,  # pyright: ignore[reportArgumentType]
-        ema=by_path,  # pyright: ignore[reportArgumentType]
+        ema=averages,  # pyright: ignore[reportArgumentType]
         optimizer=moments,
-        tracks=dict.fromkeys(map(str, tracks), by_path),  # pyright: ignore[reportArgumentType]
+        tracks=dict.fromkeys(  # pyright: ignore[reportArgumentType]
+            map(str, config.train.post_hoc_ema), averages
+        ),
     )

@@ -15,13 +15,13 @@ from dit_moe.moe.statistics import expert_traffic, prototype_similarity, routing
 from dit_moe.nn.embeddings import drop_labels
 from dit_moe.nn.parameters import Parameters, functional
 from dit_moe.training.ema_tracks import update_tracks
-from dit_moe.training.state import TrainState, build_schedule
+from dit_moe.training.state import TrainState, build_optimizer, build_schedule
 
 Metrics = dict[str, jax.Array]
 Step = Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, Metrics]]
 
 
-def build_step(config: Config, optimizer: optax.GradientTransformation) -> Step:
+def build_step(config: Config) -> Step:
     """The function from (state, x [N, H, W, C] float32, labels [N] int32) to (state, metrics).
 
     Every image draws its time, noise and label dropout from a key of its own, made from the seed,
@@ -37,7 +37,7 @@ def build_step(config: Config, optimizer: optax.GradientTransformation) -> Step:
     """
     bind = functional(config.model)
     objective = build_objective(config.objective)
-    schedule = build_schedule(config.train)
+    optimizer, schedule = build_optimizer(config.train), build_schedule(config.train)
     base_key = jax.random.key(config.seed)
     parts = config.train.accumulation
 
@@ -85,10 +85,15 @@ def build_step(config: Config, optimizer: optax.GradientTransformation) -> Step:
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.parameters)
         parameters = cast(Parameters, optax.apply_updates(state.parameters, updates))
         parameters |= router_state
-        decay = config.train.ema_decay
-        ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state.ema, parameters)
-        ema |= router_state
-        tracks = update_tracks(state.tracks, parameters, state.step + 1)
+        averages, decay = (state.ema, state.tracks), config.train.ema_decay
+        if config.train.averages_on_host:
+            averages = jax.device_put(averages, jax.memory.Space.Device)
+        ema, tracks = averages
+        ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema, parameters)
+        averages = ema | router_state, update_tracks(tracks, parameters, state.step + 1)
+        if config.train.averages_on_host:
+            averages = jax.device_put(averages, jax.memory.Space.Host)
+        ema, tracks = averages
         return TrainState(state.step, parameters, ema, optimizer_state, tracks)
 
     def step(state: TrainState, x_NxHxWxC: jax.Array, y_N: jax.Array) -> tuple[TrainState, Metrics]:

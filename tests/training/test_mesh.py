@@ -12,7 +12,7 @@ from dit_moe.config import ConfigError, MeshConfig
 from dit_moe.presets import preset
 from dit_moe.training.checkpoint import Checkpoints
 from dit_moe.training.mesh import batch_sharding, build_mesh, check_mesh
-from dit_moe.training.state import TrainState, abstract_state, build_optimizer, init_state
+from dit_moe.training.state import TrainState, abstract_state, init_state
 from dit_moe.training.step import build_step
 from tests.tiny import DIFFMOE, DIT_MOE, PROMOE, PROMOE_EC, tiny
 from tests.training.test_training import assert_close, batch, one_device, run_steps
@@ -47,7 +47,7 @@ def test_a_device_stores_its_share(name, sizes):
     config = preset(name)
     mesh = build_mesh(MeshConfig(*sizes))
     check_mesh(mesh, config.model)
-    state = abstract_state(config.model, build_optimizer(config.train), mesh)
+    state = abstract_state(config, mesh)
     for part in (state, {k: v for k, v in state.parameters.items() if "experts" not in k}):
         leaves = jax.tree.leaves(part)
         total = sum(leaf.size for leaf in leaves)
@@ -126,11 +126,10 @@ def test_one_size_is_free():
 def test_a_state_saved_on_eight_devices_goes_on_elsewhere(tmp_path):
     """On 1, 2 and 4 devices and other axes: the same losses."""
     config = tiny(DIT_MOE)
-    optimizer = build_optimizer(config.train)
 
     def losses(state, mesh: Mesh) -> tuple[TrainState, list[float]]:
         with jax.set_mesh(mesh):
-            step = jax.jit(build_step(config, optimizer))
+            step = jax.jit(build_step(config))
             arrays, found = jax.device_put(batch(16), batch_sharding(mesh)), []
             for _ in range(3):
                 state, metrics = step(state, *arrays)
@@ -139,7 +138,7 @@ def test_a_state_saved_on_eight_devices_goes_on_elsewhere(tmp_path):
 
     mesh = build_mesh(MeshConfig(data=2, fsdp=2, expert=2))
     with jax.set_mesh(mesh):
-        state, _ = losses(init_state(config.model, optimizer, 0, mesh), mesh)
+        state, _ = losses(init_state(config, mesh), mesh)
         with Checkpoints(tmp_path, keep=1) as checkpoints:
             checkpoints.save(state)
     _, expected = losses(state, mesh)
@@ -149,7 +148,7 @@ def test_a_state_saved_on_eight_devices_goes_on_elsewhere(tmp_path):
             MeshConfig(data=data, fsdp=fsdp, expert=expert), jax.devices()[: math.prod(sizes)]
         )
         with Checkpoints(tmp_path) as checkpoints:
-            like = abstract_state(config.model, optimizer, other)
+            like = abstract_state(config, other)
             restored = checkpoints.restore(3, like)
         _, actual = losses(restored, other)
         np.testing.assert_allclose(actual, expected, rtol=1e-5, err_msg=str(sizes))

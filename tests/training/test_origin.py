@@ -21,7 +21,7 @@ from dit_moe.training.loop import train
 from dit_moe.training.mesh import build_mesh
 from dit_moe.training.origin import prepare_origin, start_parameters
 from dit_moe.training.run_folder import write_config
-from dit_moe.training.state import abstract_state, build_optimizer, init_state, start_state
+from dit_moe.training.state import abstract_state, init_state, start_state
 from tests.tiny import tiny
 
 # An update too small to show.
@@ -35,7 +35,7 @@ def source(tmp_path_factory):
     config = tiny(None)
     write_config(config, epath.Path(workdir), resuming=False)
     mesh = build_mesh(config.mesh)
-    state = init_state(config.model, build_optimizer(config.train), 1, mesh)
+    state = init_state(dataclasses.replace(config, seed=1), mesh)
     average = jax.tree.map(lambda p: p + 0.5, state.parameters)
     with Checkpoints(workdir, keep=1) as checkpoints:
         checkpoints.save(dataclasses.replace(state, step=state.step + 2, ema=average))
@@ -55,16 +55,15 @@ def test_the_state_lies_on_the_mesh(form, source, tmp_path):
     config = dataclasses.replace(
         tiny(None, post_hoc_ema=(0.05, 0.1)), mesh=MeshConfig(data=2, fsdp=4)
     )
-    mesh, optimizer = build_mesh(config.mesh), build_optimizer(config.train)
-    averages = config.train.post_hoc_ema
-    like = abstract_state(config.model, optimizer, mesh, averages)
+    mesh = build_mesh(config.mesh)
+    like = abstract_state(config, mesh)
     parameters = start_parameters(str(folder), epath.Path(tmp_path), like.parameters)
-    state = start_state(parameters, config.model, optimizer, mesh, averages)
+    state = start_state(config, mesh, parameters)
 
     expected = load_run(source, ema=True).parameters
     for tree in (state.parameters, state.ema, state.tracks["0.05"], state.tracks["0.1"]):
         assert_equal(tree, expected)
-    assert_equal(state.optimizer, init_state(config.model, optimizer, 0, mesh).optimizer)
+    assert_equal(state.optimizer, init_state(config, mesh).optimizer)
     assert int(state.step) == 0
     assert jax.tree.map(lambda a: a.sharding, state) == jax.tree.map(lambda a: a.sharding, like)
 

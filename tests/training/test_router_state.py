@@ -14,7 +14,7 @@ from dit_moe.nn.embeddings import drop_labels
 from dit_moe.nn.parameters import functional
 from dit_moe.training import loop
 from dit_moe.training.loop import train
-from dit_moe.training.state import build_optimizer, init_state
+from dit_moe.training.state import init_state
 from dit_moe.training.step import build_step
 from tests.tiny import DIFFMOE, tiny
 from tests.training.test_training import batch, final_state, one_device
@@ -26,11 +26,11 @@ def test_thresholds_follow_the_predictions_and_nothing_else():
     """Their gradient is 0, but weight decay or an average of them would move them."""
     parts = 2
     config = tiny(DIFFMOE, batch_size=8, accumulation=parts, weight_decay=0.5)
-    optimizer, (x, y) = build_optimizer(config.train), batch(8)
-    state = init_state(config.model, optimizer, config.seed, one_device())
+    x, y = batch(8)
+    state = init_state(config, one_device())
     before = {**state.parameters, PATH: jnp.full_like(state.parameters[PATH], 0.5)}
     state = state.replace(parameters=before)  # pyright: ignore[reportAttributeAccessIssue]
-    step = jax.jit(build_step(config, optimizer))
+    step = jax.jit(build_step(config))
     after, metrics = step(state, x, y)
 
     # The same draws, part by part.
@@ -59,8 +59,8 @@ def test_thresholds_follow_the_predictions_and_nothing_else():
 
 def test_resume_is_exact(tmp_path, monkeypatch):
     config = tiny(DIFFMOE, steps=3)
-    step = build_step(config, build_optimizer(config.train))
-    monkeypatch.setattr(loop, "build_step", lambda config, optimizer: step)
+    step = build_step(config)
+    monkeypatch.setattr(loop, "build_step", lambda config: step)
     train(config, tmp_path / "whole")
     train(tiny(DIFFMOE, steps=2), tmp_path / "parts")
     train(config, tmp_path / "parts")

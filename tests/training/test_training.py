@@ -46,10 +46,9 @@ def batch(size: int) -> tuple[jax.Array, jax.Array]:
 
 
 def run_steps(config: Config, mesh: jax.sharding.Mesh, steps: int = 2):
-    optimizer = build_optimizer(config.train)
     with jax.set_mesh(mesh):
-        state = init_state(config.model, optimizer, config.seed, mesh)
-        step = jax.jit(build_step(config, optimizer), donate_argnums=0)
+        state = init_state(config, mesh)
+        step = jax.jit(build_step(config), donate_argnums=0)
         for _ in range(steps):
             arrays = jax.device_put(batch(config.train.batch_size), batch_sharding(mesh))
             state, metrics = step(state, *arrays)
@@ -134,7 +133,7 @@ def test_step_against_optax_by_hand():
     config = dataclasses.replace(tiny(None, batch_size=4), seed=3)
     state, metrics = run_steps(config, one_device(), steps=1)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3, weight_decay=0.0))
-    initial = init_state(config.model, build_optimizer(config.train), 3, one_device())
+    initial = init_state(config, one_device())
     before = initial.parameters
 
     def loss(parameters):
@@ -175,7 +174,7 @@ def test_schedule(schedule):
 
 def final_state(config: Config, workdir) -> TrainState:
     mesh = build_mesh(config.mesh)
-    like = abstract_state(config.model, build_optimizer(config.train), mesh)
+    like = abstract_state(config, mesh)
     with Checkpoints(workdir) as checkpoints:
         return checkpoints.restore(config.train.steps, like)
 
@@ -216,6 +215,26 @@ def test_resume_is_exact(step, tmp_path, monkeypatch, undisturbed):
 
     rows = list(csv.DictReader((tmp_path / "metrics.csv").open()))
     assert [int(row["step"]) for row in rows] == sorted({2, 4, 6, step})
+
+
+def test_averages_on_the_host_change_no_number(tmp_path, monkeypatch):
+    config = tiny(None, post_hoc_ema=(0.1,), sample_every=4)
+    on_host = dataclasses.replace(
+        config, train=dataclasses.replace(config.train, averages_on_host=True)
+    )
+    assert train(config, tmp_path / "device") is None
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 3)
+        assert train(on_host, tmp_path / "host") == signal.SIGINT
+    assert train(on_host, tmp_path / "host") is None
+    expected = final_state(config, tmp_path / "device")
+    actual = final_state(on_host, tmp_path / "host")
+    kinds = {a.sharding.memory_kind for a in jax.tree.leaves((actual.ema, actual.tracks))}
+    assert kinds == {"pinned_host"}
+    assert actual.parameters["patch_in.bias"].sharding.memory_kind != "pinned_host"
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(actual), jax.device_get(expected))
+    grids = [tmp_path / name / "samples" / "step_00000004.png" for name in ("device", "host")]
+    assert grids[0].read_bytes() == grids[1].read_bytes()
 
 
 def test_an_interrupt_while_a_grid_is_drawn_is_saved(tmp_path, monkeypatch):
@@ -329,11 +348,10 @@ def test_the_compiled_step_does_not_grow_with_depth():
     def size(depth: int) -> int:
         config = tiny(DIT_MOE)
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, depth=depth))
-        optimizer = build_optimizer(config.train)
         mesh = one_device()
         with jax.set_mesh(mesh):
-            state = init_state(config.model, optimizer, 0, mesh)
-            step = jax.jit(build_step(config, optimizer)).lower(state, *batch(16)).compile()
+            state = init_state(config, mesh)
+            step = jax.jit(build_step(config)).lower(state, *batch(16)).compile()
         text = step.as_text()
         assert text
         return len(text)

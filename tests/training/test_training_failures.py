@@ -20,7 +20,7 @@ from dit_moe.training.checkpoint import Checkpoints, TrainingError
 from dit_moe.training.health import Skips
 from dit_moe.training.loop import train
 from dit_moe.training.mesh import batch_sharding, build_mesh, replicated
-from dit_moe.training.state import TrainState, abstract_state, build_optimizer, init_state
+from dit_moe.training.state import TrainState, abstract_state, init_state
 from dit_moe.training.step import build_step
 from tests.tiny import tiny
 
@@ -34,14 +34,14 @@ def small(**train: object) -> Config:
 @pytest.fixture(scope="module", autouse=True)
 def one_step() -> Iterator[None]:
     """All runs here share one training step, traced and compiled once."""
-    step = build_step(small(), build_optimizer(small().train))
+    step = build_step(small())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "build_step", lambda config, optimizer: step)
+        patch.setattr(loop, "build_step", lambda config: step)
         yield
 
 
 def like(config: Config) -> TrainState:
-    return abstract_state(config.model, build_optimizer(config.train), build_mesh(config.mesh))
+    return abstract_state(config, build_mesh(config.mesh))
 
 
 def read(workdir: Path, step: int) -> TrainState:
@@ -72,15 +72,14 @@ def assert_equal(actual: TrainState, expected: TrainState) -> None:
 def test_a_bad_update_changes_nothing_but_the_step():
     config = small()
     mesh = build_mesh(config.mesh)
-    optimizer = build_optimizer(config.train)
     x_NxHxWxC = jax.random.normal(jax.random.key(5), (config.train.batch_size, 8, 8, 1))
     y_N = jnp.arange(config.train.batch_size, dtype=jnp.int32) % 10
     with jax.set_mesh(mesh):
-        state = init_state(config.model, optimizer, 0, mesh)
+        state = init_state(config, mesh)
         # Large activations before an output layer of zeros: a far larger gradient than loss.
         state.parameters["modulation.bias"] += 1e10
         step = jax.jit(  # as `train` does, so that it is compiled for both
-            loop.build_step(config, optimizer),
+            loop.build_step(config),
             donate_argnums=0,
             out_shardings=(jax.tree.map(lambda a: a.sharding, state), replicated(mesh)),
         )
@@ -228,15 +227,14 @@ def test_resuming_makes_no_fresh_state(run, monkeypatch):
 def test_the_abstract_state_is_the_state_without_its_values():
     config = small()
     mesh = build_mesh(MeshConfig(data=2, fsdp=4))
-    optimizer = build_optimizer(config.train)
-    state = init_state(config.model, optimizer, 0, mesh)
+    state = init_state(config, mesh)
 
     def check(real: jax.Array, abstract: jax.ShapeDtypeStruct) -> None:
         assert (real.shape, real.dtype) == (abstract.shape, abstract.dtype)
         assert abstract.sharding is not None
         assert real.sharding.is_equivalent_to(abstract.sharding, real.ndim)
 
-    jax.tree.map(check, state, abstract_state(config.model, optimizer, mesh))
+    jax.tree.map(check, state, abstract_state(config, mesh))
 
 
 # A full disk
