@@ -289,6 +289,15 @@ class DDPMConfig:
             "(with fewer, a beta reaches 1)",
         )
 
+    @property
+    def sampled_timesteps(self) -> int:
+        """How many timesteps, from the first on, sampling visits.
+
+        Cosine betas end in three that each take more than half of the signal's power, down to
+        nearly nothing: what the network errs in the noise there would be magnified in x_0.
+        """
+        return max(self.timesteps - 3, 1) if self.betas == "cosine" else self.timesteps
+
 
 @dataclass(frozen=True, config=_RULES)
 class RectifiedFlowConfig:
@@ -365,7 +374,7 @@ class SolverConfig:
             f"solver is {solver!r} with objective {objective.name!r}; "
             f"allowed: {', '.join(allowed)}",
         )
-        most = objective.timesteps if ddpm else None
+        most = objective.sampled_timesteps if ddpm else None
         _require(
             self.steps >= 1 and (most is None or self.steps <= most),
             f"steps is {self.steps}; allowed: 1 {f'to {most}' if most else 'or more'}",

@@ -150,8 +150,8 @@ def euler_step(
 def _places(objective: DDPM | RectifiedFlow, steps: int) -> np.ndarray:
     """Where in the time range the network is asked, from noise on."""
     if isinstance(objective, DDPM):
-        timesteps = objective.config.timesteps
-        return (strided_timesteps(timesteps, steps)[::-1] + 1) / timesteps
+        visited = strided_timesteps(objective.config.sampled_timesteps, steps)
+        return (visited[::-1] + 1) / objective.config.timesteps
     return objective.times(steps)[:-1]
 
 

@@ -180,13 +180,13 @@ class DDPM:
 
     @property
     def time_range(self) -> tuple[float, float]:
-        """The times between which the network was trained: of the first and last timestep."""
+        """The times of the first and last timestep that sampling visits."""
         times = self.path_times()
-        return float(times[0]), float(times[-1])
+        return float(times[0]), float(times[self.config.sampled_timesteps - 1])
 
     def times(self, steps: int) -> np.ndarray:
         """Times [steps + 1] of strided timesteps, descending, and 0 (`strided_timesteps`)."""
-        visited = strided_timesteps(self.config.timesteps, steps)
+        visited = strided_timesteps(self.config.sampled_timesteps, steps)
         return np.append(self.path_times()[visited[::-1]], np.float32(0))
 
     def predict_x0(self, x_t: jax.Array, step: Coefficients, noise: jax.Array) -> jax.Array:

@@ -1,7 +1,7 @@
 """Where in time the steps of a solver lie.
 
-A grid is [steps + 1] float32, strictly descending to 0. All times but the 0 are within the range
-that the network was trained for.
+A grid is [steps + 1] float32, strictly descending to 0. All times but the 0 are within the
+objective's `time_range`.
 """
 
 import numpy as np
@@ -21,7 +21,7 @@ def time_grid(
     Args:
       objective: whose times.
       name: "uniform": the objective's own (`times`). "quadratic", "karras", "shifted": below.
-      steps: 1 or more; under DDPM at most its timesteps.
+      steps: 1 or more; under DDPM at most its sampled timesteps.
       shift: of the shifted grid.
     """
     match name:
@@ -44,7 +44,7 @@ def quadratic(objective: DDPM | RectifiedFlow, steps: int) -> np.ndarray:
     """
     if isinstance(objective, RectifiedFlow):
         return objective.shift(np.linspace(1, 0, steps + 1) ** 2).astype(np.float32)
-    last, i = objective.config.timesteps - 1, np.arange(steps)
+    last, i = objective.config.sampled_timesteps - 1, np.arange(steps)
     spaced = np.floor(last * np.square(i / (steps - 1))) if steps > 1 else [last]
     visited = np.maximum(i, spaced).astype(int)
     return np.append(objective.path_times()[visited[::-1]], np.float32(0))
@@ -53,7 +53,7 @@ def quadratic(objective: DDPM | RectifiedFlow, steps: int) -> np.ndarray:
 def karras(objective: DDPM | RectifiedFlow, steps: int) -> np.ndarray:
     """Even in sigma^(1/7) with sigma = t / (1 - t), from 80 to 0.002, then 0 (EDM, eq. 5).
 
-    Both ends are within the trained range.
+    Both ends are within the objective's time range.
     """
     low, high = objective.time_range
     first = min(SIGMA_MAX, high / (1 - high)) if high < 1 else SIGMA_MAX
@@ -63,7 +63,7 @@ def karras(objective: DDPM | RectifiedFlow, steps: int) -> np.ndarray:
 
 
 def shifted(objective: DDPM | RectifiedFlow, steps: int, shift: float) -> np.ndarray:
-    """t -> s t / (1 + (s - 1) t) of even flow times, over the whole trained range.
+    """t -> s t / (1 + (s - 1) t) of even flow times, over the whole time range.
 
     A shift s above 1 gives more steps to noise (Esser et al. 2024, eq. 23). It stands in the place
     of the objective's own shift.
@@ -75,6 +75,6 @@ def shifted(objective: DDPM | RectifiedFlow, steps: int, shift: float) -> np.nda
 
 
 def _to_zero(objective: DDPM | RectifiedFlow, t: np.ndarray) -> np.ndarray:
-    """The times within the trained range, ending at 0."""
+    """The times within the objective's time range, ending at 0."""
     t = np.clip(t.astype(np.float32), *objective.time_range)
     return t if t[-1] == 0 else np.append(t, np.float32(0))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dit_moe.config import DDPMConfig
+from dit_moe.config import TIME_GRIDS, DDPMConfig
 from dit_moe.diffusion import ddpm
 from dit_moe.diffusion.ddpm import DDPM
 from dit_moe.diffusion.denoiser import unit_variance
@@ -178,11 +178,37 @@ def test_a_single_step_returns_the_predicted_x0(solver):
     np.testing.assert_allclose(x, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("steps", [0, 1001])
-def test_impossible_number_of_steps(steps):
+@pytest.mark.parametrize(
+    "solver", [("ancestral", {}), *(("ddim", {"time_grid": grid}) for grid in TIME_GRIDS)]
+)
+def test_small_errors_at_the_noisy_end_of_cosine_betas_stay_small(solver):
+    """At the last timestep, whose signal is 5e-5, an error of 0.02 would be one of 400 in x_0."""
+    name, options = solver
+    objective, largest = DDPM(DDPMConfig(betas="cosine")), []
+    steps = objective.steps()
+    assert (np.exp(steps.log_beta) <= 0.5).sum() == objective.config.sampled_timesteps == 997
+
+    def network(x, t, y):  # of images that are 0.5 everywhere
+        jax.debug.callback(lambda x: largest.append(np.abs(x).max()), x)
+        signal, noise = (
+            jnp.interp(t, steps.timestep, table)[:, None, None, None]
+            for table in (steps.signal, steps.noise)
+        )
+        return prediction((x - 0.5 * signal) / noise + 0.02)
+
     key_N, y_N = jax.random.split(jax.random.key(0), 2), jnp.zeros(2, jnp.int32)
-    objective = DDPM(DDPMConfig())
-    with pytest.raises(ValueError, match=f"steps is {steps}; allowed: 1 to 1000"):
+    denoiser = objective.denoiser(network)
+    x = sample(objective, denoiser, key_N, y_N, (2, 2, 1), name, 16, **options)
+    jax.effects_barrier()
+    assert max(largest) < 5
+    np.testing.assert_allclose(x, 0.5, atol=0.05)
+
+
+@pytest.mark.parametrize(("betas", "steps", "most"), [("linear", 0, 1000), ("cosine", 998, 997)])
+def test_impossible_number_of_steps(betas, steps, most):
+    key_N, y_N = jax.random.split(jax.random.key(0), 2), jnp.zeros(2, jnp.int32)
+    objective = DDPM(DDPMConfig(betas=betas))
+    with pytest.raises(ValueError, match=f"steps is {steps}; allowed: 1 to {most}"):
         sample(objective, None, key_N, y_N, (2, 2, 1), "ddim", steps)
 
 

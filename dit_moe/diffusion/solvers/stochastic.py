@@ -75,7 +75,7 @@ def ancestral(
     ddpm: DDPM, denoiser: Denoiser, x: jax.Array, key_N: jax.Array, y_N: jax.Array, steps: int
 ) -> jax.Array:
     """Samples p(x_{t-1} | x_t) step by step on evenly spaced timesteps (DDPM, algorithm 2)."""
-    visited = even_timesteps(ddpm.config.timesteps, steps)
+    visited = even_timesteps(ddpm.config.sampled_timesteps, steps)
     chain, times = ddpm.steps(visited), ddpm.path_times()[visited]
 
     def step(x: jax.Array, at: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
