@@ -1,0 +1,89 @@
+"""Typed, frozen, validated configs. One `Config` describes one experiment completely.
+
+`config_io.py` reads and writes them.
+"""
+
+from pydantic.dataclasses import dataclass
+
+from dit_moe.config.data import DataConfig
+from dit_moe.config.mesh import MeshConfig
+from dit_moe.config.model import ModelConfig
+from dit_moe.config.moe import (
+    BatchPoolRouterConfig,
+    ExpertChoiceRouterConfig,
+    MoEConfig,
+    PrototypeExpertChoiceRouterConfig,
+    PrototypeRouterConfig,
+    PrototypeSettings,
+    RouterConfig,
+    SigmoidTopKRouterConfig,
+    TopKRouterConfig,
+)
+from dit_moe.config.objective import DDPMConfig, ObjectiveConfig, RectifiedFlowConfig
+from dit_moe.config.rules import MAX_SIGMA_REL, RULES, ConfigError, Seed, divisors, require
+from dit_moe.config.sampling import (
+    SOLVER_OPTIONS,
+    SOLVERS,
+    TIME_GRIDS,
+    GuidanceSchedule,
+    SampleConfig,
+    SolverConfig,
+    check_guidance_interval,
+)
+from dit_moe.config.training import TrainConfig
+
+__all__ = [
+    "MAX_SIGMA_REL",
+    "SOLVERS",
+    "SOLVER_OPTIONS",
+    "TIME_GRIDS",
+    "BatchPoolRouterConfig",
+    "Config",
+    "ConfigError",
+    "DDPMConfig",
+    "DataConfig",
+    "ExpertChoiceRouterConfig",
+    "GuidanceSchedule",
+    "MeshConfig",
+    "MoEConfig",
+    "ModelConfig",
+    "ObjectiveConfig",
+    "PrototypeExpertChoiceRouterConfig",
+    "PrototypeRouterConfig",
+    "PrototypeSettings",
+    "RectifiedFlowConfig",
+    "RouterConfig",
+    "SampleConfig",
+    "SigmoidTopKRouterConfig",
+    "SolverConfig",
+    "TopKRouterConfig",
+    "TrainConfig",
+    "check_guidance_interval",
+    "divisors",
+]
+
+
+@dataclass(frozen=True, config=RULES)
+class Config:
+    """One experiment."""
+
+    name: str
+    model: ModelConfig
+    objective: ObjectiveConfig = RectifiedFlowConfig()
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    sample: SampleConfig = SampleConfig()
+    mesh: MeshConfig = MeshConfig()
+    seed: Seed = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.objective, DDPMConfig):
+            require(
+                self.objective.variance != "learned_range" or self.model.learn_sigma,
+                "objective.variance is 'learned_range' with model.learn_sigma false; allowed: "
+                "'fixed_small', 'fixed_large', or model.learn_sigma true",
+            )
+        try:
+            self.sample.resolve(self.objective)
+        except ConfigError as error:
+            raise ConfigError(f"sample.{error}") from None

@@ -1,0 +1,44 @@
+"""Where images come from."""
+
+from typing import Literal
+
+from pydantic import NonNegativeInt
+from pydantic.dataclasses import dataclass
+
+from dit_moe.config.rules import RULES, Listed, PositiveFloat, require
+
+
+@dataclass(frozen=True, config=RULES)
+class DataConfig:
+    """Where images or latents come from."""
+
+    source: Literal["digits", "patches", "prepared"] = "digits"
+    """`digits`: scikit-learn's handwritten digits, 8x8. `patches`: colour patches of
+    scikit-image's photographs, 32x32. `prepared`: folders that `dit_moe.data.prepare` made."""
+    path: Listed[str] = ()
+    """Folders of `prepared`. With several (mixed resolutions), each step's batch is from one."""
+    mix_weights: Listed[PositiveFloat] = ()
+    """How often each folder of `path` has its turn; empty: equally often."""
+    classes: Listed[NonNegativeInt] = ()
+    """Only these classes of the data set; the model's class i is classes[i]. Empty: all."""
+    flip: bool = False
+    """Take the mirror image (for latents: the latent of the mirror image) with probability 1/2."""
+    latent_scaling: Literal["autoencoder", "per_channel"] = "autoencoder"
+    """`autoencoder`: times the constant of its authors (0.18215). `per_channel`: to mean 0 and
+    standard deviation 1 in every channel, by the data set's statistics (as EDM2)."""
+
+    def __post_init__(self) -> None:
+        require(
+            (self.source == "prepared") == bool(self.path),
+            f"path is {', '.join(self.path)!r} with source {self.source!r}; allowed: "
+            "folders with source 'prepared', empty otherwise",
+        )
+        require(
+            len(self.mix_weights) in (0, len(self.path)),
+            f"mix_weights has {len(self.mix_weights)} numbers; allowed: none, or one for each of "
+            f"the {len(self.path)} folders of path",
+        )
+        require(
+            len(set(self.classes)) == len(self.classes),
+            f"classes is {', '.join(map(str, self.classes))}; allowed: every class once",
+        )

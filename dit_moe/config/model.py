@@ -1,0 +1,100 @@
+"""The network."""
+
+from typing import Literal
+
+from pydantic import PositiveInt
+from pydantic.dataclasses import dataclass
+
+from dit_moe.config.moe import MoEConfig
+from dit_moe.config.rules import RULES, PositiveFloat, Probability, divisors, listing, require
+
+
+@dataclass(frozen=True, config=RULES)
+class ModelConfig:
+    """The network: a diffusion transformer, dense or with mixtures of experts."""
+
+    width: PositiveInt
+    depth: PositiveInt
+    heads: PositiveInt
+    image_size: PositiveInt = 32
+    """Side of the square input: the latent's for latent diffusion, in its own pixels."""
+    channels: PositiveInt = 4
+    patch_size: PositiveInt = 2
+    mlp_ratio: PositiveFloat = 4.0
+    """Hidden width of a dense block's feed-forward over the model's width."""
+    mlp_activation: Literal["gelu", "silu"] = "gelu"
+    """Of the dense blocks' feed-forward: GELU (tanh) in DiT, SiLU in DSMoE."""
+    num_classes: PositiveInt = 1000
+    """Real classes are 0 to num_classes - 1; the null label is num_classes."""
+    label_dropout: Probability = 0.1
+    learn_sigma: bool = False
+    """Doubles the output channels; the second half parameterises the variance under DDPM."""
+    qk_norm: bool = False
+    position: Literal["sincos", "rope"] = "sincos"
+    """`sincos`: sines and cosines of column and row, added to the patches (DiT). `rope`: each block
+    turns queries and keys by row and column (DSMoE)."""
+    moe: MoEConfig | None = None
+    """None: a dense DiT."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of activations and matrix products. Parameters, routing, softmax and loss stay float32."""
+    remat: Literal["none", "dots", "full"] = "dots"
+    """What the backward pass recomputes instead of storing. `dots`: all but matrix products, and of
+    these the scores of attention, which is the fastest on CPU too (less to write and read). `full`:
+    whole blocks. `none`: nothing."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.width % self.heads == 0,
+            f"heads is {self.heads}; allowed: a divisor of width {self.width} "
+            f"({listing(divisors(self.width))})",
+        )
+        require(
+            self.width % 4 == 0,
+            f"width is {self.width}; allowed: a multiple of 4 (two axes of sine and cosine)",
+        )
+        require(
+            self.image_size % self.patch_size == 0,
+            f"patch_size is {self.patch_size}; allowed: a divisor of image_size "
+            f"{self.image_size} ({listing(divisors(self.image_size))})",
+        )
+        require(
+            self.position != "rope" or self.width // self.heads % 4 == 0,
+            f"heads is {self.heads} with position 'rope' and width {self.width}; allowed: a number "
+            "that makes width / heads a multiple of 4 (pairs of two axes)",
+        )
+        ratios = {"mlp_ratio": self.mlp_ratio}
+        if self.moe is not None:
+            require(
+                self.depth % self.moe.every == 0,
+                f"moe.every is {self.moe.every}; allowed: a divisor of depth {self.depth}",
+            )
+            require(
+                self.moe.router.name != "expert_choice"
+                or self.num_tokens * self.moe.top_k >= self.moe.num_experts,
+                f"moe.num_experts is {self.moe.num_experts} with router 'expert_choice', top_k "
+                f"{self.moe.top_k} and {self.num_tokens} tokens an image; allowed: 1 to "
+                f"{self.num_tokens * self.moe.top_k} (each expert takes a token of every image)",
+            )
+            ratios["moe.hidden_ratio"] = self.moe.hidden_ratio
+            ratios["moe.shared_hidden_ratio"] = self.moe.shared_hidden_ratio
+        for field, ratio in ratios.items():
+            require(
+                float(ratio * self.width).is_integer(),
+                f"{field} is {ratio}; allowed: a ratio that gives a whole number of hidden units "
+                f"at width {self.width}",
+            )
+
+    @property
+    def null_label(self) -> int:
+        """The label that stands for "no class"."""
+        return self.num_classes
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens (patches) per image."""
+        return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the prediction."""
+        return self.channels * (2 if self.learn_sigma else 1)

@@ -1,0 +1,52 @@
+"""What all configs share: their error, their checks and the types of their fields."""
+
+from collections.abc import Sequence
+from typing import Annotated, TypeAlias, TypeVar
+
+import pydantic
+from pydantic import Field
+
+T = TypeVar("T")
+RULES = pydantic.ConfigDict(extra="forbid")
+"""Of every config: an unknown field is an error."""
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+MAX_SIGMA_REL = 12**-0.5
+"""Relative width of the plain mean over training; wider averages would favour its beginning."""
+SigmaRel = Annotated[float, Field(gt=0, lt=MAX_SIGMA_REL)]
+
+
+def _split(value: object) -> object:
+    return (
+        [part.strip() for part in value.split(",") if part.strip()]
+        if isinstance(value, str)
+        else value
+    )
+
+
+# On the command line, values with commas between them.
+Listed: TypeAlias = Annotated[tuple[T, ...], pydantic.BeforeValidator(_split)]
+
+
+class ConfigError(ValueError):
+    """A config that cannot be used; the message is one sentence for the user."""
+
+
+def divisors(number: int) -> list[int]:
+    """From 1 to the number itself."""
+    return [d for d in range(1, number + 1) if number % d == 0]
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises a `ConfigError` with the message unless the condition holds."""
+    if not condition:
+        raise ConfigError(message)
+
+
+def listing(values: Sequence[int], limit: int = 12) -> str:
+    """The values with commas, cut after `limit` of them."""
+    texts = [str(v) for v in values]
+    return ", ".join(texts if len(texts) <= limit else [*texts[:limit], "..."])

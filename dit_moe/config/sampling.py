@@ -1,0 +1,165 @@
+"""Solvers, time grids and guidance."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from pydantic.dataclasses import dataclass
+
+from dit_moe.config.objective import DDPMConfig, ObjectiveConfig
+from dit_moe.config.rules import RULES, Listed, NonNegativeFloat, Probability, require
+
+SOLVERS: dict[str, dict[str, Any]] = {
+    "euler": {"time_grid": "uniform"},
+    "heun": {"time_grid": "uniform"},
+    "midpoint": {"time_grid": "uniform"},
+    "rk4": {"time_grid": "uniform"},
+    "dopri5": {"tolerance": 1e-3},
+    "ddim": {"time_grid": "uniform", "eta": 0.0},
+    "euler_maruyama": {"time_grid": "uniform"},
+    "ancestral": {},
+    "dpmpp_2m": {"time_grid": "uniform"},
+    "dpmpp_3m": {"time_grid": "uniform"},
+    "unipc": {"time_grid": "uniform"},
+}
+"""What can sample a model, each with its options and their defaults (docs/sampling.md).
+
+`ancestral` is for DDPM alone, all others are for both objectives."""
+
+TIME_GRIDS: dict[str, dict[str, Any]] = {
+    "uniform": {},
+    "quadratic": {},
+    "karras": {},
+    "shifted": {"shift": 3.0},
+}
+"""How the steps of a solver may lie in time, with their options."""
+
+SOLVER_OPTIONS = ("time_grid", "eta", "tolerance", "shift")
+"""All of both."""
+
+
+@dataclass(frozen=True, config=RULES)
+class SolverConfig:
+    """How a sample is integrated from noise to data. Fields that hold None have the solver's
+    default; an option that the solver does not have is an error."""
+
+    solver: str = "auto"
+    """One of `SOLVERS`. `auto`: euler for rectified flow, ancestral for DDPM."""
+    steps: int = 250
+    """For dopri5 the largest number of steps that an image may try."""
+    time_grid: str | None = None
+    """One of `TIME_GRIDS`."""
+    eta: float | None = None
+    """Of ddim: 0 adds no noise, 1 as much as DDPM's chain."""
+    tolerance: float | None = None
+    """Of dopri5: the error of a step, relative where values are above 1."""
+    shift: float | None = None
+    """Of the shifted time grid, in place of the objective's: t -> s t / (1 + (s - 1) t)."""
+
+    def resolve(self, objective: ObjectiveConfig) -> "SolverConfig":
+        """The same with nothing left open; options that the solver does not have are None.
+
+        Raises:
+          ConfigError: naming the field, its value and what is allowed.
+        """
+        ddpm = isinstance(objective, DDPMConfig)
+        solver = self._chosen(objective)
+        allowed = [name for name in SOLVERS if ddpm or name != "ancestral"]
+        require(
+            solver in allowed,
+            f"solver is {solver!r} with objective {objective.name!r}; "
+            f"allowed: {', '.join(allowed)}",
+        )
+        most = objective.sampled_timesteps if ddpm else None
+        require(
+            self.steps >= 1 and (most is None or self.steps <= most),
+            f"steps is {self.steps}; allowed: 1 {f'to {most}' if most else 'or more'}",
+        )
+        require(
+            self.time_grid in (None, *TIME_GRIDS),
+            f"time_grid is {self.time_grid!r}; allowed: {', '.join(TIME_GRIDS)}",
+        )
+        options = _solver_options(solver, self.time_grid)
+        chosen = {"solver": solver, "time_grid": options.get("time_grid")}
+        for kind, table in (("solver", SOLVERS), ("time_grid", TIME_GRIDS)):
+            for name in SOLVER_OPTIONS:
+                value = getattr(self, name)
+                having = [key for key, entry in table.items() if name in entry]
+                if value is None or not having:
+                    continue
+                require(
+                    name in options,
+                    f"{name} is {value!r} with {kind} {chosen[kind]!r}; "
+                    f"allowed: only with {kind} {', '.join(having)}",
+                )
+                options[name] = value
+        eta, tolerance, shift = (options.get(name) for name in ("eta", "tolerance", "shift"))
+        require(eta is None or 0 <= eta <= 1, f"eta is {eta}; allowed: 0 to 1")
+        require(
+            tolerance is None or 1e-6 <= tolerance < 1,
+            f"tolerance is {tolerance}; allowed: 1e-6 (float32 has little more) to below 1",
+        )
+        require(
+            shift is None or 0 < shift < math.inf,
+            f"shift is {shift}; allowed: a number above 0 (1 is no shift)",
+        )
+        return SolverConfig(solver, self.steps, **options)
+
+    def updated(self, objective: ObjectiveConfig, **given: Any) -> "SolverConfig":
+        """With fields that are given and not None, resolved.
+
+        Options of the old solver or time grid that the new one does not have are left out.
+        """
+        given = {name: value for name, value in given.items() if value is not None}
+        fields = {name: getattr(self, name) for name in SolverConfig.__dataclass_fields__} | given
+        known = _solver_options(SolverConfig(**fields)._chosen(objective), fields["time_grid"])
+        kept = {"solver", "steps", *known, *given}
+        fields = {name: value for name, value in fields.items() if name in kept}
+        return SolverConfig(**fields).resolve(objective)
+
+    def _chosen(self, objective: ObjectiveConfig) -> str:
+        auto = "ancestral" if isinstance(objective, DDPMConfig) else "euler"
+        return auto if self.solver == "auto" else self.solver
+
+
+def _solver_options(solver: str, time_grid: str | None) -> dict[str, Any]:
+    """The options that a solver and its time grid have, with their defaults."""
+    options = dict(SOLVERS.get(solver, {}))
+    if "time_grid" in options:
+        options["time_grid"] = time_grid or options["time_grid"]
+        options |= TIME_GRIDS.get(options["time_grid"], {})
+    return options
+
+
+GuidanceSchedule = Literal["constant", "linear", "cosine"]
+
+
+def check_guidance_interval(interval: Sequence[float]) -> None:
+    """Checks that it has two flow times in order.
+
+    Raises:
+      ConfigError: it does not.
+    """
+    require(
+        len(interval) == 2 and 0 <= interval[0] <= interval[1] <= 1,
+        f"guidance_interval is {','.join(map(str, interval))}; allowed: two flow times from 0 "
+        "to 1, the lower one first, such as 0.1,0.8",
+    )
+
+
+@dataclass(frozen=True, config=RULES)
+class SampleConfig(SolverConfig):
+    """How this model is best sampled: the defaults of `sample.py` and of the grids in training."""
+
+    guidance_scale: NonNegativeFloat = 1.0
+    """1: no guidance."""
+    guidance_schedule: GuidanceSchedule = "constant"
+    """How guidance_scale - 1 changes from noise to data: `linear` and `cosine` grow from 0 to
+    double (docs/sampling.md)."""
+    guidance_interval: Listed[Probability] = (0.0, 1.0)
+    """Guidance only at flow times from the first to the second: 0 is data, 1 is noise."""
+    guidance_rescale: Probability = 0.0
+    """How far the contrast that guidance adds is taken back: 0 not at all, 1 all of it."""
+
+    def __post_init__(self) -> None:
+        check_guidance_interval(self.guidance_interval)

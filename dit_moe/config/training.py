@@ -1,0 +1,74 @@
+"""Optimisation, logging and saving."""
+
+from typing import Literal
+
+from pydantic import NonNegativeInt, PositiveInt
+from pydantic.dataclasses import dataclass
+
+from dit_moe.config.rules import (
+    RULES,
+    Decay,
+    Listed,
+    NonNegativeFloat,
+    PositiveFloat,
+    SigmaRel,
+    require,
+)
+
+
+@dataclass(frozen=True, config=RULES)
+class TrainConfig:
+    """Optimisation, logging and saving."""
+
+    steps: PositiveInt = 400_000
+    batch_size: PositiveInt = 256
+    """Images per optimiser step, over all devices and accumulation steps."""
+    accumulation: PositiveInt = 1
+    """Equal parts into which a batch is cut, one after another, to save memory."""
+    learning_rate: PositiveFloat = 1e-4
+    warmup_steps: NonNegativeInt = 0
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """Of the learning rate after the warm-up; `cosine` and `linear` end at 0."""
+    beta1: Decay = 0.9
+    beta2: Decay = 0.999
+    first_moment_dtype: Literal["float32", "bfloat16"] = "float32"
+    """AdamW's mean of gradients in bfloat16 takes half the memory. The mean of squares stays in
+    float32: bfloat16 would round its small steps away."""
+    weight_decay: NonNegativeFloat = 0.0
+    gradient_clip: PositiveFloat | None = None
+    """Largest global gradient norm; None: no clipping."""
+    max_skipped: PositiveInt = 10
+    """Updates with a loss or gradient that is not finite are skipped; after this many in a row,
+    training stops."""
+    ema_decay: Decay = 0.9999
+    post_hoc_ema: Listed[SigmaRel] = ()
+    """Relative widths of further moving averages (EDM2), such as 0.05,0.1: their snapshots give
+    averages of any width after training (docs/ema.md). Each costs memory for the parameters."""
+    post_hoc_ema_every: PositiveInt = 10_000
+    """Steps between those snapshots; all are kept."""
+    averages_on_host: bool = False
+    """Keeps all moving averages in the memory of the accelerator's host: they come and go at every
+    step, and leave room for a larger batch."""
+    log_every: PositiveInt = 100
+    checkpoint_every: PositiveInt = 10_000
+    keep_checkpoints: PositiveInt = 3
+    """How many of the newest to keep."""
+    keep_every: NonNegativeInt = 0
+    """Keeps every checkpoint whose step is a multiple of it, too; 0: no others."""
+    sample_every: NonNegativeInt = 10_000
+    """Steps between sample grids; 0: none."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.batch_size % self.accumulation == 0,
+            f"accumulation is {self.accumulation}; allowed: a divisor of batch_size "
+            f"{self.batch_size}",
+        )
+        require(
+            self.warmup_steps < self.steps,
+            f"warmup_steps is {self.warmup_steps}; allowed: 0 to steps - 1 ({self.steps - 1})",
+        )
+        require(
+            len(set(self.post_hoc_ema)) == len(self.post_hoc_ema),
+            f"post_hoc_ema is {', '.join(map(str, self.post_hoc_ema))}; allowed: every width once",
+        )
