@@ -11,6 +11,7 @@ from dit_moe.command_line import (
     command_parser,
     guidance_settings,
     numbers,
+    run_command,
     solver_settings,
 )
 
@@ -60,40 +61,29 @@ def main(argv: list[str] | None = None) -> int:
     add_guidance_flags(parser)
     _add_steering_flags(parser)
     arguments = parser.parse_args(argv)
-
-    try:
-        return run(arguments)
-    except KeyboardInterrupt:
-        print("\nStopped. Give the same command again to go on.", file=sys.stderr)
-        return 130
+    return run_command(lambda: run(arguments), resumes=True)
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Samples; returns the exit code."""
+def run(arguments: argparse.Namespace) -> None:
+    """Samples."""
     # After the arguments are parsed: JAX takes seconds to import.
-    from dit_moe.config import ConfigError
     from dit_moe.sample_set import RunSampler, write_sample_set
 
-    try:
-        sampler = RunSampler(
-            arguments.workdir,
-            ema=arguments.parameters == "ema",
-            batch_size=arguments.batch_size,
-            num_samples=arguments.num_samples,
-            classes=numbers("classes", arguments.classes),
-            guidance_scale=arguments.guidance_scale,
-            **guidance_settings(arguments),
-            steering=_steering(arguments),
-            **solver_settings(arguments),
-            seed=arguments.seed,
-            autoencoder=arguments.autoencoder,
-        )
-        npz, png = write_sample_set(sampler, arguments.output)
-    except (ConfigError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    sampler = RunSampler(
+        arguments.workdir,
+        ema=arguments.parameters == "ema",
+        batch_size=arguments.batch_size,
+        num_samples=arguments.num_samples,
+        classes=numbers("classes", arguments.classes),
+        guidance_scale=arguments.guidance_scale,
+        **guidance_settings(arguments),
+        steering=_steering(arguments),
+        **solver_settings(arguments),
+        seed=arguments.seed,
+        autoencoder=arguments.autoencoder,
+    )
+    npz, png = write_sample_set(sampler, arguments.output)
     print(f"Wrote {npz} and {png}.")
-    return 0
 
 
 def _add_steering_flags(parser: argparse.ArgumentParser) -> None:

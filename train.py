@@ -1,12 +1,11 @@
 """Trains a model. Run the same command again to resume."""
 
 import argparse
-import signal
 import sys
 
 from etils import epath
 
-from dit_moe.command_line import command_parser
+from dit_moe.command_line import command_parser, run_command
 
 EPILOG = """\
 examples:
@@ -70,19 +69,13 @@ def main(argv: list[str] | None = None) -> int:
     processes.add_argument("--num_processes", type=int, metavar="N", help="how many there are")
     processes.add_argument("--process_id", type=int, metavar="I", help="which one this is, from 0")
     arguments, overrides = parser.parse_known_args(argv)
-
-    try:
-        return run(arguments, overrides)
-    except KeyboardInterrupt:
-        print("\nStopped. Run the same command to go on from the newest checkpoint.")
-        return 128 + signal.SIGINT
+    return run_command(lambda: run(arguments, overrides), resumes=True)
 
 
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Trains; returns the exit code."""
     # After the arguments are parsed: JAX takes seconds to import.
     from dit_moe import hosts
-    from dit_moe.config import ConfigError
     from dit_moe.config_io import load_file
     from dit_moe.training.loop import TrainingError, train
 
@@ -99,9 +92,6 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
             profile_steps=arguments.profile_steps,
             wandb=arguments.wandb,
         )
-    except (ConfigError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except TrainingError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

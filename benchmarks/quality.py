@@ -1,7 +1,8 @@
 """Trains dense and sparse models of equal active size alike, and compares their samples.
 
 Every model is trained with several seeds; the table shows mean and standard deviation over them.
-Runs and results are kept in --output, so that the same command goes on where it stopped.
+Runs and results are kept in --output, so that the same command goes on where it stopped. Fields of
+the config can be given as to train.py, such as --config.model.patch_size=8.
 """
 
 import argparse
@@ -68,9 +69,14 @@ class Judge:
 
 
 def configure(
-    dataset: str, moe: MoEConfig | None, seed: int, steps: int, batch_size: int
+    dataset: str,
+    overrides: list[str],
+    moe: MoEConfig | None,
+    seed: int,
+    steps: int,
+    batch_size: int,
 ) -> Config:
-    config = load_file(f"configs/{dataset}.py:dit")
+    config = load_file(f"configs/{dataset}.py:dit", overrides)
     return dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, moe=moe),
@@ -111,7 +117,7 @@ def main() -> None:
     add("--batch_size", type=int, default=64, help="of training (default: 64)")
     add("--seeds", type=int, default=3, help="runs of every model (default: 3)")
     add("--output", type=Path, default=Path("runs/quality"), help="folder of the runs")
-    arguments = parser.parse_args()
+    arguments, overrides = parser.parse_known_args()
 
     judge = Judge(arguments.dataset)
     rows = []
@@ -121,7 +127,9 @@ def main() -> None:
         for number, (name, moe) in enumerate(variants().items()):
             kind = f"{arguments.dataset}-{arguments.steps}x{arguments.batch_size}"
             folder = f"{kind}-{number}-{seed}"
-            config = configure(arguments.dataset, moe, seed, arguments.steps, arguments.batch_size)
+            config = configure(
+                arguments.dataset, overrides, moe, seed, arguments.steps, arguments.batch_size
+            )
             found[name].append(measure(judge, config, arguments.output / folder))
             print(f"{name}, seed {seed}: {found[name][-1]}", flush=True)
             jax.clear_caches()

@@ -1,7 +1,11 @@
 """What the commands have in common."""
 
 import argparse
-from typing import Any
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+Number = TypeVar("Number", int, float)
 
 
 def command_parser(prog: str, description: str | None, epilog: str) -> argparse.ArgumentParser:
@@ -18,19 +22,46 @@ def command_parser(prog: str, description: str | None, epilog: str) -> argparse.
     )
 
 
-def numbers(name: str, text: str) -> list[int]:
-    """The whole numbers of a flag's value, with commas between; none of an empty one.
+def run_command(
+    work: Callable[[], int | None], *errors: type[Exception], resumes: bool = False
+) -> int:
+    """Does the work of a command once its flags are parsed; returns the command's exit code.
 
-    Raises:
-      ConfigError: it holds something else.
+    It is 2 after an error that is the user's to mend, told in one sentence on stderr; 130 after
+    Ctrl-C; else what the work returns, None being 0.
+
+    Args:
+      work: the work.
+      errors: what the user can mend beside `ConfigError` and `OSError`.
+      resumes: the same command goes on where it was stopped.
     """
     from dit_moe.config import ConfigError  # not before the arguments are parsed
 
     try:
-        return [int(part) for part in text.split(",") if part.strip()]
+        return work() or 0
+    except (ConfigError, OSError, *errors) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        then = "Give the same command again to go on." if resumes else "Nothing is half-written."
+        print(f"\nStopped. {then}", file=sys.stderr)
+        return 130
+
+
+def numbers(name: str, text: str, kind: type[Number] = int) -> list[Number]:
+    """The numbers of a flag's value, with commas between; none of an empty one.
+
+    Raises:
+      ConfigError: it holds something else.
+    """
+    from dit_moe.config import ConfigError
+
+    try:
+        return [kind(part) for part in text.split(",") if part.strip()]
     except ValueError:
+        example = "0,1,2" if kind is int else "0.1,0.8"
         raise ConfigError(
-            f"{name} is {text!r}; allowed: numbers with commas, such as 0,1,2"
+            f"{name} is {text!r}; allowed: numbers with commas, such as {example}"
         ) from None
 
 
@@ -86,7 +117,6 @@ def add_guidance_flags(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--guidance_interval",
-        type=_interval,
         metavar="LOW,HIGH",
         help="guidance only at these flow times, 0 data and 1 noise (default: the run's own)",
     )
@@ -120,11 +150,6 @@ def guidance_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """What `GUIDANCE_FLAGS` ask of a `RunSampler`."""
     settings = {name: getattr(arguments, name) for name in GUIDANCE_FLAGS}
     settings["guide_ema"] = settings.pop("guide_parameters") == "ema"
+    if (interval := settings["guidance_interval"]) is not None:
+        settings["guidance_interval"] = numbers("guidance_interval", interval, float)
     return settings
-
-
-def _interval(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not two numbers such as 0.1,0.8") from None

@@ -50,9 +50,12 @@ def new_folder(output: Path) -> Iterator[Path]:
     """Yields a folder that becomes `output` when the block succeeds, and is removed otherwise.
 
     Raises:
-      ConfigError: `output` is there and not an empty folder.
+      ConfigError: `output` is there and not an empty folder, or one that no other can replace: a
+        link or where a file system is mounted.
+      OSError: the folder cannot be made.
     """
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+    replaceable = not output.exists() or (output.is_dir() and not any(output.iterdir()))
+    if not replaceable or output.is_symlink() or output.is_mount():
         raise ConfigError(f"output is {str(output)!r}, which is there already; allowed: a new one")
     output = output.absolute()
     output.parent.mkdir(parents=True, exist_ok=True)

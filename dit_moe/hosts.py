@@ -4,6 +4,7 @@ Everything here is a plain local operation in a run of one process.
 """
 
 import collections
+import contextlib
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -35,8 +36,12 @@ def join(
       process_id: which one this is.
 
     Raises:
-      ConfigError: the processes do not find each other.
+      ConfigError: the address is none, or the processes do not find each other.
     """
+    if coordinator_address is not None and ":" not in coordinator_address:
+        raise ConfigError(
+            f"coordinator_address is {coordinator_address!r}; allowed: HOST:PORT, such as node:1234"
+        )
     try:
         jax.distributed.initialize(coordinator_address, num_processes, process_id)
     except (ValueError, RuntimeError) as error:
@@ -54,8 +59,11 @@ def is_lead() -> bool:
 
 
 def say(text: str) -> None:
-    """Prints, once for all processes."""
-    if is_lead():
+    """Prints, once for all processes; what cannot be printed is lost."""
+    if not is_lead():
+        return
+    # A log file on a full disk or a pipe that nobody reads any longer ends no training.
+    with contextlib.suppress(OSError):
         tqdm.write(text)  # above a progress bar, where there is one
         sys.stdout.flush()
 
@@ -64,7 +72,8 @@ def on_lead(action: Callable[[], object]) -> None:
     """Runs `action` in the lead process while the others wait.
 
     Raises:
-      ConfigError: in all processes, if the action raises one, or an OSError.
+      ConfigError: in all of several processes, if the action raises one, or an OSError. One process
+        alone raises what the action does.
     """
     message = ""
     if is_lead():
@@ -73,7 +82,7 @@ def on_lead(action: Callable[[], object]) -> None:
         except (ConfigError, OSError) as error:
             if jax.process_count() == 1:
                 raise
-            message = str(error)
+            message = str(error) or repr(error)
     if jax.process_count() == 1:
         return
     text = np.zeros(_MESSAGE_BYTES, np.uint8)

@@ -22,6 +22,7 @@ import scipy
 import sklearn
 
 from dit_moe import files
+from dit_moe.command_line import command_parser, run_command
 from dit_moe.data import digits
 from eval import digit_judges, digits_picture, metrics, npz_images
 from eval.image_sets import ImageSetError
@@ -278,12 +279,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m eval.digits",
-        description=_HELP,
-        epilog=_EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("python -m eval.digits", _HELP, _EXAMPLE)
     parser.add_argument(
         "--samples",
         type=Path,
@@ -339,15 +335,12 @@ def _run(samples: Path, output: Path, picture: Path | None) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command. Returns 0, or 2 after one sentence on stderr."""
+    """The command; returns its exit code."""
     options = _parser().parse_args(arguments)
-    try:
-        print(_run(options.samples, options.output, options.picture))
-    except (ImageSetError, OSError) as error:
-        print(f"eval.digits: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(
+        lambda: print(_run(options.samples, options.output, options.picture)), ImageSetError
+    )
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

@@ -14,7 +14,10 @@ from dit_moe.command_line import (
     SOLVER_FLAGS,
     add_guidance_flags,
     add_solver_flags,
+    command_parser,
     guidance_settings,
+    numbers,
+    run_command,
     solver_settings,
 )
 
@@ -81,13 +84,7 @@ _OF_RUNS = (
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m eval.fid",
-        description=_HELP,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_parser("python -m eval.fid", _HELP, _EXAMPLES)
     add = parser.add_argument
     judged = parser.add_mutually_exclusive_group(required=True)
     judged.add_argument("--samples", type=Path, metavar="SET", help="the images to judge")
@@ -128,6 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--num_samples", type=int, default=50_000, help="images to draw (default: 50000)")
     add(
         "--guidance_scale",
+        default="",
         metavar="1.0,1.5",
         help="one scale or several, which gives a table and a plot (default: the run's own)",
     )
@@ -224,7 +222,7 @@ def _judge_run(
         result["samples"]["drawn"] = drawn
         return result
 
-    scales = sorted(set(_numbers("guidance_scale", options.guidance_scale, float))) or [None]
+    scales = sorted(set(numbers("guidance_scale", options.guidance_scale, float))) or [None]
     for scale in scales:
         if scale is not None and not 0 <= scale < math.inf:
             raise OSError(f"--guidance_scale has {scale}, but must be 0 or more (1: no guidance).")
@@ -237,7 +235,7 @@ def _judge_run(
             num_samples=options.num_samples,
             guidance_scale=scale,
             **guidance_settings(options),
-            classes=_numbers("classes", options.classes, int),
+            classes=numbers("classes", options.classes),
             **solver_settings(options),
             seed=options.seed,
             ema=options.parameters == "ema",
@@ -258,13 +256,6 @@ def _judge_run(
     return f"{sweep.table(results)}\n\nThe plot: {picture}"
 
 
-def _numbers(name: str, text: str | None, kind: Callable[[str], Any]) -> list[Any]:
-    try:
-        return [kind(part) for part in (text or "").split(",") if part.strip()]
-    except ValueError:
-        raise OSError(f"--{name} is {text!r}, but must be numbers with commas between.") from None
-
-
 def _write(output: Path, result: dict[str, Any]) -> None:
     from dit_moe import files
 
@@ -276,7 +267,7 @@ def _write(output: Path, result: dict[str, Any]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command. Returns 0, 2 after one sentence on stderr, or 130 if it was stopped."""
+    """The command; returns its exit code."""
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.samples is not None:
@@ -284,19 +275,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if getattr(options, name) != parser.get_default(name):
                 parser.error(f"--{name} belongs to --workdir, not to --samples")
     # After parsing: help is instant.
-    from dit_moe.config import ConfigError
     from eval.image_sets import ImageSetError
 
-    try:
-        print(_run(options))
-    except (ImageSetError, ConfigError, OSError) as error:
-        print(f"eval.fid: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nStopped. Give the same command again to go on.", file=sys.stderr)
-        return 130
-    return 0
+    return run_command(lambda: print(_run(options)), ImageSetError, resumes=True)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

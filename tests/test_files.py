@@ -1,8 +1,10 @@
 import hashlib
+from pathlib import Path
 
 import pytest
 
 from dit_moe import files
+from dit_moe.config import ConfigError
 
 
 def test_failed_write_keeps_the_old_file(tmp_path):
@@ -27,6 +29,33 @@ def test_write_makes_the_folder_and_keeps_the_suffix(tmp_path):
         temporary.write_bytes(b"new")
     assert path.read_bytes() == b"new"
     assert [p.name for p in path.parent.iterdir()] == ["result.json"]
+
+
+def test_a_new_folder_is_whole_or_absent(tmp_path):
+    (tmp_path / "empty").mkdir()
+    for name in ("empty", "deep/new"):
+        with files.new_folder(tmp_path / name) as folder:
+            (folder / "file").touch()
+        assert [p.name for p in (tmp_path / name).iterdir()] == ["file"]
+    with (
+        pytest.raises(OSError, match="no space"),
+        files.new_folder(tmp_path / "deep" / "failed"),
+    ):
+        raise OSError("no space")
+    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["new"]
+
+
+def test_what_no_folder_can_replace_is_refused_at_once(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    (tmp_path / "full" / "inner").mkdir(parents=True)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    (tmp_path / "dangling").symlink_to(tmp_path / "none")
+    (tmp_path / "mount").mkdir()
+    monkeypatch.setattr(Path, "is_mount", lambda path: path.name == "mount")
+    for name in ("file", "full", "link", "dangling", "mount"):
+        with pytest.raises(ConfigError, match=r"is there already; allowed: a new one$"):
+            files.new_folder(tmp_path / name).__enter__()
 
 
 def test_sha256(tmp_path):

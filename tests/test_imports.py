@@ -53,13 +53,10 @@ FORBIDDEN = [
     ("dit_moe.moe", "dit_moe.images"),
 ]
 
-EVAL_MAY_IMPORT = ("dit_moe.data", "dit_moe.files", "eval")  # it judges files, not models
-# But for the command's way from a run to images, and the flags and the error of a run.
-EVAL_EXCEPTIONS = {
-    ("eval.run_samples", "dit_moe.sample_set"),
-    ("eval.fid", "dit_moe.config"),
-    ("eval.fid", "dit_moe.command_line"),
-}
+# It judges files, not models,
+EVAL_MAY_IMPORT = ("dit_moe.command_line", "dit_moe.data", "dit_moe.files", "eval")
+# but for the command's way from a run to images.
+EVAL_EXCEPTIONS = {("eval.run_samples", "dit_moe.sample_set")}
 
 
 def modules() -> dict[str, Path]:

@@ -1,10 +1,9 @@
 """Tells what the experts of a trained model do, in numbers, pictures and words."""
 
 import argparse
-import sys
 from pathlib import Path
 
-from dit_moe.command_line import command_parser, numbers
+from dit_moe.command_line import command_parser, numbers, run_command
 
 EPILOG = """\
 examples:
@@ -52,42 +51,30 @@ def main(argv: list[str] | None = None) -> int:
         help="the parameters' moving average, or the parameters themselves (default: ema)",
     )
     arguments = parser.parse_args(argv)
-
-    try:
-        return run(arguments)
-    except KeyboardInterrupt:
-        print("\nStopped; nothing was written.", file=sys.stderr)
-        return 130
+    return run_command(lambda: run(arguments))
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Analyses; returns the exit code."""
+def run(arguments: argparse.Namespace) -> None:
+    """Analyses."""
     # After the arguments are parsed: JAX takes seconds to import.
     from dit_moe.analysis.analyse import analyse, write
-    from dit_moe.config import ConfigError
     from dit_moe.files import new_folder
 
-    try:
-        classes = numbers("classes", arguments.classes)
-        with new_folder(arguments.output) as folder:
-            found = analyse(
-                arguments.workdir,
-                arguments.batch_size,
-                inputs=arguments.inputs,
-                data=[part for part in arguments.data.split(",") if part],
-                num_images=arguments.num_images,
-                classes=classes,
-                time_bins=arguments.time_bins,
-                steps=arguments.steps,
-                guidance_scale=arguments.guidance_scale,
-                seed=arguments.seed,
-                ema=arguments.parameters == "ema",
-            )
-            write(found, folder)
-    except (ConfigError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    with new_folder(arguments.output) as folder:
+        found = analyse(
+            arguments.workdir,
+            arguments.batch_size,
+            inputs=arguments.inputs,
+            data=[part for part in arguments.data.split(",") if part],
+            num_images=arguments.num_images,
+            classes=numbers("classes", arguments.classes),
+            time_bins=arguments.time_bins,
+            steps=arguments.steps,
+            guidance_scale=arguments.guidance_scale,
+            seed=arguments.seed,
+            ema=arguments.parameters == "ema",
+        )
+        write(found, folder)
     for f in found.analysis.findings:
         print(f"[{f.inputs}] {f.claim} {f.verdict.capitalize()}. {f.reason}")
     print(f"Wrote {arguments.output}.")
-    return 0

@@ -1,10 +1,9 @@
 """Converts models: published checkpoints in, open formats out, dense runs to sparse ones."""
 
 import argparse
-import sys
 from pathlib import Path
 
-from dit_moe.command_line import command_parser
+from dit_moe.command_line import command_parser, run_command
 from dit_moe.convert import FAMILIES
 
 EPILOG = """\
@@ -75,12 +74,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     arguments, overrides = parser.parse_known_args(argv)
     _refuse_strangers(parser, arguments, overrides)
-
-    try:
-        return run(arguments, overrides)
-    except KeyboardInterrupt:
-        print("\nStopped; nothing was written.", file=sys.stderr)
-        return 130
+    return run_command(lambda: run(arguments, overrides))
 
 
 def _refuse_strangers(
@@ -107,25 +101,18 @@ def _refuse_strangers(
         parser.error(f"--upload is given with --format {arguments.format}; allowed: safetensors")
 
 
-def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    """Converts; returns the exit code."""
-    # After the arguments are parsed: JAX takes seconds to import.
-    from dit_moe.config import ConfigError
-
-    try:
-        if arguments.checkpoint:
-            _import(arguments)
-        elif arguments.workdir:
-            _export(arguments)
-        else:
-            _upcycle(arguments, overrides)
-    except (ConfigError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+def run(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    """Converts."""
+    if arguments.checkpoint:
+        _import(arguments)
+    elif arguments.workdir:
+        _export(arguments)
+    else:
+        _upcycle(arguments, overrides)
 
 
 def _import(arguments: argparse.Namespace) -> None:
+    # Here and below after the arguments are parsed: JAX takes seconds to import.
     from dit_moe.convert.importing import import_checkpoint
 
     config = import_checkpoint(

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from dit_moe.command_line import command_parser, numbers
+from dit_moe.command_line import command_parser, numbers, run_command
 
 EPILOG = """\
 examples:
@@ -26,17 +26,9 @@ def main(argv: list[str] | None = None) -> int:
     add("--classes", default="", metavar="0,1,2", help="class numbers (default: the first 8)")
     add("--autoencoder", metavar="FOLDER|FILE|NAME", help="decodes latents")
     arguments = parser.parse_args(argv)
-
-    # After the arguments are parsed: JAX takes seconds to import.
-    from dit_moe.config import ConfigError
-
-    try:
-        draw(arguments.input, arguments.output, arguments.classes, arguments.autoencoder)
-    except (ConfigError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"Wrote {arguments.output}.")
-    return 0
+    return run_command(
+        lambda: draw(arguments.input, arguments.output, arguments.classes, arguments.autoencoder)
+    )
 
 
 def draw(folder: Path, output: Path, classes: str, autoencoder: str | None) -> None:
@@ -45,6 +37,7 @@ def draw(folder: Path, output: Path, classes: str, autoencoder: str | None) -> N
     Raises:
       ConfigError: the set, a class or the autoencoder cannot be used.
     """
+    # After the arguments are parsed: JAX takes seconds to import.
     import numpy as np
 
     from dit_moe import images
@@ -77,6 +70,7 @@ def draw(folder: Path, output: Path, classes: str, autoencoder: str | None) -> N
         pictures = renderer.render(x_NxHxWxC)
     with atomic(output) as temporary:
         images.grid(pictures, np.repeat(titles, 2)).save(temporary)
+    print(f"Wrote {output}.")
 
 
 def _classes(text: str, names: tuple[str, ...]) -> list[int]:

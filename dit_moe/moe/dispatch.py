@@ -1,16 +1,20 @@
 """Dispatch of a mixture-of-experts layer: every assignment through its expert, none dropped.
 
-One function, three back ends with one meaning:
+One function, four back ends with one meaning:
 
     reference  every expert on every token, masked; what the others are tested against
     blocked    block-aligned matmuls with a backward pass of their own (`grouped.py`); for CPU
-    ragged     `jax.lax.ragged_dot`; for GPU and TPU
+    ragged     `jax.lax.ragged_dot`; for TPU, where XLA skips what is masked
+    tokamax    the same product by the kernels of tokamax; for GPU, where XLA skips nothing
 """
 
+import importlib.util
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
+from absl import flags
 from jax import lax
 
 from dit_moe.moe.grouped import ExpertWeights, expert_activation, grouped_ffn, keep, sort_by_expert
@@ -35,7 +39,8 @@ def dispatch(
             index must be valid, even where the weight is 0.
         experts: float32 weights of E experts; cast to the dtype of `x_TxD` for the matmuls, which
             accumulate in float32, as does the sum over assignments.
-        backend: "reference", "blocked", "ragged", or "auto": blocked on CPU, ragged elsewhere.
+        backend: "reference", "blocked", "ragged", "tokamax" (needs the package), or "auto", see
+            `resolve_backend`.
 
     Returns:
         [T, D] in the dtype of `x_TxD`.
@@ -51,10 +56,18 @@ def dispatch(
 
 
 def resolve_backend(backend: str) -> str:
-    """What "auto" means on this platform; other names as they are."""
+    """What "auto" means on this platform; other names as they are.
+
+    "ragged" on TPU, "tokamax" on GPU where it is installed, otherwise "blocked".
+    """
     if backend != "auto":
         return backend
-    return "blocked" if jax.default_backend() == "cpu" else "ragged"
+    match jax.default_backend():
+        case "tpu":
+            return "ragged"
+        case "gpu" if importlib.util.find_spec("tokamax"):
+            return "tokamax"
+    return "blocked"
 
 
 def _reference(
@@ -82,6 +95,7 @@ def _reference(
 
 
 def _ragged(
+    ragged_dot: Callable[..., jax.Array],
     x_TxD: jax.Array,
     token_A: jax.Array,
     expert_A: jax.Array,
@@ -89,27 +103,45 @@ def _ragged(
     experts: ExpertWeights,
 ) -> jax.Array:
     dtype, wide = x_TxD.dtype, jnp.promote_types(x_TxD.dtype, jnp.float32)
-    order_A, size_E = sort_by_expert(expert_A, experts.w_in.shape[0])
+    num_experts = experts.w_in.shape[0]
+    order_A, size_E = sort_by_expert(expert_A, num_experts)
     token_A, expert_A, weight_A = token_A[order_A], expert_A[order_A], weight_A[order_A]
+    routed_Ax1 = (expert_A < num_experts)[:, None]
+
+    def routed(rows_AxN: jax.Array) -> jax.Array:
+        # A kernel may leave anything in rows of no expert, in its result and in its gradient.
+        return jnp.where(routed_Ax1, rows_AxN, 0)
 
     def project(rows_AxN: jax.Array, w_ExNxM: jax.Array, b_ExM: jax.Array | None) -> jax.Array:
-        out_AxM = lax.ragged_dot(
-            rows_AxN, w_ExNxM.astype(dtype), size_E, preferred_element_type=wide
+        out_AxM = ragged_dot(
+            routed(rows_AxN), w_ExNxM.astype(dtype), size_E, preferred_element_type=wide
         )
         return keep(out_AxM if b_ExM is None else out_AxM + b_ExM[expert_A])
 
     h_AxG = project(x_TxD[token_A], experts.w_in, experts.b_in).astype(dtype)
     y_AxD = project(expert_activation(h_AxG, experts.activation), experts.w_out, experts.b_out)
-    # Rows of no expert hold whatever the kernel left there. Masked before the product, they reach
-    # neither the result nor the gradient of the weights.
-    routed_Ax1 = (expert_A < experts.w_in.shape[0])[:, None]
-    y_AxD = jnp.where(routed_Ax1, y_AxD, 0) * weight_A[:, None]
+    y_AxD = routed(y_AxD) * weight_A[:, None]
     return jnp.zeros(x_TxD.shape, wide).at[token_A].add(y_AxD).astype(dtype)
+
+
+def _tokamax(
+    x_TxD: jax.Array,
+    token_A: jax.Array,
+    expert_A: jax.Array,
+    weight_A: jax.Array,
+    experts: ExpertWeights,
+) -> jax.Array:
+    from tokamax import ragged_dot  # pyright: ignore[reportMissingImports]
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # tokamax would read its own from the command line
+    return _ragged(ragged_dot, x_TxD, token_A, expert_A, weight_A, experts)
 
 
 Backend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array, ExpertWeights], jax.Array]
 BACKENDS: dict[str, Backend] = {
     "reference": _reference,
     "blocked": grouped_ffn,
-    "ragged": _ragged,
+    "ragged": partial(_ragged, lax.ragged_dot),
+    "tokamax": _tokamax,
 }

@@ -5,7 +5,8 @@ device at place i of the axis "expert" owns experts i E_loc to (i + 1) E_loc of 
 
 Nothing is dropped, and shapes are static, although any number of assignments may want one device:
 they travel in rounds. In a round every device sends every other at most `round_rows` rows. Even
-load takes one round, the worst imbalance fewer than there are devices, in the same memory.
+load takes one round. If all of a device's assignments are in use, the worst imbalance takes fewer
+rounds than there are devices. The memory is that of one.
 
 Without the axis "expert" (of size 1) nothing travels, and rounds serve to bound the memory where a
 device's share of the assignments is not known beforehand.
@@ -123,8 +124,8 @@ def dispatch_to_shards(
         num_experts: all experts, without padding. Assignments from there on are left out.
         usual: how many assignments of a device are not left out, on average. It decides how much
             travels in a round, not what is computed.
-        backend: that of `dispatch`. With "ragged" ("auto" on GPU and TPU) only the rows in use
-            travel, with the others whole slots.
+        backend: that of `dispatch`. With "ragged" and "tokamax" only the rows in use travel, with
+            the others whole slots.
 
     Returns:
         [T, D] in the dtype of `x_TxD`. Differentiable in `x_TxD`, `routing.weight` and `experts`.
@@ -133,13 +134,19 @@ def dispatch_to_shards(
     axes = jax.sharding.get_abstract_mesh().axis_names
     nowhere = lax.axis_size(EXPERT_AXIS) * experts.w_in.shape[0]
     expert_A = jnp.where(routing.expert < num_experts, routing.expert, nowhere)
-    rows = round_rows(usual, lax.axis_size(EXPERT_AXIS))
+    rows = round_rows(usual, len(expert_A), lax.axis_size(EXPERT_AXIS))
     return _dispatch(axes, backend, rows, x_TxD, routing.token, expert_A, routing.weight, experts)
 
 
-def round_rows(num_assignments: int, shards: int) -> int:
-    """Rows of one round from one device to another; `num_assignments` are one device's."""
-    return min(math.ceil(SLACK * num_assignments / shards), num_assignments)
+def round_rows(usual: int, most: int, shards: int) -> int:
+    """Rows of one round from one device to another.
+
+    Args:
+        usual: how many assignments of a device are in use, on average.
+        most: how many can be.
+        shards: how many devices they go to.
+    """
+    return min(math.ceil(SLACK * usual / shards), most)
 
 
 @flax.struct.dataclass
@@ -213,7 +220,7 @@ def _exchange(
 ) -> jax.Array:
     if len(sent_S) == 1:
         return rows_SxC
-    if backend != "ragged":
+    if backend not in ("ragged", "tokamax"):
         return lax.all_to_all(rows_SxC, EXPERT_AXIS, 0, 0)
     slots, rows = rows_SxC.shape[:2]
     flat = rows_SxC.reshape(slots * rows, *rows_SxC.shape[2:])

@@ -7,7 +7,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from dit_moe.config import MoEConfig
-from dit_moe.moe.dispatch import ExpertWeights, dispatch
+from dit_moe.moe.dispatch import ExpertWeights, dispatch, resolve_backend
 from dit_moe.moe.expert_parallel import (
     dispatch_to_shards,
     expert_shards,
@@ -77,4 +77,6 @@ def _dispatch_over_mesh(
         local,
         in_specs=(tokens, tokens, expert_specs(experts) if in_rounds else PartitionSpec()),
         out_specs=tokens,
+        # tokamax's kernels do not tell over which axes their results vary.
+        check_vma=resolve_backend("auto") != "tokamax",
     )(x_TxD, routing, experts)

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from dit_moe.command_line import command_parser
+from dit_moe.command_line import command_parser, run_command
 
 EPILOG = """\
 examples:
@@ -37,36 +37,30 @@ def main(argv: list[str] | None = None) -> int:
     add("--expert", type=int, metavar="N", help="size of the mesh axis expert")
     add("--batch_size", type=int, metavar="N", help="images per step (default: the config's)")
     arguments, overrides = parser.parse_known_args(argv)
-    return run(arguments, overrides)
+    return run_command(lambda: run(arguments, overrides))
 
 
-def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    """Prints the estimate; returns the exit code."""
+def run(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    """Prints the estimate."""
     # After the arguments are parsed: JAX takes seconds to import.
-    from dit_moe.config import ConfigError
     from dit_moe.plan.command import plan, table
     from dit_moe.training.mesh import AXES
 
-    try:
-        if arguments.batch_size is not None:
-            overrides = [*overrides, f"--config.train.batch_size={arguments.batch_size}"]
-        if arguments.table:
-            print(table(overrides))
-            return 0
-        mesh = {axis: size for axis in AXES if (size := getattr(arguments, axis)) is not None}
-        found = plan(
-            arguments.preset,
-            arguments.config,
-            overrides,
-            device=arguments.device,
-            num_devices=arguments.devices,
-            mesh=mesh,
-        )
-    except (ConfigError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if arguments.batch_size is not None:
+        overrides = [*overrides, f"--config.train.batch_size={arguments.batch_size}"]
+    if arguments.table:
+        print(table(overrides))
+        return
+    mesh = {axis: size for axis in AXES if (size := getattr(arguments, axis)) is not None}
+    found = plan(
+        arguments.preset,
+        arguments.config,
+        overrides,
+        device=arguments.device,
+        num_devices=arguments.devices,
+        mesh=mesh,
+    )
     print(found)
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,10 +1,9 @@
 """Writes one HTML page about a run: curves, samples, experts, results, and how to repeat it."""
 
 import argparse
-import sys
 from pathlib import Path
 
-from dit_moe.command_line import command_parser
+from dit_moe.command_line import command_parser, run_command
 
 EPILOG = """\
 examples:
@@ -34,30 +33,20 @@ def main(argv: list[str] | None = None) -> int:
     )
     add("--output", type=Path, metavar="FILE", help="(default: WORKDIR/report.html)")
     arguments = parser.parse_args(argv)
-
-    try:
-        return run(arguments)
-    except KeyboardInterrupt:
-        print("\nStopped; no page was written.", file=sys.stderr)
-        return 130
+    return run_command(lambda: run(arguments))
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Writes the page; returns the exit code."""
+def run(arguments: argparse.Namespace) -> None:
+    """Writes the page."""
     # After the arguments are parsed: JAX takes seconds to import.
     from dit_moe.config import ConfigError
     from dit_moe.files import atomic
     from dit_moe.report.page import render
 
-    try:
-        output: Path = arguments.output or arguments.workdir / "report.html"
-        if output.suffix not in (".html", ".htm") or output.is_dir():
-            raise ConfigError(f"output is {str(output)!r}; allowed: a file ending in .html")
-        html = render(arguments.workdir, arguments.analysis, arguments.results)
-        with atomic(output) as temporary:
-            temporary.write_text(html, encoding="utf-8")
-    except (ConfigError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    output: Path = arguments.output or arguments.workdir / "report.html"
+    if output.suffix not in (".html", ".htm") or output.is_dir():
+        raise ConfigError(f"output is {str(output)!r}; allowed: a file ending in .html")
+    html = render(arguments.workdir, arguments.analysis, arguments.results)
+    with atomic(output) as temporary:
+        temporary.write_text(html, encoding="utf-8")
     print(f"Wrote {output} ({output.stat().st_size / 1e6:.1f} MB).")
-    return 0

@@ -148,7 +148,7 @@ class Checkpoints:
             self.wait()
 
     def _give_up(self, error: Exception) -> None:
-        failure = f"checkpoint {self._saving} could not be saved in {self.folder}: {_brief(error)}"
+        failure = f"checkpoint {self._saving} could not be saved in {self.folder}: {brief(error)}"
         if jax.process_count() > 1:
             raise TrainingError(failure) from error
         # Orbax would repeat the failure at the next save; a new manager does not.
@@ -280,7 +280,7 @@ class Checkpoints:
             raise  # the device's memory, for one: no fault of the files
         except Exception as error:
             raise DamageError(
-                f"{self._name(step)} cannot be read, perhaps it is damaged ({_brief(error)})"
+                f"{self._name(step)} cannot be read, perhaps it is damaged ({brief(error)})"
             ) from error
 
 
@@ -290,7 +290,8 @@ def _items(state: TrainState) -> dict[str, Any]:
     return {name: tree for name, tree in trees.items() if jax.tree.leaves(tree)}
 
 
-def _brief(error: Exception) -> str:
+def brief(error: Exception) -> str:
+    """An error of Orbax in one line without paths, for a sentence that names the folder."""
     without_paths = re.sub(r'\s*"[^"]*"', "", f"{type(error).__name__}: {error}")
     return textwrap.shorten(without_paths, 160, placeholder=" ...")
 

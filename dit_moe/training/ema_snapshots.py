@@ -13,7 +13,7 @@ from dit_moe import hosts
 from dit_moe.config import ConfigError
 from dit_moe.files import absolute
 from dit_moe.nn.parameters import Parameters
-from dit_moe.training.checkpoint import TrainingError, on_one_device
+from dit_moe.training.checkpoint import TrainingError, brief, on_one_device
 from dit_moe.training.ema_tracks import Tracks
 from dit_moe.training.fingerprint import fingerprints
 
@@ -64,10 +64,11 @@ def save_snapshot(workdir: epath.PathLike, step: int, tracks: Tracks) -> None:
             manager.save(step, args=ocp.args.Composite(**arguments))
     # A full disk is an OSError or a ValueError, depending on which file met it.
     except Exception as error:
-        failure = f"EMA snapshot {step} could not be saved in {snapshot_folder(workdir)}"
+        folder = snapshot_folder(workdir)
+        failure = f"EMA snapshot {step} could not be saved in {folder}: {brief(error)}"
         if jax.process_count() > 1:
-            raise TrainingError(f"{failure} ({type(error).__name__})") from error
-        hosts.say(f"{failure} ({type(error).__name__}); training goes on")
+            raise TrainingError(failure) from error
+        hosts.say(f"{failure}; training goes on")
 
 
 def read_track(
@@ -93,7 +94,7 @@ def read_track(
     except Exception as error:
         raise ConfigError(
             f"EMA snapshot {step} in {snapshot_folder(workdir)} cannot be read, perhaps it is "
-            f"damaged ({type(error).__name__}); allowed: to move it away and rebuild without it"
+            f"damaged ({brief(error)}); allowed: to move it away and rebuild without it"
         ) from error
 
 

@@ -1,6 +1,7 @@
 """What a run should tell its user: skipped updates, jumps of the loss, experts without work."""
 
 import collections
+import math
 import re
 import statistics
 from collections.abc import Callable, Mapping
@@ -82,7 +83,8 @@ class Warnings:
                     f"step {number:,}: loss {scalars['loss']:.4g} jumped above {_SPIKE} times its "
                     f"median of the last {len(self._losses)} lines ({usual:.4g})"
                 )
-        self._losses.append(scalars["loss"])
+        if math.isfinite(scalars["loss"]):  # a median among NaNs is any number
+            self._losses.append(scalars["loss"])
 
         for name, load in scalars.items():
             match = _LOAD.fullmatch(name)

@@ -1,7 +1,10 @@
 """Ctrl-C and SIGTERM as a request to stop after the current step."""
 
+import contextlib
 import signal
 from types import FrameType
+
+_ANSWER = "Stopping after this step, with a checkpoint. Once more stops at once."
 
 
 class Interrupt:
@@ -23,8 +26,11 @@ class Interrupt:
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame
         self.signal = number
-        print("\nStopping after this step, with a checkpoint. Once more stops at once.", flush=True)
         self._restore()
+        # Nobody may read the output any longer (Ctrl-C ends `| tee` too), or the signal came while
+        # something was being printed, which is a RuntimeError.
+        with contextlib.suppress(OSError, RuntimeError):
+            print(f"\n{_ANSWER}", flush=True)
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dit_moe.command_line import command_parser
+from dit_moe.command_line import command_parser, numbers, run_command
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -242,60 +242,42 @@ def main(argv: list[str] | None = None) -> int:
     )
     arguments = parser.parse_args(argv)
 
-    try:
-        return run(arguments)
-    except KeyboardInterrupt:
-        print("\nStopped. Nothing was written.", file=sys.stderr)
-        return 130
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """Rebuilds; returns the exit code."""
     # After the arguments are parsed: JAX takes seconds to import.
+    from dit_moe.training.checkpoint import TrainingError
+
+    return run_command(lambda: run(arguments), TrainingError)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Rebuilds."""
     import jax
     from tqdm import tqdm
 
-    from dit_moe.config import ConfigError
     from dit_moe.files import new_folder
-    from dit_moe.training.checkpoint import TrainingError
 
     # There is little to compute, and the training may be using the accelerator.
     jax.config.update("jax_platforms", "cpu")
     output: Path = arguments.output
-    try:
-        if output.exists():
-            raise ConfigError(f"output is {str(output)!r}, which exists; allowed: a new folder")
-        recipes = plan(arguments.workdir, _widths(arguments.sigma_rel), arguments.step)
+    recipes = plan(arguments.workdir, _widths(arguments.sigma_rel), arguments.step)
+    # With all their digits: no two widths are one name.
+    names = [f"sigma_{recipe.sigma_rel}" for recipe in recipes] if len(recipes) > 1 else [""]
+    total = sum(recipe.num_reads for recipe in recipes)
+    with new_folder(output) as folder:
         for recipe in recipes:
             print(
                 f"sigma_rel {recipe.sigma_rel:g} at step {recipe.step:,}: profile within "
                 f"{recipe.error:.2%}"
             )
-        total = sum(recipe.num_reads for recipe in recipes)
-        with (
-            new_folder(output) as folder,
-            tqdm(total=total, unit="snapshot", dynamic_ncols=True) as bar,
-        ):
-            for recipe in recipes:
-                target = folder
-                if len(recipes) > 1:
-                    target = folder / f"sigma_{recipe.sigma_rel:g}"
-                write_run(recipe, rebuild(recipe, bar), target)
-    except (ConfigError, TrainingError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    first = f"sigma_{recipes[0].sigma_rel:g}" if len(recipes) > 1 else ""
-    print(f"Wrote {output}. Next: python sample.py --workdir {output / first} --output out/")
-    return 0
+        with tqdm(total=total, unit="snapshot", dynamic_ncols=True) as bar:
+            for recipe, name in zip(recipes, names, strict=True):
+                write_run(recipe, rebuild(recipe, bar), folder / name)
+    print(f"Wrote {output}. Next: python sample.py --workdir {output / names[0]} --output out/")
 
 
 def _widths(text: str) -> list[float]:
     from dit_moe.config import ConfigError
 
-    try:
-        widths = [float(part) for part in text.split(",") if part.strip()]
-    except ValueError:
-        widths = []
+    widths = numbers("sigma_rel", text, float)
     if not widths or len(set(widths)) < len(widths):
         raise ConfigError(
             f"sigma_rel is {text!r}; allowed: different numbers with commas, such as 0.03,0.07"

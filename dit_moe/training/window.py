@@ -71,7 +71,9 @@ class Window:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Time spent inside does not count."""
+        """Time spent inside does not count, but that of the steps before it does."""
+        if self._steps:
+            self._steps[-1]["loss"].block_until_ready()
         begin = time.perf_counter()
         yield
         assert self._start is not None

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from dit_moe.command_line import command_parser, run_command
+
 _EXAMPLE = """\
 examples:
   python -m eval.features.weights
@@ -198,13 +200,11 @@ def write(tensors: Mapping[str, np.ndarray], path: Path) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m eval.features.weights",
-        description="Tells where the weights of the feature networks are published; checks and "
-        "converts a file of them.",
-        epilog=_EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    parser = command_parser(
+        "python -m eval.features.weights",
+        "Tells where the weights of the feature networks are published; checks and converts a file "
+        "of them.",
+        _EXAMPLE,
     )
     add = parser.add_argument
     add("--network", choices=tuple(PUBLISHED), help="whose weights --check holds")
@@ -214,33 +214,31 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command. Returns 0, or 2 after one sentence on stderr."""
+    """The command; returns its exit code."""
     parser = _parser()
     options = parser.parse_args(arguments)
     if (options.network is None) != (options.check is None):
         parser.error("--network and --check belong together")
     if options.convert is not None and options.check is None:
         parser.error("--convert needs --check")
+    return run_command(lambda: _run(options))
 
+
+def _run(options: argparse.Namespace) -> None:
     if options.check is None:
         for name, published in PUBLISHED.items():
             print(f"{name}: {published.title}", *published.places, sep="\n    ")
-        return 0
-    try:
-        tensors = read(options.check, options.network)
-        count = sum(x.size for x in tensors.values())
-        print(
-            f"{options.check} holds the weights of {options.network}: {len(tensors)} tensors, "
-            f"{count:,} numbers; SHA-256 {check_digest(options.check)}."
-        )
-        if options.convert is not None:
-            write(tensors, options.convert)
-            print(f"Written: {options.convert}")
-    except WeightsError as error:
-        print(f"eval.features.weights: {error}", file=sys.stderr)
-        return 2
-    return 0
+        return
+    tensors = read(options.check, options.network)
+    count = sum(x.size for x in tensors.values())
+    print(
+        f"{options.check} holds the weights of {options.network}: {len(tensors)} tensors, "
+        f"{count:,} numbers; SHA-256 {check_digest(options.check)}."
+    )
+    if options.convert is not None:
+        write(tensors, options.convert)
+        print(f"Written: {options.convert}")
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

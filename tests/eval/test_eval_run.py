@@ -132,7 +132,7 @@ def test_images_are_saved_if_asked(run, tmp_path, expected):
     ("settings", "message"),
     [
         ({"workdir": "nowhere"}, "workdir is 'nowhere', which is not a folder"),
-        ({"guidance_scale": "1,a"}, "--guidance_scale is '1,a', but must be numbers with commas"),
+        ({"guidance_scale": "1,a"}, "guidance_scale is '1,a'; allowed: numbers with commas"),
         ({"guidance_scale": "1,-2"}, "--guidance_scale has -2.0, but must be 0 or more"),
         ({"features": "inception"}, "--weights is missing; features 'inception' need"),
         ({"weights": "w.pth"}, "--weights is w.pth, but features 'digits' need none"),

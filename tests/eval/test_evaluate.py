@@ -486,7 +486,7 @@ class TestCommand:
             assert run(**arguments) == 2
         assert run("--metrics", "fid,none") == 2
         assert run("--batch_size", 0) == 2
-        errors = [e for e in capsys.readouterr().err.splitlines() if e.startswith("eval.fid: ")]
+        errors = [e for e in capsys.readouterr().err.splitlines() if e.startswith("error: ")]
         assert len(errors) == 7
         assert not (tmp_path / "new").exists()
 

@@ -121,7 +121,8 @@ def collectives(program: jax.stages.Compiled, kind: str) -> list[tuple[int, ...]
 def test_tokens_travel_and_no_device_gathers_the_experts(setup: str) -> None:
     (_, _, shards), num_experts, activation, _ = SETUPS[setup]
     (_, _, weights, _), run = compiled(setup)
-    slot = (1, round_rows(TOKENS * TOP_K // 8, shards), WIDTH)
+    num = TOKENS * TOP_K // 8  # assignments of a device
+    slot = (1, round_rows(num, num, shards), WIDTH)
     # Forward: there and back. Backward: tokens and gradients there, gradients back.
     assert collectives(run, "all-to-all").count(slot) == 5 * shards
 
@@ -150,13 +151,19 @@ def test_number_of_rounds(load: str, expected: int) -> None:
             expert[num:] = 8  # one device alone sets the pace of all
 
     def rounds(expert_A: jax.Array) -> jax.Array:
-        return make_plan(expert_A, 1, mesh.axis_names, round_rows(num, 8)).rounds[None]
+        return make_plan(expert_A, 1, mesh.axis_names, round_rows(num, num, 8)).rounds[None]
 
     with jax.set_mesh(mesh):
         specs = PartitionSpec(mesh.axis_names), PartitionSpec(None)
         run = jax.jit(jax.shard_map(rounds, in_specs=specs[0], out_specs=specs[1]))
         assert run(jnp.asarray(expert, jnp.int32)).item() == expected
-    assert round_rows(num, 8) == 10
+    assert round_rows(num, num, 8) == 10
+
+
+def test_rows_of_a_round() -> None:
+    # Without the axis "expert" too a share a little above the usual one takes one round.
+    assert round_rows(64, 8 * 64, 1) == 80
+    assert round_rows(64, 70, 1) == 70
 
 
 def ragged_all_to_all(

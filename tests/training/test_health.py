@@ -29,6 +29,9 @@ def test_a_jump_of_the_loss():
     assert lines([1.0] * 4 + [9.0]) == []  # too early to know what is usual
     (line,) = lines([1.0] * 6 + [1.6] + [1.0])
     assert line == "step 7: loss 1.6 jumped above 1.5 times its median of the last 6 lines (1)"
+    # Lines of skipped updates alone are not usual.
+    (line,) = lines([1.0] * 4 + [2.0] + [float("nan")] * 5 + [1.6])
+    assert line == "step 11: loss 1.6 jumped above 1.5 times its median of the last 5 lines (1)"
     # A new level becomes usual after half the history.
     assert len(lines([1.0] * 20 + [2.0] * 20)) == 10
 

@@ -1,6 +1,8 @@
 """Several processes train as one."""
 
 import csv
+import errno
+import io
 import os
 import signal
 import subprocess
@@ -14,6 +16,7 @@ import pytest
 from dit_moe import hosts
 from dit_moe.config import ConfigError
 from dit_moe.config_io import to_json
+from dit_moe.training.interrupt import Interrupt
 from dit_moe.training.loop import train
 from tests.processes import free_port, run_together
 from tests.tiny import tiny
@@ -86,6 +89,48 @@ def test_one_process_needs_no_others():
     assert hosts.Agreement(jax.make_mesh((8,), ("data",)))(15) == 15
     with pytest.raises(ConfigError, match="busy"):
         hosts.on_lead(lambda: (_ for _ in ()).throw(ConfigError("busy")))
+
+
+class Lost(io.StringIO):
+    """An output that can no longer be written."""
+
+    def __init__(self, error: Exception):
+        super().__init__()
+        self.error = error
+
+    def write(self, text: str) -> int:
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(), OSError(errno.ENOSPC, "No space left")])
+def test_what_cannot_be_said_ends_nothing(error, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", Lost(error))
+    hosts.say("a line")
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(), RuntimeError("reentrant call")])
+def test_a_signal_is_noted_though_it_cannot_be_answered(error, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", Lost(error))
+    before = signal.getsignal(signal.SIGINT)
+    with Interrupt() as interrupt:
+        signal.raise_signal(signal.SIGINT)
+        assert interrupt.signal == signal.SIGINT
+        assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_a_failure_of_the_lead_reaches_all_even_without_a_message(monkeypatch):
+    def fail() -> None:
+        raise OSError
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(hosts.multihost_utils, "broadcast_one_to_all", lambda text: text)
+    with pytest.raises(ConfigError, match="OSError"):
+        hosts.on_lead(fail)
+
+
+def test_an_address_without_a_port():
+    with pytest.raises(ConfigError, match=r"coordinator_address is 'node0'; allowed: HOST:PORT"):
+        hosts.join("node0", 2, 0)
 
 
 def test_processes_that_cannot_find_each_other():

@@ -5,12 +5,11 @@ import csv
 import os
 import re
 import shlex
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dit_moe.command_line import command_parser
+from dit_moe.command_line import command_parser, run_command
 
 if TYPE_CHECKING:
     from dit_moe.data.prepare.job import Job, Settings
@@ -110,20 +109,15 @@ def run(arguments: argparse.Namespace, make: Callable[["Job", Sequence[int]], No
     from dit_moe.config import ConfigError
     from dit_moe.data.prepare.job import Job, PrepareError, prepare
 
-    try:
+    def work() -> None:
         if not 0 <= arguments.max_rejected <= 1:
             raise ConfigError(f"max_rejected is {arguments.max_rejected}; allowed: 0 to 1")
         job = Job(_settings(arguments))
         _describe(job)
         card, verified = prepare(job, make, arguments.max_rejected)
         _report(arguments.output, card, verified)
-    except (ConfigError, PrepareError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nStopped. Give the same command again to go on.", file=sys.stderr)
-        return 130
-    return 0
+
+    return run_command(work, PrepareError, resumes=True)
 
 
 def _settings(arguments: argparse.Namespace) -> "Settings":

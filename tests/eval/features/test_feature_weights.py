@@ -115,9 +115,8 @@ class TestCommand:
         save_file(small, path)
         check = ["--network", "inception", "--check", str(path)]
         assert weights.main([*check, "--convert", str(tmp_path / "w.pth")]) == 2
-        assert capsys.readouterr().err == (
-            f"eval.features.weights: {tmp_path / 'w.pth'} must end in .safetensors.\n"
-        )
+        message = f"error: {tmp_path / 'w.pth'} must end in .safetensors.\n"
+        assert capsys.readouterr().err == message
         assert not (tmp_path / "w.pth").exists()
         assert weights.main(["--network", "inception", "--check", str(tmp_path / "none")]) == 2
         with pytest.raises(SystemExit):

@@ -1,0 +1,47 @@
+import pytest
+
+from dit_moe.command_line import numbers, run_command
+from dit_moe.config import ConfigError
+
+
+def fails(error):
+    def work():
+        raise error
+
+    return work
+
+
+@pytest.mark.parametrize(
+    ("work", "settings", "code", "told"),
+    [
+        (lambda: None, {}, 0, ""),
+        (lambda: 143, {}, 143, ""),
+        (fails(ConfigError("steps is 0")), {}, 2, "error: steps is 0\n"),
+        (fails(OSError("disk full")), {}, 2, "error: disk full\n"),
+        (fails(KeyboardInterrupt()), {}, 130, "\nStopped. Nothing is half-written.\n"),
+        (
+            fails(KeyboardInterrupt()),
+            {"resumes": True},
+            130,
+            "\nStopped. Give the same command again to go on.\n",
+        ),
+    ],
+)
+def test_how_a_command_ends(capsys, work, settings, code, told):
+    assert run_command(work, **settings) == code
+    assert capsys.readouterr().err == told
+
+
+def test_errors_of_the_program_are_not_the_users(capsys):
+    with pytest.raises(RuntimeError, match="a bug"):
+        run_command(fails(RuntimeError("a bug")))
+    assert run_command(fails(RuntimeError("torn")), RuntimeError) == 2
+    assert capsys.readouterr().err == "error: torn\n"
+
+
+def test_numbers():
+    assert numbers("classes", "") == []
+    assert numbers("classes", "3, 1,") == [3, 1]
+    assert numbers("scale", "1.5,2", float) == [1.5, 2.0]
+    with pytest.raises(ConfigError, match=r"classes is '1.5'; allowed: .* such as 0,1,2"):
+        numbers("classes", "1.5")
