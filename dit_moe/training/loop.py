@@ -4,6 +4,7 @@ import contextlib
 import math
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 from etils import epath
@@ -18,7 +19,7 @@ from dit_moe.files import lock
 from dit_moe.plan.devices import find_device
 from dit_moe.plan.estimate import estimate
 from dit_moe.training.checkpoint import Checkpoints, TrainingError
-from dit_moe.training.ema_snapshots import save_snapshot
+from dit_moe.training.ema_snapshots import drop_snapshots_after, save_snapshot
 from dit_moe.training.grids import GridSampler
 from dit_moe.training.health import Skips, Warnings
 from dit_moe.training.interrupt import Interrupt
@@ -107,6 +108,8 @@ def train(
         else:
             state = init_state(config, mesh)
         first_step = int(state.step)
+        if state.tracks:
+            drop_snapshots_after(workdir, first_step)
         step = jax.jit(
             build_step(config),
             donate_argnums=0,
@@ -142,11 +145,11 @@ def train(
             if number % settings.log_every == 0 or save:
                 checkpoints.poll()
                 scalars, reasons = window.close()
-                skips.report(number, reasons, checkpoints.latest_step())
                 warnings.check(number, scalars)
                 if writer:
                     with _reporting_failure("metrics"):
                         writer.write(number, scalars)
+                skips.report(number, reasons, checkpoints.latest_step())
                 bar.set_postfix_str(_postfix(scalars))
             # A state whose own loss was not finite may be of no use: it replaces no checkpoint.
             if save and (last or not skips.in_a_row):
@@ -170,8 +173,24 @@ def train(
     return stopped_by or None
 
 
+class _Stderr:
+    """Standard error. What cannot be written is lost: Ctrl-C ends `2>&1 | tee log` too."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stderr, name)
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
+
+
 def _progress_bar(first_step: int, steps: int) -> tqdm:
     return tqdm(
+        file=_Stderr(),
         total=steps,
         initial=first_step,
         unit="step",

@@ -386,6 +386,8 @@ class TestTraining:
         settings = dataclasses.replace(CONFIG.train, checkpoint_every=3)
         config = dataclasses.replace(CONFIG, train=settings)
         whole, again = tmp_path / "whole", tmp_path / "again"
+        # Of a start that came to no checkpoint.
+        save_snapshot(whole, 1, {"0.05": {"w": jnp.ones(3)}})
         train(config, whole)
         assert snapshot_steps(whole) == [2, 4, 6]
         shutil.copytree(whole, again)

@@ -3,7 +3,9 @@
 import csv
 import dataclasses
 import errno
+import io
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -265,6 +267,17 @@ def test_failed_writes_do_not_end_the_run(tmp_path, monkeypatch, capsys, finishe
     assert "No space left on device; training goes on" in out
     assert saved(tmp_path) == ["2", "6"]
     assert_equal(read(tmp_path, 6), read(finished, 6))
+
+
+def test_a_terminal_that_is_gone_ends_no_run(tmp_path, monkeypatch):
+    class Gone(io.StringIO):
+        def write(self, _):
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stderr", Gone())
+    monkeypatch.setattr(sys, "stdout", Gone())
+    assert train(small(), tmp_path) is None
+    assert saved(tmp_path) == ["6"]
 
 
 def test_a_last_state_that_cannot_be_saved(tmp_path, monkeypatch, finished):
