@@ -29,8 +29,9 @@ SETS = {
         "compile_time --repeats 1",
     ],
     "gpu": [
-        "moe_layer --dtype bfloat16 --peers torch",
-        "moe_layer --dtype bfloat16 --width 1152 --hidden 4608 --tokens 16384 --peers torch",
+        "moe_layer --dtype bfloat16 --peers ragged",
+        "moe_layer --dtype bfloat16 --backend blocked --peers ragged",
+        "moe_layer --dtype bfloat16 --width 1152 --hidden 4608 --tokens 16384 --peers ragged",
         "accelerator --models DiT-XL/2 DiT-MoE-XL/2-8E2A ProMoE-XL/2",
         "sample --config configs/promoe.py:XL/2",
     ],
