@@ -11,6 +11,7 @@ One function, four back ends with one meaning:
 import importlib.util
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -124,18 +125,12 @@ def _ragged(
     return jnp.zeros(x_TxD.shape, wide).at[token_A].add(y_AxD).astype(dtype)
 
 
-def _tokamax(
-    x_TxD: jax.Array,
-    token_A: jax.Array,
-    expert_A: jax.Array,
-    weight_A: jax.Array,
-    experts: ExpertWeights,
-) -> jax.Array:
+def _tokamax_dot(*args: jax.Array, **options: Any) -> jax.Array:
     from tokamax import ragged_dot  # pyright: ignore[reportMissingImports]
 
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # tokamax would read its own from the command line
-    return _ragged(ragged_dot, x_TxD, token_A, expert_A, weight_A, experts)
+    return ragged_dot(*args, **options)
 
 
 Backend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array, ExpertWeights], jax.Array]
@@ -143,5 +138,5 @@ BACKENDS: dict[str, Backend] = {
     "reference": _reference,
     "blocked": grouped_ffn,
     "ragged": partial(_ragged, lax.ragged_dot),
-    "tokamax": _tokamax,
+    "tokamax": partial(_ragged, _tokamax_dot),
 }

@@ -13,7 +13,7 @@ import pytest
 from jax.sharding import PartitionSpec
 from jax.test_util import check_grads
 
-from dit_moe.moe.dispatch import BACKENDS, ExpertWeights, _ragged, dispatch
+from dit_moe.moe.dispatch import BACKENDS, ExpertWeights, _ragged, dispatch, resolve_backend
 from dit_moe.moe.routing import Routing
 
 INSTALLED = [name for name in BACKENDS if name != "tokamax" or find_spec("tokamax")]
@@ -284,6 +284,22 @@ def test_auto_is_blocked_on_cpu() -> None:
     expected = dispatch(x, routing, experts, backend="blocked")
     if jax.default_backend() == "cpu":
         np.testing.assert_array_equal(dispatch(x, routing, experts), expected)
+
+
+@pytest.mark.parametrize(
+    ("platform", "installed", "expected"),
+    [
+        ("cpu", True, "blocked"),
+        ("tpu", False, "ragged"),
+        ("gpu", True, "tokamax"),
+        ("gpu", False, "blocked"),
+    ],
+)
+def test_auto_by_platform(platform, installed, expected, monkeypatch) -> None:
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: installed or None)
+    assert resolve_backend("auto") == expected
+    assert resolve_backend("reference") == "reference"
 
 
 def test_unknown_names_are_told() -> None:
