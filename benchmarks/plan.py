@@ -7,6 +7,7 @@ Nothing is run. With `--topology` it is compiled for a TPU that is not there, by
 import argparse
 import dataclasses
 from collections.abc import Sequence
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +33,12 @@ def compile_step(config: Config, devices: Sequence | None = None) -> jax.stages.
     y = jax.ShapeDtypeStruct((n,), jnp.int32, sharding=split)
     state = abstract_state(config, mesh)
     step = jax.jit(build_step(config), donate_argnums=0)
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # the devices may not be there
+    # The devices may not be there: neither their mesh nor their platform is that of this process.
+    platform = mesh.devices.flat[0].platform
+    with (
+        jax.sharding.use_abstract_mesh(mesh.abstract_mesh),
+        mock.patch.object(jax, "default_backend", return_value=platform),
+    ):
         return step.lower(state, x, y).compile()
 
 

@@ -181,8 +181,8 @@ def test_cheaper_settings_keep_less():
         for f, e in [(False, False), (True, False), (False, True)]
     )
     assert plain == fused  # the scores are not kept anyway
-    # 2 experts a token: 2 x 1536 hidden units and 384 results in float32, but for the sum.
-    assert plain - spread == 12 * 256 * (2 * (3072 + 384) * 4 - 384 * 2)
+    # 2 experts a token: 2 x 1536 hidden units and 384 results, but for the sum.
+    assert plain - spread == 12 * 256 * (2 * (3072 + 384) * 2 - 384 * 2)
 
 
 def test_experts_that_choose_from_the_batch_work_in_rounds():

@@ -114,12 +114,13 @@ def _ragged(
         return jnp.where(routed_Ax1, rows_AxN, 0)
 
     def project(rows_AxN: jax.Array, w_ExNxM: jax.Array, b_ExM: jax.Array | None) -> jax.Array:
+        # In the type of the rows, so that the gradient's products are of that type too.
         out_AxM = ragged_dot(
-            routed(rows_AxN), w_ExNxM.astype(dtype), size_E, preferred_element_type=wide
+            routed(rows_AxN), w_ExNxM.astype(dtype), size_E, preferred_element_type=dtype
         )
-        return keep(out_AxM if b_ExM is None else out_AxM + b_ExM[expert_A])
+        return keep(out_AxM if b_ExM is None else (out_AxM + b_ExM[expert_A]).astype(dtype))
 
-    h_AxG = project(x_TxD[token_A], experts.w_in, experts.b_in).astype(dtype)
+    h_AxG = project(x_TxD[token_A], experts.w_in, experts.b_in)
     y_AxD = project(expert_activation(h_AxG, experts.activation), experts.w_out, experts.b_out)
     y_AxD = routed(y_AxD) * weight_A[:, None]
     return jnp.zeros(x_TxD.shape, wide).at[token_A].add(y_AxD).astype(dtype)

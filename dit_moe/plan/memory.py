@@ -116,7 +116,7 @@ def saved_bytes(model: ModelConfig, *, fused_attention: bool, expert_parallel: b
 
     `full`: the input of every group of blocks. `dots`: also the results of matrix products, that
     is q, k, v, their mixture (not the scores), the projection, both layers of a feed-forward, both
-    projections of the routed experts in float32 (only their sum under expert parallelism), the
+    projections of the routed experts (only their sum under expert parallelism), the
     router's scores (and the layers of its predictor), the modulation.
     `none`: what differentiation of the elementwise functions needs as well.
     """
@@ -165,7 +165,7 @@ def _moe_bytes(model: ModelConfig, moe: MoEConfig, remat: str, expert_parallel: 
     if remat == "dots":
         total += (d + moe.num_experts) * FLOAT32 if predictor else 0
         total += (gated * shared + (d if shared else 0)) * size
-        total += d * size if expert_parallel else moe.top_k * (gated * hidden + d) * FLOAT32
+        total += d * size if expert_parallel else moe.top_k * (gated * hidden + d) * size
         return total
     # The router's float32 input; the prototypes' routers normalise it, a predictor has a layer.
     prototypes = moe.router.name in ("prototype", "prototype_expert_choice")
@@ -173,8 +173,12 @@ def _moe_bytes(model: ModelConfig, moe: MoEConfig, remat: str, expert_parallel: 
     total += (_ACTIVATION * shared + (d if shared else 0)) * size
     if expert_parallel:
         return total + d * size
-    # Rows before (one dtype) and after (float32 and a mask) the experts.
-    return total + moe.top_k * ((_ACTIVATION * hidden + d) * size + d * (FLOAT32 + 1))
+    # Rows before and after the experts, these in float32 too; about eight indices and weights.
+    rows = (_ACTIVATION * hidden + d) * size + (d + 8) * FLOAT32
+    rows += d * size if size < FLOAT32 else 0
+    # A byte for each value that is masked. Where experts choose, all are known to be in use.
+    masks = 2 * d + hidden if moe.tokens_choose else 0
+    return total + moe.top_k * (rows + masks)
 
 
 def itemsize(model: ModelConfig) -> int:
