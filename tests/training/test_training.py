@@ -219,6 +219,7 @@ def test_resume_is_exact(step, tmp_path, monkeypatch, undisturbed):
 
 def test_averages_on_the_host_change_no_number(tmp_path, monkeypatch):
     config = tiny(None, post_hoc_ema=(0.1,), sample_every=4)
+    config = dataclasses.replace(config, sample=dataclasses.replace(config.sample, steps=2))
     on_host = dataclasses.replace(
         config, train=dataclasses.replace(config.train, averages_on_host=True)
     )
