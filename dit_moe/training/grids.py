@@ -10,11 +10,18 @@ from dit_moe.autoencoder.sources import is_local
 from dit_moe.config import Config
 from dit_moe.data.latents import LatentSpace
 from dit_moe.files import atomic
+from dit_moe.nn.parameters import Parameters
 from dit_moe.rendering import build_renderer
 from dit_moe.training.mesh import batch_sharding
 from dit_moe.training.state import TrainState
 
 GRID_CLASSES, GRID_COLUMNS = 10, 8
+
+
+@jax.jit
+def _onto_devices(parameters: Parameters) -> Parameters:
+    """From the memory of their hosts."""
+    return jax.device_put(parameters, jax.memory.Space.Device)
 
 
 class GridSampler:
@@ -31,6 +38,7 @@ class GridSampler:
             hosts.say(
                 f"Sample grids show latents: autoencoder {space.autoencoder.source!r} is not here."
             )
+        self.averages_on_host = config.train.averages_on_host
         self.sharding = batch_sharding(mesh)
         classes = min(config.model.num_classes, GRID_CLASSES)
         self.request = sampling.build_request(
@@ -44,7 +52,7 @@ class GridSampler:
     def draw(self, state: TrainState, path: epath.Path) -> None:
         """Writes a grid of samples from the state to `path`."""
         batch_size = sampling.round_up(self.request.num_samples, self.sharding.num_devices)
-        ema = jax.device_put(state.ema, jax.memory.Space.Device)
+        ema = _onto_devices(state.ema) if self.averages_on_host else state.ema
         (x_NxHxWxC,) = sampling.generate(
             self.sampler, ema, self.request, batch_size, sharding=self.sharding
         )
