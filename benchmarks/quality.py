@@ -69,14 +69,8 @@ class Judge:
 
 
 def configure(
-    dataset: str,
-    overrides: list[str],
-    moe: MoEConfig | None,
-    seed: int,
-    steps: int,
-    batch_size: int,
+    config: Config, moe: MoEConfig | None, seed: int, steps: int, batch_size: int
 ) -> Config:
-    config = load_file(f"configs/{dataset}.py:dit", overrides)
     return dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, moe=moe),
@@ -119,6 +113,7 @@ def main() -> None:
     add("--output", type=Path, default=Path("runs/quality"), help="folder of the runs")
     arguments, overrides = parser.parse_known_args()
 
+    base = load_file(f"configs/{arguments.dataset}.py:dit", overrides)
     judge = Judge(arguments.dataset)
     rows = []
     # Seed by seed, so that a run that is stopped early compares all models.
@@ -127,9 +122,7 @@ def main() -> None:
         for number, (name, moe) in enumerate(variants().items()):
             kind = f"{arguments.dataset}-{arguments.steps}x{arguments.batch_size}"
             folder = f"{kind}-{number}-{seed}"
-            config = configure(
-                arguments.dataset, overrides, moe, seed, arguments.steps, arguments.batch_size
-            )
+            config = configure(base, moe, seed, arguments.steps, arguments.batch_size)
             found[name].append(measure(judge, config, arguments.output / folder))
             print(f"{name}, seed {seed}: {found[name][-1]}", flush=True)
             jax.clear_caches()

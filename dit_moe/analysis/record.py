@@ -2,10 +2,9 @@
 
 from typing import Literal
 
-import pydantic
 from pydantic.dataclasses import dataclass
 
-_RULES = pydantic.ConfigDict(extra="forbid")
+from dit_moe.config.rules import RULES
 
 FILE = "analysis.json"
 InputsName = Literal["training", "sampling"]
@@ -13,7 +12,7 @@ Matrix = tuple[tuple[float, ...], ...]
 Verdict = Literal["holds", "holds in part", "does not hold", "cannot be told"]
 
 
-@dataclass(frozen=True, config=_RULES)
+@dataclass(frozen=True, config=RULES)
 class Settings:
     """What was asked for: the same settings on the same checkpoint give the same numbers."""
 
@@ -31,7 +30,7 @@ class Settings:
     """Folders of the training data; empty: those of the run's config."""
 
 
-@dataclass(frozen=True, config=_RULES)
+@dataclass(frozen=True, config=RULES)
 class Information:
     """Mutual information of the expert and something else."""
 
@@ -46,7 +45,7 @@ class Information:
     p_value: float
 
 
-@dataclass(frozen=True, config=_RULES)
+@dataclass(frozen=True, config=RULES)
 class Layer:
     """One MoE layer, on inputs that have a class."""
 
@@ -75,7 +74,7 @@ class Layer:
     takes; 0 without such an expert."""
 
 
-@dataclass(frozen=True, config=_RULES)
+@dataclass(frozen=True, config=RULES)
 class Paths:
     """The ways of tokens through the layers, by the expert of largest weight in each."""
 
@@ -90,7 +89,7 @@ class Paths:
     """Share of the tokens whose path no other token took."""
 
 
-@dataclass(frozen=True, config=_RULES)
+@dataclass(frozen=True, config=RULES)
 class Inputs:
     """What was found on one kind of inputs."""
 
@@ -108,7 +107,7 @@ class Inputs:
     paths: Paths
 
 
-@dataclass(frozen=True, config=_RULES)
+@dataclass(frozen=True, config=RULES)
 class Prototypes:
     """Cosines of the prototypes with the mean tokens of the classes: [layer][prototype][class]."""
 
@@ -117,7 +116,7 @@ class Prototypes:
     """The same after the mean over classes is taken off, which all mean tokens share."""
 
 
-@dataclass(frozen=True, config=_RULES)
+@dataclass(frozen=True, config=RULES)
 class Finding:
     """One of DiT-MoE's observations, held to this checkpoint."""
 
@@ -127,7 +126,7 @@ class Finding:
     reason: str
 
 
-@dataclass(frozen=True, config=_RULES)
+@dataclass(frozen=True, config=RULES)
 class Analysis:
     """All of it."""
 

@@ -9,11 +9,10 @@ from pydantic import Field, PositiveInt
 from pydantic.dataclasses import dataclass
 
 from dit_moe.config import ConfigError
+from dit_moe.config.rules import RULES
 
-_RULES = pydantic.ConfigDict(extra="forbid")
 
-
-@dataclass(frozen=True, config=_RULES)
+@dataclass(frozen=True, config=RULES)
 class AutoencoderConfig:
     """A convolutional variational autoencoder (Rombach et al. 2022, appendix E).
 

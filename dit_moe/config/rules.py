@@ -8,7 +8,7 @@ from pydantic import Field
 
 T = TypeVar("T")
 RULES = pydantic.ConfigDict(extra="forbid")
-"""Of every config: an unknown field is an error."""
+"""Of every config, and every record in a file: an unknown field is an error."""
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]

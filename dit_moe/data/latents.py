@@ -1,10 +1,10 @@
 """The affine map between an autoencoder's latents and what the network sees."""
 
 import numpy as np
-import pydantic
 from pydantic.dataclasses import dataclass
 
 from dit_moe.config import ConfigError
+from dit_moe.config.rules import RULES
 from dit_moe.data.prepared import AutoencoderCard, Card
 from dit_moe.files import FilePath
 from dit_moe.records import read_record, write_record
@@ -12,7 +12,7 @@ from dit_moe.records import read_record, write_record
 _FILE = "latents.json"
 
 
-@dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid"))
+@dataclass(frozen=True, config=RULES)
 class LatentSpace:
     """The network sees (latent - mean) / std, per channel. Kept in a run folder as latents.json."""
 

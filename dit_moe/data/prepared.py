@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pydantic
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
@@ -19,16 +18,16 @@ from pydantic.dataclasses import dataclass
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 from dit_moe.config import ConfigError
+from dit_moe.config.rules import RULES
 from dit_moe.files import atomic, sha256
 from dit_moe.records import read_record, write_record
 
 CARD = "prepared.json"
 SPLIT = "train"
 _LABELS = "labels.npy"
-_RULES = pydantic.ConfigDict(extra="forbid")
 
 
-@dataclass(frozen=True, config=_RULES)
+@dataclass(frozen=True, config=RULES)
 class AutoencoderCard:
     """Which autoencoder made the latents."""
 
@@ -42,7 +41,7 @@ class AutoencoderCard:
     """What they subtract before."""
 
 
-@dataclass(frozen=True, config=_RULES)
+@dataclass(frozen=True, config=RULES)
 class Card:
     """What a prepared set is: `prepared.json`, written last, so that a set with a card is whole."""
 
@@ -64,7 +63,7 @@ class Card:
     """Of every array_record file, by name."""
 
 
-@dataclass(frozen=True, config=_RULES)
+@dataclass(frozen=True, config=RULES)
 class Shard:
     """What one array_record file holds, for the card. Plain numbers, to be stored as JSON."""
 

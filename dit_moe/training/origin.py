@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import jax
-import pydantic
 from etils import epath
 from pydantic.dataclasses import dataclass
 
 from dit_moe import hosts
 from dit_moe.config import Config, ConfigError
+from dit_moe.config.rules import RULES
 from dit_moe.config_io import differences, load_json
 from dit_moe.data.latents import LatentSpace, read_latent_space, same_latents
 from dit_moe.loading import load_run, locate
@@ -32,7 +32,7 @@ _FREE = (
 )
 
 
-@dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid"))
+@dataclass(frozen=True, config=RULES)
 class Origin:
     """Kept in the run folder as origin.json."""
 

@@ -2,7 +2,6 @@
 
 import csv
 import errno
-import io
 import os
 import signal
 import subprocess
@@ -18,6 +17,7 @@ from dit_moe.config import ConfigError
 from dit_moe.config_io import to_json
 from dit_moe.training.interrupt import Interrupt
 from dit_moe.training.loop import train
+from tests.lost_output import LostOutput
 from tests.processes import free_port, run_together
 from tests.tiny import tiny
 
@@ -91,26 +91,15 @@ def test_one_process_needs_no_others():
         hosts.on_lead(lambda: (_ for _ in ()).throw(ConfigError("busy")))
 
 
-class Lost(io.StringIO):
-    """An output that can no longer be written."""
-
-    def __init__(self, error: Exception):
-        super().__init__()
-        self.error = error
-
-    def write(self, text: str) -> int:
-        raise self.error
-
-
 @pytest.mark.parametrize("error", [BrokenPipeError(), OSError(errno.ENOSPC, "No space left")])
 def test_what_cannot_be_said_ends_nothing(error, monkeypatch):
-    monkeypatch.setattr(sys, "stdout", Lost(error))
+    monkeypatch.setattr(sys, "stdout", LostOutput(error))
     hosts.say("a line")
 
 
 @pytest.mark.parametrize("error", [BrokenPipeError(), RuntimeError("reentrant call")])
 def test_a_signal_is_noted_though_it_cannot_be_answered(error, monkeypatch):
-    monkeypatch.setattr(sys, "stdout", Lost(error))
+    monkeypatch.setattr(sys, "stdout", LostOutput(error))
     before = signal.getsignal(signal.SIGINT)
     with Interrupt() as interrupt:
         signal.raise_signal(signal.SIGINT)

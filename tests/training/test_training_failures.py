@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import errno
-import io
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ from dit_moe.training.loop import train
 from dit_moe.training.mesh import batch_sharding, build_mesh, replicated
 from dit_moe.training.state import TrainState, abstract_state, init_state
 from dit_moe.training.step import build_step
+from tests.lost_output import LostOutput
 from tests.tiny import tiny
 
 
@@ -270,12 +270,8 @@ def test_failed_writes_do_not_end_the_run(tmp_path, monkeypatch, capsys, finishe
 
 
 def test_a_terminal_that_is_gone_ends_no_run(tmp_path, monkeypatch):
-    class Gone(io.StringIO):
-        def write(self, _):
-            raise BrokenPipeError
-
-    monkeypatch.setattr(sys, "stderr", Gone())
-    monkeypatch.setattr(sys, "stdout", Gone())
+    for name in ("stderr", "stdout"):
+        monkeypatch.setattr(sys, name, LostOutput(BrokenPipeError()))
     assert train(small(), tmp_path) is None
     assert saved(tmp_path) == ["6"]
 
