@@ -143,7 +143,8 @@ def _read_images(path: Path | None, steer: str) -> tuple[np.ndarray, np.ndarray 
         if len({array.shape for array in arrays}) != 1:
             raise ConfigError(
                 f"steer_images is {str(path)!r} with {len(files)} images of "
-                f"{len({array.shape for array in arrays})} sizes; allowed: images of one size"
+                f"{len({array.shape for array in arrays})} sizes or kinds; allowed: images of one "
+                "size, all grey or all in colour"
             )
         x, label_M = np.stack(arrays), None
     else:
@@ -169,8 +170,8 @@ def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         ) from None
     if label_M is not None and label_M.shape != x.shape[:1]:
         raise ConfigError(
-            f"steer_images is {str(path)!r} with {list(label_M.shape)} labels for {len(x)} images; "
-            "allowed: one for each"
+            f"steer_images is {str(path)!r} with {list(label_M.shape)} labels for images "
+            f"{list(x.shape)}; allowed: one for each"
         )
     return x, label_M
 
@@ -179,9 +180,13 @@ def _open(path: Path, name: str) -> Image.Image:
     try:
         with Image.open(path) as picture:
             picture.load()
-            return picture
-    except (OSError, ValueError, Image.DecompressionBombError):
+    except Exception:  # Pillow raises almost anything on damaged files
         raise ConfigError(f"{name} is {str(path)!r}, which is no picture; allowed: a PNG") from None
+    if picture.mode[0] in "IF":  # Pillow would cut their values off at 255
+        raise ConfigError(
+            f"{name} is {str(path)!r} of mode {picture.mode}; allowed: a picture of 8 bits a value"
+        )
+    return picture
 
 
 def _size(shape: tuple[int, ...]) -> str:

@@ -43,11 +43,14 @@ def judge_sets(
             )
         content = json.dumps({**identity, "samples": images.sha256}, sort_keys=True)
         part = parts / f"{hashlib.sha256(content.encode()).hexdigest()[:32]}.json"
-        if not part.is_file():
-            result = judge(images, drawn)
+        try:
+            result = json.loads(part.read_text())
+        except (FileNotFoundError, ValueError):  # not judged yet, or damaged
+            text = json.dumps(judge(images, drawn))
             with atomic(part) as temporary:
-                temporary.write_text(json.dumps(result))
-        results.append(json.loads(part.read_text()))
+                temporary.write_text(text)
+            result = json.loads(text)
+        results.append(result)
     return results
 
 

@@ -68,6 +68,7 @@ def test_json_round_trip(tmp_path):
         ("model.dtype=fp8", "config.model.dtype is 'fp8'; input should be 'float32' or 'bfloat16'"),
         ("objective.name=foo", "config.objective.name is 'foo'; allowed: 'ddpm', 'rectified_flow'"),
         ("objective.shift=x", "config.objective.shift is 'x'; input should be a valid number"),
+        ("objective.shift=1e8", "config.objective.shift is '1e8'; input should be less than or"),
         ("sample.solver=ancestral", "config.sample.solver is 'ancestral' with objective 'rectifi"),
         ("sample.time_grid=x", "config.sample.time_grid is 'x'; allowed: uniform, quadratic, kar"),
         ("sample.eta=1", "config.sample.eta is 1.0 with solver 'euler'; allowed: only with solver"),

@@ -145,7 +145,8 @@ def test_the_least_likely_experts_take_the_weights_of_the_likeliest(router):
         ({"solver": "dopri5"}, None),
     ],
 )
-def test_passes_are_counted(settings, passes):
+def test_passes_are_counted(settings, passes, monkeypatch):
+    monkeypatch.delattr(jax, "local_devices")  # under JAX_PLATFORMS=cuda there is no CPU
     settings = {"solver": "euler", "steps": 10, **settings}
     request = sampling.build_request(tiny(PROMOE), num_samples=1, **settings)
     assert sampling.function_evaluations(tiny(PROMOE), request) == passes

@@ -1,6 +1,7 @@
 """From pictures on disk to samples that keep to them."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import jax
@@ -27,6 +28,10 @@ GREY = tiny(None).model
 def files(tmp_path) -> Path:
     """Pictures of both models, whole and measured, and a mask."""
     Image.fromarray(np.where(LEFT, 0, 255).astype(np.uint8)).save(tmp_path / "mask.png")
+    noise = RNG.integers(0, 256, (300, 300)).astype(np.uint8)
+    Image.fromarray(noise).save(tmp_path / "damaged.png")
+    before, _, after = (tmp_path / "damaged.png").read_bytes().rpartition(b"IDAT")
+    (tmp_path / "damaged.png").write_bytes(before + b"\xd0\x00\xa5\xff" + after)
     colour, digits = RNG.integers(0, 256, (2, 4, 4, 3)), RNG.integers(0, 256, (3, 8, 8, 1))
     np.savez(tmp_path / "digits.npz", digits.astype(np.uint8), np.array([7, 1, 2]))
     np.savez(tmp_path / "small.npz", digits[:, ::2, ::2, 0].astype(np.uint8))
@@ -34,6 +39,10 @@ def files(tmp_path) -> Path:
     (tmp_path / "grey").mkdir()
     for i in range(2):
         Image.fromarray(colour[i, ..., 0].astype(np.uint8)).save(tmp_path / f"grey/{i}.png")
+    for name, second in (("deep", np.uint16), ("mixed", np.uint8)):
+        shutil.copytree(tmp_path / "grey", tmp_path / name)
+        picture = colour[1] if name == "mixed" else 256 * colour[1, ..., 0]
+        Image.fromarray(picture.astype(second)).save(tmp_path / name / "1.png")
     return tmp_path
 
 
@@ -105,6 +114,7 @@ def test_strength_0_is_no_steering(files):
         (GREY, {"factor": 2}, "factor is '2' with steer 'inpaint'; allowed: only with steer"),
         (GREY, {}, "steer is 'inpaint' without mask; allowed"),
         (GREY, {"mask": "digits.npz"}, "which is no picture; allowed: a PNG"),
+        (GREY, {"mask": "damaged.png"}, "which is no picture; allowed: a PNG"),
         (GREY, {"mask": "grey/0.png"}, "of 4x4; allowed: 8x8"),
         (GREY, {"mask": "mask.png", "images": None}, "without steer_images; allowed: with an"),
         (GREY, {"mask": "mask.png", "images": "none.npz"}, "which cannot be read; allowed"),
@@ -113,6 +123,8 @@ def test_strength_0_is_no_steering(files):
         (GREY, {"steer": "super_resolution", "factor": 3}, "factor is 3; allowed: a divisor of"),
         (GREY, {"steer": "colorize"}, "the model has 1 channel; allowed: a model with 3"),
         (COLOUR, {"steer": "colorize"}, "images of 8x8x1; allowed: 4x4x1 or 4x4x3"),
+        (COLOUR, {"steer": "colorize", "images": "deep"}, "1.png' of mode I;16; allowed: a"),
+        (COLOUR, {"steer": "colorize", "images": "mixed"}, "2 images of 2 sizes or kinds; allowed"),
         (
             dataclasses.replace(GREY, num_classes=5),
             {"mask": "mask.png"},

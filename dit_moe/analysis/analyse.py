@@ -16,7 +16,7 @@ from dit_moe.analysis.pictures import draw
 from dit_moe.analysis.record import FILE, Analysis, Inputs, InputsName, Settings
 from dit_moe.analysis.summary import summarize
 from dit_moe.analysis.text import markdown
-from dit_moe.analysis.visits import sampling_visits, training_visits
+from dit_moe.analysis.visits import sampling_bins, sampling_visits, training_visits
 from dit_moe.config import Config, ConfigError, DataConfig, MeshConfig
 from dit_moe.config_io import load_json
 from dit_moe.data.sources import Source, build_sources
@@ -153,7 +153,7 @@ def count_training(
     dropout = config.model.label_dropout
     null_images = round(len(label_N) * min(dropout / max(1 - dropout, 1e-6), 1))
     side = source.shape[0] // config.model.patch_size
-    counts = _counts(config, label_N, settings, side**2)
+    counts = _counts(config, label_N, settings, np.arange(settings.time_bins), side**2)
     arguments = source, label_N, null_images, settings, batch_size, mesh
     with jax.set_mesh(mesh):
         for visit in training_visits(config, parameters, *arguments):
@@ -166,18 +166,22 @@ def count_sampling(
 ) -> Counts:
     """Counts of the decisions along sampling trajectories."""
     label_N = np.resize(np.asarray(settings.classes, np.int32), settings.num_images)
-    counts = _counts(config, label_N, settings, config.model.num_tokens)
+    bin_V = sampling_bins(config, settings)
+    counts = _counts(config, label_N, settings, bin_V, config.model.num_tokens)
     with jax.set_mesh(mesh):
         for visit in sampling_visits(config, parameters, label_N, settings, batch_size, mesh):
             counts.add(*visit)
     return counts
 
 
-def _counts(config: Config, label_N: np.ndarray, settings: Settings, tokens: int) -> Counts:
+def _counts(
+    config: Config, label_N: np.ndarray, settings: Settings, bin_V: np.ndarray, tokens: int
+) -> Counts:
     moe, model = config.model.moe, config.model
     assert moe is not None
-    shape = (model.depth // moe.every, tokens, moe.total_experts, model.width)
-    return Counts(label_N, settings.classes, settings.time_bins, shape)
+    layers, bins = model.depth // moe.every, settings.time_bins
+    shape = (layers, bins, tokens, moe.total_experts, model.width)
+    return Counts(label_N, settings.classes, bin_V, shape)
 
 
 def analyse(workdir: str | Path, batch_size: int, **asked: object) -> Found:
@@ -226,7 +230,9 @@ def analyse(workdir: str | Path, batch_size: int, **asked: object) -> Found:
         inputs=inputs,
         expert_similarity=matrices(expert_similarity(config.model, run.parameters)),
         prototypes=prototype_classes(config.model, run.parameters, means),
-        findings=tuple(f for name, i in inputs.items() for f in findings(name, i)),
+        findings=tuple(
+            f for name, i in inputs.items() for f in findings(name, i, len(settings.classes))
+        ),
         pictures={},
     )
     pictures = draw(analysis, counts, moe.num_experts)

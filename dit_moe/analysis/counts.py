@@ -11,28 +11,30 @@ class Counts:
     """Sums of decisions over what the network was shown.
 
     N images that have a class are told apart, so that chance can be estimated. Images with the
-    null label are counted beside them. Every image comes at every time bin.
+    null label are counted beside them. Every image comes at the same V times.
 
     Args:
       label_N: class of every image.
       classes: the Y classes that there are.
-      bins: B, equal parts of the time range.
-      shape: (L, S, E, D): layers, tokens of an image, experts and features of a token.
+      bin_V: [V] the part of the time range that each of the times is in.
+      shape: (L, B, S, E, D): layers, equal parts of the time range, tokens of an image, experts and
+        features of a token.
     """
 
     def __init__(
         self,
         label_N: np.ndarray,
         classes: Sequence[int],
-        bins: int,
-        shape: tuple[int, int, int, int],
+        bin_V: np.ndarray,
+        shape: tuple[int, int, int, int, int],
     ):
-        n, (layers, s, e, d) = len(label_N), shape
+        n, (layers, bins, s, e, d) = len(label_N), shape
+        self.bin_V = bin_V
         self.classes = tuple(classes)
         self.class_N = np.searchsorted(np.asarray(classes), label_N)
         """[N]: the place of an image's class among the classes, which ascend."""
         self.position_NxSxLxE = np.zeros((n, s, layers, e), np.uint16)
-        self.time_NxBxLxE = np.zeros((n, bins, layers, e), np.int32)
+        self.time_NxVxLxE = np.zeros((n, len(bin_V), layers, e), np.uint16)
         self.position_time_LxBxSxE = np.zeros((layers, bins, s, e), np.int64)
         self.null_LxBxE = np.zeros((layers, bins, e), np.int64)
         self.coactivation_LxExE = np.zeros((layers - 1, e, e), np.int64)
@@ -43,25 +45,28 @@ class Counts:
         self.null_visits = 0
         self._paths: list[np.ndarray] = []
 
-    def add(self, seen: Decisions, image_N: np.ndarray, bin_N: np.ndarray) -> None:
+    def add(self, seen: Decisions, image_N: np.ndarray, time_N: np.ndarray) -> None:
         """Counts decisions about n inputs.
 
         Args:
           seen: of the inputs, as NumPy arrays.
           image_N: [n] number of each input's image; -1 for the null label.
-          bin_N: [n] its time bin.
+          time_N: [n] number of its time, from 0 to V - 1.
         """
         null_N = image_N < 0
         # Tokens of an image together: [n, S, L, E].
         chosen_NxSxLxE = np.asarray(seen.chosen).transpose(1, 2, 0, 3)
-        for time, chosen_SxLxE in zip(bin_N[null_N], chosen_NxSxLxE[null_N], strict=True):
-            self.null_LxBxE[:, time] += chosen_SxLxE.sum(axis=0)
+        bin_N = self.bin_V[time_N]
+        for place, chosen_SxLxE in zip(bin_N[null_N], chosen_NxSxLxE[null_N], strict=True):
+            self.null_LxBxE[:, place] += chosen_SxLxE.sum(axis=0)
         self.null_visits += int(null_N.sum())
-        image_N, bin_N, chosen_NxSxLxE = image_N[~null_N], bin_N[~null_N], chosen_NxSxLxE[~null_N]
-        for image, time, chosen_SxLxE in zip(image_N, bin_N, chosen_NxSxLxE, strict=True):
+        image_N, time_N, bin_N, chosen_NxSxLxE = (
+            array[~null_N] for array in (image_N, time_N, bin_N, chosen_NxSxLxE)
+        )
+        for image, place, chosen_SxLxE in zip(image_N, bin_N, chosen_NxSxLxE, strict=True):
             self.position_NxSxLxE[image] += chosen_SxLxE
-            self.time_NxBxLxE[image, time] += chosen_SxLxE.sum(axis=0, dtype=np.int32)
-            self.position_time_LxBxSxE[:, time] += chosen_SxLxE.swapaxes(0, 1)
+            self.position_time_LxBxSxE[:, place] += chosen_SxLxE.swapaxes(0, 1)
+        self.time_NxVxLxE[image_N, time_N] = chosen_NxSxLxE.sum(axis=1)
         flat_LxTxE = chosen_NxSxLxE.reshape(-1, *chosen_NxSxLxE.shape[2:]).swapaxes(0, 1)
         flat_LxTxE = flat_LxTxE.astype(np.float32)  # exact, and a matrix product
         both = np.matmul(flat_LxTxE[:-1].swapaxes(1, 2), flat_LxTxE[1:])
@@ -74,8 +79,8 @@ class Counts:
 
     def by_class(self) -> np.ndarray:
         """Counts of each class: [L, Y, E]."""
-        count_YxLxE = np.zeros((len(self.classes), *self.time_NxBxLxE.shape[2:]), np.int64)
-        np.add.at(count_YxLxE, self.class_N, self.time_NxBxLxE.sum(axis=1))
+        count_YxLxE = np.zeros((len(self.classes), *self.time_NxVxLxE.shape[2:]), np.int64)
+        np.add.at(count_YxLxE, self.class_N, self.time_NxVxLxE.sum(axis=1, dtype=np.int64))
         return count_YxLxE.swapaxes(0, 1)
 
     def mean_tokens(self) -> np.ndarray:

@@ -19,8 +19,14 @@ DEPTH = "In deeper layers the choice moves from position to dispersion and balan
 EARLY = "Experts are more concentrated early in sampling (in noise) and more even after half."
 
 
-def findings(name: InputsName, inputs: Inputs) -> tuple[Finding, ...]:
-    """The three observations, each with a verdict and the numbers behind it."""
+def findings(name: InputsName, inputs: Inputs, num_classes: int) -> tuple[Finding, ...]:
+    """The three observations, each with a verdict and the numbers behind it.
+
+    Args:
+      name: of the inputs.
+      inputs: what was found on them.
+      num_classes: how many classes they show.
+    """
     layers = inputs.layers
     if all(layer.balance > 1 - 1e-9 and layer.time.bits < 1e-9 for layer in layers):
         share = float(np.mean([layer.position.share for layer in layers]))
@@ -31,13 +37,13 @@ def findings(name: InputsName, inputs: Inputs) -> tuple[Finding, ...]:
         claims = PREFERENCE, DEPTH, EARLY
         return tuple(Finding(claim, name, "cannot be told", reason) for claim in claims)
     return (
-        Finding(PREFERENCE, name, *_preference(layers)),
+        Finding(PREFERENCE, name, *_preference(layers, num_classes)),
         Finding(DEPTH, name, *_depth(layers)),
         Finding(EARLY, name, *_early(layers)),
     )
 
 
-def _preference(layers: tuple[Layer, ...]) -> tuple[Verdict, str]:
+def _preference(layers: tuple[Layer, ...], num_classes: int) -> tuple[Verdict, str]:
     share = {k: float(np.mean([getattr(layer, k).share for layer in layers])) for k in _FACTORS}
     matters = {k: share[k] >= MATTERS and _p_value(layers, k) <= CHANCE for k in _FACTORS}
     weaker = not matters["label"] or share["label"] <= min(share["position"], share["time"]) / 2
@@ -46,6 +52,8 @@ def _preference(layers: tuple[Layer, ...]) -> tuple[Verdict, str]:
         for k, title in _FACTORS.items()
     ]
     reason = f"Of the choice, mean over layers, above chance: {', '.join(parts)}."
+    if num_classes == 1:
+        return "cannot be told", f"{reason} Only one class was shown."
     held = [matters["position"], matters["time"], weaker]
     if all(held):
         return "holds", reason
@@ -75,11 +83,12 @@ def _depth(layers: tuple[Layer, ...]) -> tuple[Verdict, str]:
 def _early(layers: tuple[Layer, ...]) -> tuple[Verdict, str]:
     by_time = np.array([layer.concentration_by_time for layer in layers], float)  # None is NaN
     bins = by_time.shape[1]
-    served = np.flatnonzero(~np.isnan(by_time[0]))
-    mean_B = by_time[:, served].mean(axis=0)
+    served = np.flatnonzero(~np.isnan(by_time).all(axis=0))
+    mean_B = np.nanmean(by_time[:, served], axis=0)
     early = (served + 0.5) / bins > 0.5
     if early.all() or not early.any() or len(served) < MIN_POINTS:
-        return "cannot be told", f"Only {len(served)} of {bins} parts of the time range were seen."
+        reason = f"{len(served)} of {bins} parts of the time range were seen, too few for a trend."
+        return "cannot be told", reason
     noisy, clean = mean_B[early].mean(), mean_B[~early].mean()
     trend = _trend(served, mean_B)
     reason = (

@@ -14,7 +14,7 @@ def entropy(count: np.ndarray) -> np.ndarray:
     """Entropy in bits over the last axis, float64; 0 where there are no counts."""
     total = count.sum(axis=-1, keepdims=True)
     p = count / np.where(total, total, 1)
-    return -np.sum(p * np.log2(np.where(p > 0, p, 1)), axis=-1)
+    return np.abs(np.sum(p * np.log2(np.where(p > 0, p, 1)), axis=-1))  # never -0
 
 
 def mutual_information(count_XxE: np.ndarray) -> np.ndarray:
@@ -40,21 +40,28 @@ class Dependence:
     """[L]: how often there is as much without a dependence."""
 
 
-def dependence_within(count_NxXxLxE: np.ndarray, rng: np.random.Generator) -> Dependence:
-    """Dependence of the expert on X, which takes all its values in every image.
+def dependence_within(
+    count_NxXxLxE: np.ndarray, bin_X: np.ndarray, rng: np.random.Generator
+) -> Dependence:
+    """Dependence of the expert on the bin of X, which takes all its values in every image.
 
     Chance is found by permuting the values of X within every image: what an image shows, its
-    tokens share, and that alone must not count as a dependence.
+    tokens share, and that alone must not count as a dependence. Values and not bins are permuted:
+    bins may hold unequally many.
     """
+
+    def table(count_NxXxLxE: np.ndarray) -> np.ndarray:
+        count_BxLxE = np.zeros((bin_X.max() + 1, *count_NxXxLxE.shape[2:]), np.int64)
+        np.add.at(count_BxLxE, bin_X, count_NxXxLxE.sum(axis=0, dtype=np.int64))
+        return count_BxLxE
 
     def tables() -> Iterator[np.ndarray]:
         order_NxX = np.tile(np.arange(count_NxXxLxE.shape[1]), (len(count_NxXxLxE), 1))
         while True:
             order_NxX = rng.permuted(order_NxX, axis=1)
-            shuffled = np.take_along_axis(count_NxXxLxE, order_NxX[:, :, None, None], axis=1)
-            yield shuffled.sum(axis=0, dtype=np.int64)
+            yield table(np.take_along_axis(count_NxXxLxE, order_NxX[:, :, None, None], axis=1))
 
-    return _against_chance(count_NxXxLxE.sum(axis=0, dtype=np.int64), tables())
+    return _against_chance(table(count_NxXxLxE), tables())
 
 
 def dependence_between(

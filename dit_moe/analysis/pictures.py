@@ -117,7 +117,7 @@ def _time(count_LxBxSxE: np.ndarray, titles: Sequence[str]) -> bytes:
 def _classes(counts: Counts, titles: Sequence[str], names: Sequence[str]) -> bytes:
     """On the scale of the classes: with an unconditional expert, null labels are beyond it."""
     count_LxYxE, labels = counts.by_class(), list(names)
-    largest = float(np.nanmax(_shares(count_LxYxE)))
+    largest = float(np.nan_to_num(_shares(count_LxYxE)).max())
     if counts.null_visits:
         null_Lx1xE = counts.null_LxBxE.sum(axis=1, keepdims=True)
         count_LxYxE, labels = np.concatenate([count_LxYxE, null_Lx1xE], axis=1), [*labels, "null"]
@@ -211,7 +211,9 @@ def _ticks(axis, labels: Sequence[str], most: int) -> None:
     """Labels of the places 0, 1, ...; of many, some, or more if they are turned."""
     turned = max(len(label) for label in labels) > 4 and axis.axis_name == "x"
     places = range(0, len(labels), -(-len(labels) // (17 if turned else most)))
-    axis.set_ticks(list(places), [labels[i][:14] for i in places], fontsize=7)
+    # A class may be named "$": to Matplotlib, formulas lie between two of them.
+    texts = [labels[i][:14].replace("$", r"\$") for i in places]
+    axis.set_ticks(list(places), texts, fontsize=7)
     if turned:
         for label in axis.get_ticklabels():
             label.set_rotation(60)

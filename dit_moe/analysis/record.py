@@ -41,7 +41,8 @@ class Information:
     corrected_bits: float
     """The difference of the two."""
     share: float
-    """`corrected_bits` over the entropy of the expert: 0 none, 1 the expert follows from it."""
+    """`corrected_bits` over the entropy of the expert less `chance_bits`: 0 none, 1 the expert
+    follows from it (adjusted mutual information, Vinh et al. 2010)."""
     p_value: float
 
 
@@ -66,7 +67,7 @@ class Layer:
     time: Information
     label: Information
     concentration_by_time: tuple[float | None, ...]
-    """1 - balance of each time bin, from clean to noise; None where no input was."""
+    """1 - balance of each time bin, from clean to noise; None where no expert was chosen."""
     position_share_by_time: tuple[float | None, ...]
     """Information of expert and position inside each time bin over the expert's entropy there."""
     unconditional: float

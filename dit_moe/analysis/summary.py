@@ -23,20 +23,20 @@ def summarize(counts: Counts, moe: MoEConfig, seed: int) -> Inputs:
       seed: of the permutations that tell what is chance.
     """
     rng = np.random.default_rng([seed, 1])
-    position = dependence_within(counts.position_NxSxLxE, rng)
-    time = dependence_within(counts.time_NxBxLxE, rng)
-    hist_NxLxE = counts.time_NxBxLxE.sum(axis=1, dtype=np.int64)
+    tokens_per_input = counts.position_NxSxLxE.shape[1]
+    position = dependence_within(counts.position_NxSxLxE, np.arange(tokens_per_input), rng)
+    time = dependence_within(counts.time_NxVxLxE, counts.bin_V, rng)
+    hist_NxLxE = counts.time_NxVxLxE.sum(axis=1, dtype=np.int64)
     label = dependence_between(hist_NxLxE, counts.class_N, len(counts.classes), rng)
 
     count_LxBxE = counts.position_time_LxBxSxE.sum(axis=2)
     count_LxE = count_LxBxE.sum(axis=1)
     null_LxE = counts.null_LxBxE.sum(axis=1)
-    tokens_per_input = counts.position_time_LxBxSxE.shape[2]
     tokens = int(counts.visits_B.sum()) * tokens_per_input
     bits_L, bits_LxB = entropy(count_LxE), entropy(count_LxBxE)
     most = np.log2(max(moe.num_experts, 2))  # a single expert has no entropy to normalise
     position_LxB = _ratio(mutual_information(counts.position_time_LxBxSxE), bits_LxB)
-    served_B = counts.visits_B > 0
+    served_LxB = count_LxBxE.any(axis=-1)
     layers = []
     for i in range(len(count_LxE)):
         load_E = count_LxE[i] / max(count_LxE[i].sum(), 1)
@@ -54,8 +54,8 @@ def summarize(counts: Counts, moe: MoEConfig, seed: int) -> Inputs:
                 position=_information(position, i, bits_L[i]),
                 time=_information(time, i, bits_L[i]),
                 label=_information(label, i, bits_L[i]),
-                concentration_by_time=_where(served_B, 1 - bits_LxB[i] / most),
-                position_share_by_time=_where(served_B, position_LxB[i]),
+                concentration_by_time=_where(served_LxB[i], 1 - bits_LxB[i] / most),
+                position_share_by_time=_where(served_LxB[i], position_LxB[i]),
                 unconditional=float(extra),
             )
         )
@@ -91,11 +91,12 @@ def _paths(counts: Counts) -> Paths:
 
 def _information(found: Dependence, i: int, expert_bits: float) -> Information:
     corrected = float(found.bits[i] - found.chance[i])
+    most = expert_bits - found.chance[i]  # the same where the expert follows from the thing
     return Information(
         bits=float(found.bits[i]),
         chance_bits=float(found.chance[i]),
         corrected_bits=corrected,
-        share=float(_ratio(np.asarray(corrected), np.asarray(expert_bits))),
+        share=float(_ratio(np.asarray(corrected), np.asarray(most))),
         p_value=float(found.p_value[i]),
     )
 

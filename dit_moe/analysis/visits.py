@@ -1,5 +1,7 @@
 """What the network is shown: noised training data, and the states of sampling trajectories."""
 
+import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -32,8 +34,9 @@ class Visit(NamedTuple):
     seen: Decisions
     image: np.ndarray
     """[n] number of the image; -1 with the null label."""
-    time_bin: np.ndarray
-    """[n] part of the time range, from clean (0) to noise (B - 1)."""
+    time: np.ndarray
+    """[n] number of its time: of training data the part of the time range, of trajectories the
+    step."""
 
 
 def part_of_range(t: float | np.ndarray, bins: int) -> np.ndarray:
@@ -100,28 +103,38 @@ def sampling_visits(
 ) -> Iterator[Visit]:
     """The states that images pass on the way from noise: Euler's, or DDIM's under DDPM.
 
-    With guidance every state is visited twice, with its label and with the null label.
+    Where there is guidance every state is visited twice, with its label and with the null label.
     """
-    model, objective = config.model, build_objective(config.objective)
-    with_null = settings.guidance_scale != 1
+    model, objective, run = config.model, build_objective(config.objective), config.sample
     shape = (model.image_size, model.image_size, model.channels)
     times = objective.times(settings.steps)
-    guidance = Guidance(settings.guidance_scale)
+    guidance = Guidance(
+        settings.guidance_scale,
+        run.guidance_schedule,
+        (run.guidance_interval[0], run.guidance_interval[1]),
+        run.guidance_rescale,
+    )
+    # Which steps it guides is known beforehand; the others have no null labels.
+    is_guided = (guidance.inside(jnp.asarray(times[:-1])) & (guidance.scale != 1)).tolist()
+    guidance = dataclasses.replace(guidance, interval=(0.0, 1.0))
 
     @jax.jit
     def start(number_N: jax.Array) -> jax.Array:
         return _noise(settings.seed, number_N, shape) / unit_variance(times[0])
 
-    @jax.jit
-    def visit(parameters: Parameters, z, t, t_next, y_N) -> tuple[jax.Array, Decisions]:
+    @functools.partial(jax.jit, static_argnames="guided")
+    def visit(
+        parameters: Parameters, z, t, t_next, y_N, guided: bool
+    ) -> tuple[jax.Array, Decisions]:
         network, seen = _recorder(config, parameters)
         denoiser = objective.denoiser(network)
-        contrast = against_null_label(denoiser, model.null_label)
-        return euler_step(guide(denoiser, contrast, guidance), z, t, t_next, y_N), seen[0]
+        if guided:
+            contrast = against_null_label(denoiser, model.null_label)
+            denoiser = guide(denoiser, contrast, guidance)
+        return euler_step(denoiser, z, t, t_next, y_N), seen[0]
 
     size = round_up(min(batch_size, len(label_N)), mesh.size)
     total = -(-len(label_N) // size) * settings.steps
-    bins = part_of_range(_places(objective, settings.steps), settings.time_bins)
     with tqdm(total=total, unit="step", desc="sampling", leave=False) as bar:
         for first in range(0, len(label_N), size):
             number_N = np.arange(first, first + size)
@@ -129,14 +142,14 @@ def sampling_visits(
             number_N, y_N = jax.device_put((number_N, y_N), batch_sharding(mesh))
             z, n = start(number_N), min(size, len(label_N) - first)
             image_N = np.arange(first, first + n)
-            for time_bin, t, t_next in zip(bins, times[:-1], times[1:], strict=True):
-                z, seen = visit(parameters, z, t, t_next, y_N)
+            for step, guided in enumerate(is_guided):
+                z, seen = visit(parameters, z, times[step], times[step + 1], y_N, guided)
                 seen = hosts.fetch(seen)
-                bin_N = np.full(n, time_bin)
-                yield Visit(_first_images(seen, n), image_N, bin_N)
-                if with_null:
+                time_N = np.full(n, step)
+                yield Visit(_first_images(seen, n), image_N, time_N)
+                if guided:
                     null = jax.tree.map(lambda array: array[:, size:], seen)
-                    yield Visit(_first_images(null, n), np.full(n, -1), bin_N)
+                    yield Visit(_first_images(null, n), np.full(n, -1), time_N)
                 bar.update()
 
 
@@ -147,12 +160,15 @@ def euler_step(
     return z + (t_next - t) * denoiser(z, t, y_N).velocity
 
 
-def _places(objective: DDPM | RectifiedFlow, steps: int) -> np.ndarray:
-    """Where in the time range the network is asked, from noise on."""
+def sampling_bins(config: Config, settings: Settings) -> np.ndarray:
+    """The part of the time range in which the network is asked at each step, from noise on."""
+    objective, steps = build_objective(config.objective), settings.steps
     if isinstance(objective, DDPM):
         visited = strided_timesteps(objective.config.sampled_timesteps, steps)
-        return (visited[::-1] + 1) / objective.config.timesteps
-    return objective.times(steps)[:-1]
+        places = (visited[::-1] + 1) / objective.config.timesteps
+    else:
+        places = objective.times(steps)[:-1]
+    return part_of_range(places, settings.time_bins)
 
 
 def _recorder(config: Config, parameters: Parameters) -> tuple[Network, list[Decisions]]:

@@ -41,7 +41,8 @@ class RectifiedFlowConfig:
 
     name: Literal["rectified_flow"] = "rectified_flow"
     time_distribution: Literal["logit_normal", "uniform"] = "logit_normal"
-    shift: PositiveFloat = 1.0
+    # Beyond these bounds times coincide in float32.
+    shift: Annotated[float, Field(ge=1e-3, le=1e3)] = 1.0
     """Resolution shift s of the time: t -> s t / (1 + (s - 1) t) (Esser et al. 2024, eq. 23)."""
     time_scale: PositiveFloat = 1.0
     """The network sees t * time_scale: 1 in DiT-MoE, 1000 in ProMoE."""

@@ -1,6 +1,5 @@
 """Solvers, time grids and guidance."""
 
-import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -100,8 +99,8 @@ class SolverConfig:
             f"tolerance is {tolerance}; allowed: 1e-6 (float32 has little more) to below 1",
         )
         require(
-            shift is None or 0 < shift < math.inf,
-            f"shift is {shift}; allowed: a number above 0 (1 is no shift)",
+            shift is None or 1e-3 <= shift <= 1e3,
+            f"shift is {shift}; allowed: 0.001 to 1000 (1 is no shift; beyond, times coincide)",
         )
         return SolverConfig(solver, self.steps, **options)
 

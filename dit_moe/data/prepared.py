@@ -25,6 +25,7 @@ from dit_moe.records import read_record, write_record
 CARD = "prepared.json"
 SPLIT = "train"
 _LABELS = "labels.npy"
+_METADATA = ("dataset_info.json", "features.json")
 
 
 @dataclass(frozen=True, config=RULES)
@@ -60,7 +61,7 @@ class Card:
     latent_std: tuple[float, ...] | None
     """[c] their standard deviation."""
     sha256: dict[str, str]
-    """Of every array_record file, by name."""
+    """Of every other file of the set, by name: records, labels and TFDS's metadata."""
 
 
 @dataclass(frozen=True, config=RULES)
@@ -176,6 +177,7 @@ def finish(
     label_N = np.asarray([label for shard in shards for label in shard.labels], np.int32)
     with atomic(folder / _LABELS) as temporary:
         np.save(temporary, label_N)
+    beside = {file: sha256(folder / file) for file in (_LABELS, *_METADATA)}
     mean, std = _latent_statistics(shards, 2 * shape[0] * shape[1])
     card = Card(
         name=name,
@@ -186,7 +188,7 @@ def finish(
         autoencoder=autoencoder,
         latent_mean=mean,
         latent_std=std,
-        sha256={shard.file: shard.sha256 for shard in shards},
+        sha256={shard.file: shard.sha256 for shard in shards} | beside,
     )
     write_record(folder / CARD, card)
     return card
@@ -241,7 +243,8 @@ class Prepared:
     @property
     def digest(self) -> str:
         """The same for sets of the same records."""
-        return hashlib.sha256(json.dumps(sorted(self.card.sha256.items())).encode()).hexdigest()
+        records = [item for item in self.card.sha256.items() if ".array_record-" in item[0]]
+        return hashlib.sha256(json.dumps(sorted(records)).encode()).hexdigest()
 
     def __len__(self) -> int:
         return self.card.num_examples

@@ -100,8 +100,11 @@ def even_timesteps(timesteps: int, steps: int) -> np.ndarray:
 
 
 def strided_timesteps(timesteps: int, steps: int) -> np.ndarray:
-    """`steps` of the timesteps: floor(i timesteps / steps) (DDIM, appendix D.2)."""
-    return np.arange(steps) * timesteps // steps
+    """`steps` of the timesteps: floor(i timesteps / steps) (DDIM, appendix D.2).
+
+    A single one is the last: the first is no place to begin from noise.
+    """
+    return np.arange(steps) * timesteps // steps if steps > 1 else np.array([timesteps - 1])
 
 
 @dataclasses.dataclass(frozen=True)

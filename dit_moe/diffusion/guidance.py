@@ -65,7 +65,9 @@ class Guidance:
                 v[..., :guided].std(axis=(1, 2, 3), keepdims=True)
                 for v in (strong.velocity, velocity)
             )
-            change = self.rescale * (deviation_before / deviation - 1) * velocity
+            # A flat prediction, such as an untrained network's, has no contrast to take back.
+            ratio = jnp.where(deviation > 0, deviation_before / deviation, 1)
+            change = self.rescale * (ratio - 1) * velocity
             change = change.at[..., guided:].set(0)
             t = broadcast_time(t)
             clean, noise = clean - t * change, noise + (1 - t) * change

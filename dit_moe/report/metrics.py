@@ -47,16 +47,18 @@ def read_metrics(path: Path) -> Metrics | None:
     """
     if not path.is_file():
         return None
-    with path.open(newline="", encoding="utf-8") as file:
-        header, *rows = [*csv.reader(file)] or [[]]
-    rows = [row for row in rows if len(row) == len(header)]  # the last may be half-written
-    if not rows:
-        return None
-    metrics = Metrics({name: [row[i] for row in rows] for i, name in enumerate(header)})
     try:
-        for name in ("step", *header):
+        with path.open(newline="", encoding="utf-8") as file:
+            header, *rows = [*csv.reader(file)] or [[]]
+        rows = [row for row in rows if len(row) == len(header)]  # the last may be half-written
+        if not rows:
+            return None
+        metrics = Metrics({name: [row[i] for row in rows] for i, name in enumerate(header)})
+        for name in header:
             metrics.values(name)
-    except (KeyError, ValueError) as error:
+        if not all(map(math.isfinite, metrics.steps)):
+            raise ValueError("a step is not finite")
+    except (KeyError, ValueError, csv.Error) as error:
         raise ConfigError(f"{path} is no table of numbers by step: {error}") from None
     return metrics
 

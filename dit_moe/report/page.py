@@ -67,7 +67,7 @@ def render(workdir: Path, analysis: Path | None, results: Sequence[Path]) -> str
         pictures=_pictures(folder, found) if folder and found else [],
         results=tables,
         config_json=to_json(config),
-        commands=_commands(workdir, found),
+        commands=_commands(workdir, found, analysis, results),
         repeat=_REPEAT.format(config=str((workdir / "config.json").resolve())),
     )
 
@@ -155,10 +155,10 @@ def _charts(metrics: Metrics) -> tuple[list[tuple[str, Chart]], list[tuple[str, 
             if any(math.isfinite(value) for value in values):
                 lines.append(Line(label, metrics.steps, values))
         cells = {cell for name in curves.names.values() for cell in metrics.cells[name] if cell}
-        if len(cells) > 1:
+        if len(cells) > 1 and lines:
             charts.append((curves.title, draw(curves.title, lines, linear="rate" in curves.title)))
         else:
-            constant.append((curves.title, next(iter(cells), "empty")))
+            constant.append((curves.title, " or ".join(sorted(cells)) or "empty"))
     return charts, constant
 
 
@@ -185,8 +185,10 @@ def _pictures(folder: Path, analysis: Analysis) -> list[tuple[str, str]]:
     ]
 
 
-def _commands(workdir: Path, analysis: Analysis | None) -> list[str]:
-    """The lines that repeat the parts of this page."""
+def _commands(
+    workdir: Path, analysis: Analysis | None, folder: Path | None, results: Sequence[Path]
+) -> list[str]:
+    """The lines that repeat the parts of this page, of which `folder` and `results` were given."""
     run = str(workdir)
     lines: list[list[Any]] = [
         ["train.py", "--config", "repeat.py", "--workdir", f"{run}-again"],
@@ -202,5 +204,8 @@ def _commands(workdir: Path, analysis: Analysis | None) -> list[str]:
             if name not in ("inputs", "data", "classes"):
                 line += [f"--{name}", value]
         lines.append(line)
-    lines.append(["-m", "dit_moe.report", "--workdir", run])
+    line = ["-m", "dit_moe.report", "--workdir", run]
+    line += ["--analysis", folder] if folder else []
+    line += ["--results", *results] if results else []
+    lines.append(line)
     return [shlex.join(["python", *map(str, line)]) for line in lines]

@@ -28,6 +28,6 @@ def data_uri(path: Path) -> str:
                 buffer = io.BytesIO()
                 smaller.save(buffer, "JPEG", quality=85)
                 content, kind = buffer.getvalue(), "jpeg"
-    except OSError:
+    except Exception:  # Pillow raises almost anything on damaged files
         raise ConfigError(f"{path} is not a picture") from None
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

@@ -29,7 +29,7 @@ def find_results(workdir: Path, given: Sequence[Path]) -> list[Results]:
     tables = []
     for path in given:
         try:
-            table = _table(path.name, json.loads(path.read_text(encoding="utf-8")))
+            table = _table(path.name, path)
         except ValueError as error:
             raise ConfigError(f"results has {str(path)!r}, which is not JSON: {error}") from None
         if table is None:
@@ -43,7 +43,7 @@ def find_results(workdir: Path, given: Sequence[Path]) -> list[Results]:
         if path.resolve() in known:
             continue
         try:
-            table = _table(path.relative_to(workdir).as_posix(), json.loads(path.read_text()))
+            table = _table(path.relative_to(workdir).as_posix(), path)
         except (ValueError, OSError):  # something else of the user's
             continue
         if table is not None:
@@ -51,46 +51,51 @@ def find_results(workdir: Path, given: Sequence[Path]) -> list[Results]:
     return tables
 
 
-def _table(title: str, content: Any) -> Results | None:
-    """None if it is not eval's."""
-    if not isinstance(content, dict):
-        return None
-    if isinstance(content.get("by_guidance_scale"), list):
-        columns = content["by_guidance_scale"]
-        heads = [str(_drawn(column).get("guidance_scale", "")) for column in columns]
-        found = _columns(title, "guidance scale", heads, [_metrics(c) for c in columns], columns[0])
-    elif "metrics" in content and "features" in content:
-        found = _columns(title, "metric", ["value"], [_metrics(content)], content)
-    elif "heldout" in content and isinstance(content.get("samples"), dict):
+def _table(title: str, path: Path) -> Results | None:
+    """None if it is not eval's.
+
+    Raises:
+      ValueError: it is not JSON.
+      OSError: it cannot be read.
+    """
+    content = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        if "by_guidance_scale" in content:
+            results = content["by_guidance_scale"]
+            heads = [str(r["samples"]["drawn"]["guidance_scale"]) for r in results]
+            columns = [dict(_metrics(r)) for r in results]
+            return _columns(title, "guidance scale", heads, columns, results)
+        if "metrics" in content:
+            return _columns(title, "metric", ["value"], [dict(_metrics(content))], [content])
         heads = ["samples", "heldout"]
-        found = _columns(title, "", heads, [_flat(content[head]) for head in heads], content)
-    else:
-        found = None
-    return found
+        return _columns(title, "", heads, [dict(_flat(content[h])) for h in heads], [content])
+    except (AttributeError, KeyError, TypeError):  # a file of another shape
+        return None
 
 
-def _columns(title: str, corner: str, heads: list[str], columns: list[Any], source: Any) -> Results:
-    columns = [dict(column) for column in columns]
+def _columns(
+    title: str,
+    corner: str,
+    heads: Sequence[str],
+    columns: Sequence[Mapping[str, str]],
+    results: Sequence[Any],
+) -> Results:
     names = dict.fromkeys(name for column in columns for name in column)
     rows = tuple((name, *(column.get(name, "") for column in columns)) for name in names)
-    notes = source.get("notes", ())
-    return Results(title, (corner, *heads), rows, tuple(str(note) for note in notes))
+    notes = dict.fromkeys(str(note) for result in results for note in result.get("notes", ()))
+    return Results(title, (corner, *heads), rows, tuple(notes))
 
 
 def _metrics(result: Any) -> Iterator[tuple[str, str]]:
     yield from _flat(result["metrics"])
-    yield "samples", _text(result.get("samples", {}).get("num", ""))
-    yield "features", str(result["features"].get("name", ""))
-
-
-def _drawn(result: Any) -> Mapping[str, Any]:
-    return result.get("samples", {}).get("drawn", {})
+    yield "samples", _text(result["samples"]["num"])
+    yield "features", str(result["features"]["name"])
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Names and values of all that is no list and no table by class."""
     for name, value in content.items():
-        if isinstance(value, dict) and not name.endswith("_per_class"):
+        if isinstance(value, dict) and not name.endswith(("_per_class", "by_class")):
             yield from _flat(value, f"{prefix}{name} ")
         elif not isinstance(value, (list, dict)):
             yield f"{prefix}{name}", _text(value)

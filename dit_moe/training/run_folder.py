@@ -54,11 +54,17 @@ def write_data_digests(sources: Sequence[Source], workdir: epath.Path, *, resumi
     """Writes what data the run learns from to data.json; when resuming, only if it is the same.
 
     Raises:
-      ConfigError: the data set is another.
+      ConfigError: the data set is another, or data.json is damaged.
     """
     path = workdir / "data.json"
     digests = [source.digest for source in sources]
-    if resuming and path.exists() and json.loads(path.read_text()) != digests:
+    try:
+        known = json.loads(path.read_text()) if resuming and path.exists() else digests
+    except ValueError as error:
+        raise ConfigError(
+            f"{path} is damaged: {error}; remove it if the data are those of before"
+        ) from None
+    if known != digests:
         raise ConfigError(
             f"workdir {str(workdir)!r} was trained on other records (see {path}); allowed: the "
             "same data set, wherever it lies, or another --workdir"

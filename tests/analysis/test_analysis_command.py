@@ -9,16 +9,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dit_moe.analysis import experts
+from dit_moe.analysis import experts, pictures, visits
 from dit_moe.analysis.analyse import build_settings, count_sampling, count_training, open_source
 from dit_moe.analysis.command import main
 from dit_moe.analysis.findings import DEPTH, EARLY, PREFERENCE, findings
 from dit_moe.analysis.record import FILE, Analysis, Information, Inputs, Layer, Paths
 from dit_moe.analysis.summary import summarize
 from dit_moe.analysis.visits import euler_step, part_of_range
-from dit_moe.config import DDPMConfig, MeshConfig, RectifiedFlowConfig
+from dit_moe.config import DDPMConfig, MeshConfig, RectifiedFlowConfig, SampleConfig
 from dit_moe.config_io import to_json
 from dit_moe.diffusion.denoiser import unit_variance
+from dit_moe.diffusion.guidance import guide
 from dit_moe.diffusion.sampling import build_objective
 from dit_moe.nn.parameters import init_parameters
 from dit_moe.nn.prediction import Prediction
@@ -96,7 +97,7 @@ class Latents:
 
 
 @pytest.mark.parametrize("moe", [EC_DIT, PROMOE_EC, DIFFMOE])
-def test_routers_in_which_experts_choose(moe, mesh):
+def test_routers_in_which_experts_choose(moe, mesh, monkeypatch):
     """Under DDPM, on latents. An image's S tokens go to E experts, S top_k / E to each."""
     config = config_of(moe, DDPMConfig(timesteps=250))
     model = dataclasses.replace(config.model, channels=4, num_classes=3, label_dropout=0.25)
@@ -119,12 +120,19 @@ def test_routers_in_which_experts_choose(moe, mesh):
         assert layer.experts_per_token == moe.top_k
         assert layer.unconditional == (0.25 if moe.unconditional_expert else 0)
         assert layer.time.bits == pytest.approx(0, abs=1e-9)
-        assert {f.verdict for f in findings("training", inputs)} == {"cannot be told"}
+        assert {f.verdict for f in findings("training", inputs, 3)} == {"cannot be told"}
     if moe is PROMOE_EC:
+        sample = SampleConfig(
+            guidance_schedule="cosine", guidance_interval=(0.0, 0.6), guidance_rescale=0.5
+        )
+        config, used = dataclasses.replace(config, sample=sample), []
+        monkeypatch.setattr(visits, "guide", lambda *a: used.append(a[-1]) or guide(*a))
         guided = count_sampling(config, parameters, settings, 16, mesh)
+        assert [(g.schedule, g.rescale, g.scale) for g in used] == [("cosine", 0.5, 2.0)]
         np.testing.assert_array_equal(guided.visits_B, [24, 24])
-        assert guided.null_visits == 48
-        each = guided.time_NxBxLxE.sum(axis=(2, 3)) / (2 * tokens)
+        times = build_objective(config.objective).times(4)[:-1]
+        assert guided.null_visits == 12 * np.sum(times <= 0.6) == 24
+        each = guided.time_NxVxLxE.sum(axis=(2, 3)) / tokens
         np.testing.assert_array_equal(each, np.full(each.shape, layer.experts_per_token))
 
 
@@ -170,6 +178,12 @@ def test_similarity_of_experts(mesh):
     assert experts.prototype_classes(config.model, parameters, np.zeros((2, 3, WIDTH))) is None
 
 
+def test_names_of_classes_are_no_formulas():
+    cosine = np.eye(2)[None]
+    names = ["$a_{$", "b"]
+    assert pictures._matrices(cosine, ["block 0"], "class", "expert", "RdBu_r", (-1, 1), names)
+
+
 def layer(block, position=0.2, time=0.1, label=0.0, balance=0.9, concentration=(0.1,) * 4):
     information = (Information(share, 0, share, share, 0.01) for share in (position, time, label))
     zeros = dict.fromkeys(
@@ -189,16 +203,17 @@ def layer(block, position=0.2, time=0.1, label=0.0, balance=0.9, concentration=(
     )
 
 
-def verdicts(*layers: Layer) -> dict[str, str]:
+def verdicts(*layers: Layer, num_classes: int = 2) -> dict[str, str]:
     paths = Paths(1, 1, 0, 1, 0, 0)
     inputs = Inputs(1, 0, 1, 0.0, layers, (), (), paths)
-    return {f.claim: f.verdict for f in findings("training", inputs)}
+    return {f.claim: f.verdict for f in findings("training", inputs, num_classes)}
 
 
 def test_verdicts():
     early = (0.1, 0.1, 0.2, 0.4)
     claimed = [layer(i, 0.5 - 0.1 * i, 0.1, 0.01, 0.5 + 0.1 * i, early) for i in range(4)]
     assert set(verdicts(*claimed).values()) == {"holds"}
+    assert verdicts(*claimed, num_classes=1)[PREFERENCE] == "cannot be told"
     opposite = [layer(i, 0.1 + 0.1 * i, 0, 0.3, 0.9 - 0.1 * i, early[::-1]) for i in range(4)]
     assert verdicts(*opposite) == {
         PREFERENCE: "holds in part",
@@ -210,6 +225,7 @@ def test_verdicts():
     assert verdicts(*indifferent)[DEPTH] == "cannot be told"
     unseen = layer(0, concentration=(0.1, None, None, 0.2))
     assert verdicts(unseen)[EARLY] == "cannot be told"
+    assert verdicts(unseen, *claimed)[EARLY] == "holds"  # no expert was chosen in the first layer
 
 
 @pytest.fixture(scope="module")
@@ -234,9 +250,9 @@ def test_the_command(run, tmp_path, capsys):
     assert analysis.prototypes is not None
     assert np.shape(analysis.prototypes.with_class_mean) == (1, 4, 10)
     text = (output / "analysis.md").read_text()
-    pictures = sorted(p.name for p in output.glob("*.png"))
-    assert len(pictures) == 2 * 4 + 2
-    for picture in pictures:
+    names = sorted(p.name for p in output.glob("*.png"))
+    assert len(names) == 2 * 4 + 2
+    for picture in names:
         assert f"({picture})" in text
         with Image.open(output / picture) as image:
             assert min(image.size) > 100

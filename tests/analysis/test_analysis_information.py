@@ -14,7 +14,8 @@ from dit_moe.analysis.summary import summarize
 from dit_moe.config import MoEConfig
 from dit_moe.moe.routing import Routing
 
-IMAGES, TOKENS, BINS, CLASSES, EXPERTS = 200, 16, 5, 4, 4
+IMAGES, TOKENS, CLASSES, EXPERTS = 200, 16, 4, 4
+BIN_OF_TIME = np.array([0, 1, 2, 3, 4, 4])
 
 
 def record(expert_LxTxK, weight_LxTxK=None, experts=EXPERTS) -> Routing:
@@ -57,27 +58,29 @@ def layers() -> dict[str, Layer]:
     """Layers that choose by one thing each, and one by nothing."""
     rng = np.random.default_rng(1)
     image, time, position = np.meshgrid(
-        np.arange(IMAGES), np.arange(BINS), np.arange(TOKENS), indexing="ij"
+        np.arange(IMAGES), np.arange(len(BIN_OF_TIME)), np.arange(TOKENS), indexing="ij"
     )
+    time_bin = BIN_OF_TIME[time]
     content = rng.integers(0, EXPERTS, IMAGES)
     expert = {
         "position": position // 4,
-        "time": time % EXPERTS,
+        "time": time_bin % EXPERTS,
         "label": image % CLASSES,
         "nothing": rng.integers(0, EXPERTS, image.shape),
         # One expert for all of an image, whatever its class.
         "content": content[image],
     }
     label_N = np.arange(IMAGES) % CLASSES
-    counts = Counts(label_N, range(CLASSES), BINS, (len(expert), TOKENS, EXPERTS, 0))
-    stacked = np.stack([e.reshape(IMAGES * BINS, TOKENS) for e in expert.values()])
-    image_N, bin_N = image[..., 0].ravel(), time[..., 0].ravel()
-    for part in np.array_split(rng.permutation(IMAGES * BINS), 3):
+    shape = (len(expert), BIN_OF_TIME.max() + 1, TOKENS, EXPERTS, 0)
+    counts = Counts(label_N, range(CLASSES), BIN_OF_TIME, shape)
+    image_N, time_N = image[..., 0].ravel(), time[..., 0].ravel()
+    stacked = np.stack([e.reshape(len(image_N), TOKENS) for e in expert.values()])
+    for part in np.array_split(rng.permutation(len(image_N)), 3):
         routing = record(stacked[:, part].reshape(len(expert), -1, 1))
-        counts.add(decisions(routing, EXPERTS, TOKENS), image_N[part], bin_N[part])
+        counts.add(decisions(routing, EXPERTS, TOKENS), image_N[part], time_N[part])
     inputs = summarize(counts, MoEConfig(num_experts=EXPERTS, top_k=1), seed=0)
     found = dict(zip(expert, inputs.layers, strict=True))
-    for name, factor in (("position", position), ("time", time), ("label", label_N[image])):
+    for name, factor in (("position", position), ("time", time_bin), ("label", label_N[image])):
         for layer, chosen in expert.items():
             by_sklearn = mutual_info_score(factor.ravel(), chosen.ravel()) / np.log(2)
             bits = getattr(found[layer], name).bits
@@ -90,7 +93,7 @@ def test_a_dependence_is_found_where_it_is(layers, cause):
     for factor in ("position", "time", "label"):
         information = getattr(layers[cause], factor)
         if factor == cause:
-            assert information.share > 0.9
+            assert information.share == pytest.approx(1)
             assert information.p_value == 0.01
         else:
             assert abs(information.share) < 1e-6
@@ -106,11 +109,13 @@ def test_no_dependence_is_found_where_there_is_none(layers, layer):
         assert abs(information.share) < 0.02, factor
         assert information.p_value > 0.05, factor
     assert layers["content"].label.chance_bits > 0.02
+    # The same at all times of an image, though more of them are in one bin.
+    assert layers["content"].time.chance_bits == pytest.approx(0, abs=1e-9)
 
 
 def test_what_a_layer_counts():
     """Load, balance, null tokens, co-activation and paths of a case that fits on one hand."""
-    counts = Counts(np.array([3, 8]), (3, 8), 2, (2, 2, 3, 1))
+    counts = Counts(np.array([3, 8]), (3, 8), np.arange(2), (2, 2, 2, 3, 1))
     # Two images with two tokens at two times; the last input is image 0 with the null label.
     layer0 = [[0, 1], [0, 1], [0, 0], [0, 0], [2, 2]]
     layer1 = [[1, 1], [1, 1], [0, 1], [0, 1], [2, 2]]
@@ -140,3 +145,12 @@ def test_what_a_layer_counts():
     assert paths.entropy_bits == pytest.approx(scipy.stats.entropy([4, 2, 2], base=2))
     assert paths.independent_bits == pytest.approx(2 * first.balance)
     np.testing.assert_allclose(counts.mean_tokens()[..., 0], [[0.5, 2.5], [5.5, 7.5]])
+
+
+def test_a_time_at_which_no_expert_is_chosen():
+    """Its load is not concentrated: there is none."""
+    counts = Counts(np.array([0]), (0,), np.arange(2), (1, 2, 1, 2, 0))
+    counts.add(decisions(record([[[0], [9]]]), 2, 1), np.array([0, 0]), np.array([0, 1]))
+    (layer,) = summarize(counts, MoEConfig(num_experts=2, top_k=1), seed=0).layers
+    assert layer.concentration_by_time == (1, None)
+    assert layer.experts_per_token == 0.5

@@ -330,9 +330,13 @@ def test_again_on_a_finished_set(pictures, finished, tmp_path, capsys):
     names = [prepared.shard_name("pictures", index, 9) for index in (3, 8)]
     (damaged / names[0]).write_bytes((damaged / names[0]).read_bytes()[:-1])
     (damaged / names[1]).unlink()
+    labels = np.load(damaged / "labels.npy")
+    np.save(damaged / "labels.npy", labels[::-1])
+    (damaged / "features.json").write_text("{")
     assert main(flags(pictures, damaged)) == 2
     err = capsys.readouterr().err
     assert f"{names[0]} has changed since it was written; {names[1]} is missing" in err
+    assert "missing; labels.npy has changed since it was written; features.json has changed" in err
 
 
 def test_a_zip_gives_the_same_pictures(pictures, finished, tmp_path):
@@ -379,9 +383,10 @@ def test_outputs_that_are_not_ours(pictures, tmp_path, capsys):
     assert not (pictures.folder / "out").exists()
     broken = tmp_path / "broken"
     broken.mkdir()
-    (broken / "job.json").write_text("{")
-    assert main(flags(pictures, broken)) == 2
-    assert "cannot be read" in capsys.readouterr().err
+    for content in ("{", "[]"):
+        (broken / "job.json").write_text(content)
+        assert main(flags(pictures, broken)) == 2
+        assert "cannot be read" in capsys.readouterr().err
 
 
 def test_one_run_at_a_time(pictures, tmp_path, capsys):

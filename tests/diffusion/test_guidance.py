@@ -86,6 +86,16 @@ def test_rescaling(channels, count):
     np.testing.assert_allclose((1 - t) * actual.clean + t * actual.noise, X, rtol=1e-4, atol=1e-5)
 
 
+def test_a_flat_prediction_has_no_contrast_to_take_back():
+    """An untrained network predicts a velocity of 0."""
+
+    def flat(z, t, y):
+        return Denoised(clean=z, noise=z, variance=z)
+
+    actual = guide(flat, against(flat, flat), Guidance(scale=2.0, rescale=0.5))(X, T, Y)
+    np.testing.assert_array_equal(actual.clean, X)
+
+
 def test_a_network_guided_by_itself_is_the_network():
     both = against(denoiser, functools.partial(denoiser, shift=0.0))
     actual, plain = guide(denoiser, both, Guidance(scale=3.0))(X, T, Y), denoiser(X, T, Y)

@@ -9,8 +9,10 @@ from scipy import integrate
 from dit_moe.config import SOLVERS, TIME_GRIDS, SolverConfig
 from dit_moe.diffusion.denoiser import Denoised, unit_variance
 from dit_moe.diffusion.sampling import sample
-from dit_moe.diffusion.solvers import build_solver, step_noise
+from dit_moe.diffusion.solvers import build_solver, step_noise, stochastic
+from dit_moe.diffusion.solvers.adaptive import DORMAND_PRINCE
 from dit_moe.diffusion.solvers.exponential import weights
+from dit_moe.diffusion.solvers.runge_kutta import MIDPOINT, runge_kutta
 from tests.diffusion.gaussian import DDPM, DENOISERS, DEVIATION, FLOW, MEAN, OBJECTIVES, parts
 from tests.diffusion.gaussian import along_the_flow as exact
 
@@ -152,7 +154,34 @@ def test_stochastic_solvers_keep_the_moments_of_gaussian_data(objective, solver,
     assert abs(np.corrcoef(x[:, 0, 0, 0], x[:, 0, 1, 0])[0, 1]) < 0.5
 
 
-def test_moments_of_euler_maruyama():
+def moments(solver, steps, monkeypatch, **options):
+    """Mean and variance of what it draws of Gaussian data, whose steps are linear: without noise,
+    and with each draw alone."""
+    monkeypatch.setattr(
+        stochastic,
+        "step_noise",
+        lambda key_N, number, shape: 1.0 * (jnp.arange(steps + 2) == number)[:, None, None, None],
+    )
+    config = SolverConfig(solver, steps, **options).resolve(FLOW.config)
+    times, y_N = np.linspace(1, 0, steps + 1), jnp.zeros(steps + 2, jnp.int32)
+    with jax.enable_x64():
+        z = stochastic.step_noise(None, 0, None)
+        run = build_solver(config, 0.0)
+        x = jax.jit(lambda z: run(DENOISERS["rectified_flow"], z, None, y_N, times))(z)
+    *alone, mean = np.asarray(x).ravel()
+    return mean, np.sum(np.square(alone - mean))
+
+
+@pytest.mark.parametrize(("solver", "options"), [("euler_maruyama", {}), ("ddim", {"eta": 1.0})])
+def test_weak_order_of_convergence(solver, options, monkeypatch):
+    counts = (64, 128, 256)
+    drawn = np.array([moments(solver, count, monkeypatch, **options) for count in counts])
+    np.testing.assert_allclose(drawn[:, 0], MEAN, rtol=1e-6)  # exact at any number of steps
+    errors = np.abs(drawn[:, 1] - DEVIATION**2)
+    assert abs(-np.polyfit(np.log(counts), np.log(errors), 1)[0] - 1) < 0.2, errors
+
+
+def test_moments_of_euler_maruyama(monkeypatch):
     """Each step's effect on mean and variance, from SiT's equation with w(t) = t."""
     mean, variance = 0.0, 1.0
     times = np.linspace(1, 0, 9)
@@ -164,17 +193,9 @@ def test_moments_of_euler_maruyama():
         drift = slope + (0 if last else t / 2 / total)
         mean += dt * (drift * (mean - (1 - t) * MEAN) - MEAN)
         variance = (1 + dt * drift) ** 2 * variance + (0 if last else -t * dt)
-    key_N = jax.random.split(jax.random.key(4), 64)
-    y_N = jnp.zeros(64, jnp.int32)
-    run = jax.jit(
-        lambda: sample(
-            FLOW, DENOISERS["rectified_flow"], key_N, y_N, (16, 16, 1), "euler_maruyama", 8
-        )
-    )
-    x = np.asarray(run(), np.float64)
     assert abs(variance**0.5 / DEVIATION - 1) > 0.03  # eight steps are not exact
-    np.testing.assert_allclose(x.mean(), mean, atol=4 * variance**0.5 / 128)
-    np.testing.assert_allclose(x.std(), variance**0.5, rtol=4 / 181)
+    drawn = moments("euler_maruyama", 8, monkeypatch)
+    np.testing.assert_allclose(drawn, (mean, variance), rtol=1e-6)
 
 
 def variance_preserving(times):
@@ -315,8 +336,8 @@ def stiff_truth():
             (1, 0),
             start.ravel(),
             method="DOP853",
-            rtol=1e-10,
-            atol=1e-10,
+            rtol=1e-13,
+            atol=1e-13,
         ).y[:, -1]
         for label, start in enumerate(Z)
     ]
@@ -330,14 +351,17 @@ def test_dopri5_meets_its_tolerance(tolerance):
     assert tolerance / 1000 < np.abs(np.asarray(z) - stiff_truth()).max() < 10 * tolerance
 
 
-def test_order_of_midpoint_where_nothing_is_special():
+@pytest.mark.parametrize(("method", "order"), [(MIDPOINT, 2), (DORMAND_PRINCE, 5)])
+def test_order_where_nothing_is_special(method, order):
     counts = (32, 64, 128)
+
+    def end(steps):
+        times = np.linspace(1, 0, steps + 1)
+        return jax.jit(lambda z: runge_kutta(method)(stiff, z, KEYS, LABELS, times))(Z)
+
     with jax.enable_x64():
-        errors = [
-            np.abs(solve("midpoint", stiff, Z, np.linspace(1, 0, n + 1)) - stiff_truth()).max()
-            for n in counts
-        ]
-    assert abs(-np.polyfit(np.log(counts), np.log(errors), 1)[0] - 2) < 0.2
+        errors = [np.abs(end(count) - stiff_truth()).max() for count in counts]
+    assert abs(-np.polyfit(np.log(counts), np.log(errors), 1)[0] - order) < 0.2, errors
 
 
 @pytest.mark.parametrize("attempts", [1, 2, 5])

@@ -11,6 +11,7 @@ from dit_moe.diffusion.steering import (
     BlockMean,
     ChannelMean,
     Mask,
+    fit,
     steer_by_loss,
     steer_by_measurement,
 )
@@ -114,6 +115,17 @@ def test_steering_by_a_linear_loss_gives_the_posterior():
     times = np.linspace(1, 0, 201, dtype=np.float32)
     x = jax.jit(lambda z: euler(steered, z, KEY_N, Y_N, times))(Z)
     np.testing.assert_allclose(x, MEAN + c * variance + DEVIATION * Z, atol=0.02)
+
+
+@pytest.mark.parametrize("mean", [-1.0, 0.3, 0.98, 1.0])
+def test_an_image_that_fits_is_in_range_and_the_nearest(mean):
+    """Also where nearly all of a large block must end at white or black."""
+    x = jnp.where(jnp.arange(64).reshape(1, 8, 8, 1) < 3, -1.0, 0.99)
+    actual = np.asarray(fit(BlockMean(8), x, jnp.full((1, 1, 1, 1), mean)))
+    np.testing.assert_allclose(actual.mean(), mean, atol=1e-6)
+    assert np.abs(actual).max() < 1 + 1e-6
+    moved = (actual - x)[np.abs(actual) < 1 - 1e-6]
+    np.testing.assert_allclose(moved, moved[:1].sum(), atol=1e-5)  # all in range by the same
 
 
 def test_nothing_is_known_at_the_beginning():

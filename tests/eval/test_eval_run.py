@@ -12,6 +12,8 @@ from dit_moe.config import SampleConfig
 from dit_moe.sample_set import RunSampler, write_sample_set
 from dit_moe.training.loop import train
 from eval import fid
+from eval.image_sets import ImageSet
+from eval.sweep import judge_sets
 from tests.tiny import tiny
 
 NUM, BATCH = 44, 8
@@ -116,6 +118,21 @@ def test_scales_that_are_done_are_kept(run, tmp_path, monkeypatch):
     assert judge(tmp_path, "sweep.json", **settings) == 130
     assert len(judge(tmp_path, "sweep.json", **settings)["by_guidance_scale"]) == 2
     assert len(starts) == 3
+
+
+def test_a_damaged_result_of_a_scale_is_made_again(tmp_path):
+    images = ImageSet("", 2, (8, 8, 1), lambda *_: iter(()), lambda: None, lambda: "0" * 64)
+    result, judged = {"samples": {"drawn": {}}}, []
+
+    def results():
+        return judge_sets([(images, {})], lambda *a: judged.append(a) or result, tmp_path, {})
+
+    assert results() == results() == [result]
+    assert len(judged) == 1
+    (part,) = tmp_path.iterdir()
+    part.write_text("{")
+    assert results() == [result]
+    assert len(judged) == 2
 
 
 def test_images_are_saved_if_asked(run, tmp_path, expected):

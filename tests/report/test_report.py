@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dit_moe.config import ConfigError
 from dit_moe.config_io import load_file, load_json, to_json
 from dit_moe.report import page
 from dit_moe.report.chart import Line, draw
 from dit_moe.report.command import main
-from dit_moe.report.metrics import group, read_metrics
+from dit_moe.report.metrics import Metrics, group, read_metrics
 from dit_moe.report.pictures import data_uri
 from tests.analysis.fresh_run import write_fresh_run
 from tests.tiny import tiny
@@ -96,12 +97,19 @@ def run(tmp_path_factory) -> Path:
     for step in range(0, 90, 10):
         Image.new("RGB", (8, 8), (step, 0, 0)).save(workdir / f"samples/step_{step:08d}.png")
     result = {
-        "metrics": {"fid": {"value": 12.3456789, "features": "pool"}},
+        "metrics": {
+            "fid": {"value": 12.3456789, "features": "pool"},
+            "per_class": {"mean": 20.0, "by_class": {"0": 20.0}},
+        },
         "samples": {"num": 50, "drawn": {"guidance_scale": 1.5}},
         "features": {"name": "inception"},
         "notes": [HOSTILE],
     }
-    (workdir / "fid.json").write_text(json.dumps({"by_guidance_scale": [result, result]}))
+    results = [result, {**result, "notes": [HOSTILE, "of another scale"]}]
+    (workdir / "fid.json").write_text(json.dumps({"by_guidance_scale": results}))
+    foreign = [3, {"metrics": 1, "features": {}}, {"metrics": {}, "features": [1]}, {"heldout": 3}]
+    for i, content in enumerate([*foreign, {"by_guidance_scale": [1]}]):
+        (workdir / f"mine{i}.json").write_text(json.dumps(content))
     return workdir
 
 
@@ -147,7 +155,10 @@ def test_numbers_are_those_of_the_files(run, found):
     assert table[1:] == expected
     (table,) = [t for t in found.tables if t[0][0] == "guidance scale"]
     assert table[0] == ["guidance scale", "1.5", "1.5"]
-    assert ["fid value", "12.3457", "12.3457"] in table
+    assert table[1] == ["fid value", "12.3457", "12.3457"]
+    names = [row[0] for row in table[2:]]
+    assert names == ["fid features", "per_class mean", "samples", "features"]
+    assert "of another scale" in found.texts
     analysis = json.loads((run / "analysis/step_00000000/analysis.json").read_text())
     tables = [t for t in found.tables if t[0][0] == "block"]
     for table, inputs in zip(tables, analysis["inputs"].values(), strict=True):
@@ -199,6 +210,7 @@ def test_a_dense_model_without_anything(tmp_path):
     assert "The model is dense: it has no experts." in texts
     assert "The run folder has no metrics.csv." in texts
     assert found.tables == [[["", "samples", "heldout"], ["count", "3", "4"]]]
+    assert shlex.join(["python", "-m", "dit_moe.report", *arguments]) in texts
 
 
 def test_errors(run, text, tmp_path, capsys):
@@ -222,9 +234,10 @@ def test_errors(run, text, tmp_path, capsys):
         assert message in error
         assert error.count("\n") == 1
     shutil.copy(run / "metrics.csv", copy)
-    (copy / "metrics.csv").write_text("step,loss\n1,much\n")
-    assert main(["--workdir", str(copy)]) == 2
-    assert "is no table of numbers by step" in capsys.readouterr().err
+    for content in (b"step,loss\n1,much\n", b"step,loss\n,1\n", b"step,loss\n1,\xff\n"):
+        (copy / "metrics.csv").write_bytes(content)
+        assert main(["--workdir", str(copy)]) == 2
+        assert "is no table of numbers by step" in capsys.readouterr().err
     assert not list(tmp_path.glob("**/*.html"))
 
 
@@ -246,6 +259,8 @@ def test_charts():
     many = draw("t", [Line("", range(10_000), range(10_000))])
     assert many.svg.count(",") < 400
     draw("one point", [Line("", [5], [0.0])])
+    diverged = Metrics({"step": ["1", "2"], "loss": ["nan", "inf"]})
+    assert page._charts(diverged) == ([], [("loss", "inf or nan")])
 
 
 def test_groups_and_large_pictures(tmp_path):
@@ -259,4 +274,10 @@ def test_groups_and_large_pictures(tmp_path):
     Image.fromarray(noise).save(tmp_path / "large.png")
     uri = data_uri(tmp_path / "large.png")
     assert uri.startswith("data:image/jpeg")
-    assert len(uri) < (tmp_path / "large.png").stat().st_size / 2
+    content = (tmp_path / "large.png").read_bytes()
+    assert len(uri) < len(content) / 2
+    # A chunk amid the pixels whose name is none: Pillow answers with a SyntaxError.
+    before, _, after = content.rpartition(b"IDAT")
+    (tmp_path / "large.png").write_bytes(before + b"\xd0\x00\xa5\xff" + after)
+    with pytest.raises(ConfigError, match="is not a picture"):
+        data_uri(tmp_path / "large.png")

@@ -318,6 +318,9 @@ def test_other_records_are_refused(tmp_path, undisturbed):
     (workdir / "data.json").write_text(json.dumps([other.digest]))
     with pytest.raises(ConfigError, match="was trained on other records"):
         train(tiny(), workdir)
+    (workdir / "data.json").write_bytes(b"\xff")
+    with pytest.raises(ConfigError, match=r"data\.json is damaged: 'utf-8' codec.*; remove it"):
+        train(tiny(), workdir)
 
 
 def test_more_steps_continue_the_run(tmp_path, undisturbed):

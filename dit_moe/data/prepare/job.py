@@ -212,15 +212,16 @@ def _check_identity(job: Job) -> None:
             )
         return
     wanted = job.identity()
+    missing = object()
     try:
         known = json.loads(path.read_text())
-        names = {*known, *wanted}
-    except (ValueError, TypeError):
+        changed = sorted(
+            name
+            for name in {*known, *wanted}
+            if known.get(name, missing) != wanted.get(name, missing)
+        )
+    except (AttributeError, TypeError, ValueError):
         raise ConfigError(f"{path} cannot be read; allowed: a new --output") from None
-    missing = object()
-    changed = sorted(
-        name for name in names if known.get(name, missing) != wanted.get(name, missing)
-    )
     if changed:
         raise ConfigError(
             f"output {str(output)!r} belongs to another job; it differs in {', '.join(changed)}: "
