@@ -5,6 +5,7 @@ import tempfile
 # compilation, which is faster without optimisation.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
     " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    " --xla_cpu_use_fusion_emitters=false"
     # Concurrent collectives of eight virtual devices can wait for each other on few cores.
     " --xla_cpu_enable_concurrency_optimized_scheduler=false"
 )

@@ -126,7 +126,7 @@ def _ragged(
     return jnp.zeros(x_TxD.shape, wide).at[token_A].add(y_AxD).astype(dtype)
 
 
-def _tokamax_dot(*args: jax.Array, **options: Any) -> jax.Array:
+def _tokamax_dot(*args: Any, **options: Any) -> jax.Array:
     from tokamax import ragged_dot  # pyright: ignore[reportMissingImports]
 
     if not flags.FLAGS.is_parsed():

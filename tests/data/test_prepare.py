@@ -162,6 +162,8 @@ from dit_moe.data.prepare import command, job, shard
 
 index, moment, number = int(sys.argv[1]), sys.argv[2], getattr(signal, sys.argv[3])
 write_shard, write_record = shard.write_shard, job.Job.write_record
+# Ignored in what a shell starts in the background.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def end():
     print("workers", *[child.pid for child in multiprocessing.active_children()], flush=True)

@@ -5,19 +5,20 @@ import pytest
 
 from dit_moe.data import digits
 from eval.features.embedded import EMBEDDED, EmbeddedExtractor
-from eval.image_sets import open_set
+from eval.image_sets import ImageSetError, open_set
 
 
 @pytest.mark.parametrize(("name", "at_least"), [("digits", 0.95), ("patches", 0.75)])
-def test_they_know_their_data(name, at_least):
+def test_they_know_their_data(name, at_least, monkeypatch):
     image_set = open_set(name)
+    network = EMBEDDED[name].fit()
+    monkeypatch.setattr(type(EMBEDDED[name]), "fit", lambda self: network)
     extractor = EmbeddedExtractor(name)
     image_NxHxWxC = image_set.read()
     outputs = extractor(image_NxHxWxC)
     assert np.mean(outputs["logits"].argmax(1) == image_set.label) > at_least
     assert outputs["pool"].shape == (image_set.num, 64)
     # The logits follow from the features by the network's own last layer.
-    network = EMBEDDED[name].fit()
     expected = network.predict_log_proba(EMBEDDED[name].describe(image_NxHxWxC[:50]))
     logit_NxK = outputs["logits"][:50].astype(np.float64)
     log_p = logit_NxK - np.log(np.exp(logit_NxK).sum(1, keepdims=True))
@@ -33,6 +34,11 @@ def test_description_identifies_the_trained_network(monkeypatch):
     other = EmbeddedExtractor("digits").description
     assert len(other["weights_sha256"]) == 64
     assert other["weights_sha256"] != expected["weights_sha256"]
+
+
+def test_images_of_another_size_are_refused():
+    with pytest.raises(ImageSetError, match=r"features 'patches' need \[N, 32, 32, 1 or 3\]"):
+        EmbeddedExtractor("patches")(np.zeros((2, 8, 8, 1), np.uint8))
 
 
 def test_held_out_sets_have_a_name():
