@@ -112,6 +112,7 @@ def test_overrides():
             "--config.train.steps=7",
             "--config.train.gradient_clip=0.5",
             "--config.model.qk_norm=true",
+            "--config.model.remat=none",
             "--config.model.moe.router.name=prototype",
             "--config.model.moe.router.contrastive_temperature=0.1",
             "--config.data.source=prepared",
@@ -124,6 +125,7 @@ def test_overrides():
     assert config.data.classes == (4, 2)
     assert config.train.gradient_clip == 0.5
     assert config.model.qk_norm is True
+    assert config.model.remat == "none"
     assert config.model.moe is not None
     assert config.model.moe.router == PrototypeRouterConfig(contrastive_temperature=0.1)
     assert override(config, ["--config.train.gradient_clip=none"]).train.gradient_clip is None

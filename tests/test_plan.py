@@ -324,11 +324,12 @@ def test_choice_of_a_mesh():
 
 def test_command(capsys):
     arguments = ["--preset", "DiT-MoE-S/2-8E2A", "--devices", "8", "--device", "v5e"]
-    assert main([*arguments, "--expert", "4", "--config.model.dtype=bfloat16"]) == 0
-    out = capsys.readouterr().out
-    assert out.startswith(
-        "DiT-MoE-S/2-8E2A@256 on 8 x TPU v5e, mesh data 2 x fsdp 1 x expert 4, batch 256: "
-    )
+    for size in (["--expert", "4"], ["--config.mesh.expert=4"]):
+        assert main([*arguments, *size, "--config.model.dtype=bfloat16"]) == 0
+        out = capsys.readouterr().out
+        assert out.startswith(
+            "DiT-MoE-S/2-8E2A@256 on 8 x TPU v5e, mesh data 2 x fsdp 1 x expert 4, batch 256: "
+        )
     assert main(["--config", "configs/digits.py", "--batch_size", "64"]) == 0
     assert "batch 64" in capsys.readouterr().out
 
@@ -341,6 +342,8 @@ def test_command(capsys):
         (["--preset", "DiT-S/2", "--device", "abacus"], "device is 'abacus'; allowed: l4, "),
         (["--preset", "DiT-S/2", "--devices", "0"], "devices is 0; allowed: 1 or more"),
         (["--preset", "DiT-S/2", "--devices", "8", "--fsdp", "3"], "mesh is fsdp 3 on 8 devices"),
+        (["--preset", "DiT-S/2", "--devices", "8", "--data", "4"], "mesh is data 4 on 8 devices"),
+        (["--preset", "DiT-S/2", "--fsdp", "0"], "mesh is fsdp 0 on 1 devices; allowed: positive"),
         (["--preset", "DiT-S/2", "--devices", "8", "--expert", "8"], "expert is 8 with a dense"),
         (["--preset", "DiT-S/2", "--devices", "7"], "batch_size is 256 with accumulation 1 on 7"),
         (["--preset", "DiT-S/2", "--config.modl=1"], "config.modl is not a field"),

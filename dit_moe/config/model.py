@@ -1,8 +1,8 @@
 """The network."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import PositiveInt
+from pydantic import BeforeValidator, PositiveInt
 from pydantic.dataclasses import dataclass
 
 from dit_moe.config.moe import MoEConfig
@@ -37,7 +37,11 @@ class ModelConfig:
     """None: a dense DiT."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of activations and matrix products. Parameters, routing, softmax and loss stay float32."""
-    remat: Literal["none", "dots", "full"] = "dots"
+    remat: Annotated[
+        Literal["none", "dots", "full"],
+        # On the command line the word stands for None.
+        BeforeValidator(lambda value: "none" if value is None else value),
+    ] = "dots"
     """What the backward pass recomputes instead of storing. `dots`: all but matrix products, and of
     these the scores of attention, which is the fastest on CPU too (less to write and read). `full`:
     whole blocks. `none`: nothing."""

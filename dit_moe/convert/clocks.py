@@ -26,19 +26,16 @@ _TIME = "t_embedder.mlp.0.weight"
 
 
 def exchange_clocks(tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """A state_dict in the peers' names for the other clock. Its own inverse, but for rounding.
+    """A network's state_dict in the peers' names for the other clock.
 
-    Tensors that are missing are left to the check that follows.
+    Its own inverse, but for rounding.
     """
     changed: dict[str, Any] = dict(tensors)
     for key in _NEGATED:
-        if key in tensors:
-            changed[key] = -np.asarray(tensors[key], np.float32)
-    if _TIME in tensors and len(tensors[_TIME].shape) == 2:
-        w_Dx2F = np.asarray(tensors[_TIME], np.float64)
-        # At t = 1 the features are cos(f) and sin(f).
-        cos_F, sin_F = np.split(np.asarray(timestep_features(jnp.ones(1)), np.float64)[0], 2)
-        w_cos_DxF, w_sin_DxF = np.split(w_Dx2F, 2, axis=1)
-        mixed = (w_cos_DxF * cos_F + w_sin_DxF * sin_F, w_cos_DxF * sin_F - w_sin_DxF * cos_F)
-        changed[_TIME] = np.concatenate(mixed, axis=1).astype(np.float32)
+        changed[key] = -np.asarray(tensors[key], np.float32)
+    # At t = 1 the features are cos(f) and sin(f).
+    cos_F, sin_F = np.split(np.asarray(timestep_features(jnp.ones(1)), np.float64)[0], 2)
+    w_cos_DxF, w_sin_DxF = np.split(np.asarray(tensors[_TIME], np.float64), 2, axis=1)
+    mixed = (w_cos_DxF * cos_F + w_sin_DxF * sin_F, w_cos_DxF * sin_F - w_sin_DxF * cos_F)
+    changed[_TIME] = np.concatenate(mixed, axis=1).astype(np.float32)
     return changed

@@ -81,7 +81,7 @@ def _refuse_strangers(
     parser: argparse.ArgumentParser, arguments: argparse.Namespace, overrides: list[str]
 ) -> None:
     """Ends the command if a flag does not belong to the chosen way, or one is missing."""
-    if overrides and not arguments.upcycle:
+    if overrides and arguments.upcycle is None:
         parser.error(f"unrecognized arguments: {' '.join(overrides)}")
     belongs = {
         "family": "checkpoint",
@@ -97,15 +97,15 @@ def _refuse_strangers(
             parser.error(f"--{flag} is given without --{way}")
         if not given and getattr(arguments, way) is not None and flag in ("family", "config"):
             parser.error(f"--{flag} is needed with --{way}")
-    if arguments.upload and arguments.format not in (None, "safetensors"):
+    if arguments.upload is not None and arguments.format not in (None, "safetensors"):
         parser.error(f"--upload is given with --format {arguments.format}; allowed: safetensors")
 
 
 def run(arguments: argparse.Namespace, overrides: list[str]) -> None:
     """Converts."""
-    if arguments.checkpoint:
+    if arguments.checkpoint is not None:
         _import(arguments)
-    elif arguments.workdir:
+    elif arguments.workdir is not None:
         _export(arguments)
     else:
         _upcycle(arguments, overrides)
@@ -136,7 +136,7 @@ def _export(arguments: argparse.Namespace) -> None:
     form = arguments.format or "safetensors"
     export_run(arguments.workdir, arguments.output, form, ema=arguments.parameters != "raw")
     print(f"Wrote {arguments.output}.")
-    if arguments.upload:
+    if arguments.upload is not None:
         print(f"Uploaded to {upload(arguments.output, arguments.upload)}.")
 
 

@@ -77,7 +77,8 @@ def constructor_arguments(family: Family, config: Config) -> Arguments:
         "depth": model.depth,
         "num_heads": model.heads,
         "mlp_ratio": model.mlp_ratio,
-        "class_dropout_prob": model.label_dropout,
+        # With 0 its table would have no row for the null label.
+        "class_dropout_prob": model.label_dropout or 0.1,
         "num_classes": model.num_classes,
         "learn_sigma": model.learn_sigma,
         **_OWN[family](config, require),

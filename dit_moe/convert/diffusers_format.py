@@ -154,7 +154,7 @@ def _to_dit(folder: Path, tensors: Mapping[str, StoredTensor]) -> dict[str, Stor
         elif not name.startswith("transformer_blocks."):
             renamed[f"{_OUTSIDE[stem]}.{kind}" if stem in _OUTSIDE else name] = tensor
         else:
-            _, layer, rest = name.split(".", 2)
+            layer, _, rest = name.removeprefix("transformer_blocks.").partition(".")
             within = rest.removesuffix(f".{kind}")
             if rest in _EMBEDDERS:
                 _check_shared(folder, tensors, name, f"transformer_blocks.0.{rest}")
@@ -162,10 +162,11 @@ def _to_dit(folder: Path, tensors: Mapping[str, StoredTensor]) -> dict[str, Stor
             elif within in _BLOCK:
                 renamed[f"blocks.{layer}.{_BLOCK[within]}.{kind}"] = tensor
             elif within in _QKV:
-                parts = [f"transformer_blocks.{layer}.{part}.{kind}" for part in _QKV]
-                if all(part in tensors for part in parts):
-                    joined = _join([tensors[part] for part in parts])
-                    renamed[f"blocks.{layer}.attn.qkv.{kind}"] = joined
+                names = [f"transformer_blocks.{layer}.{part}.{kind}" for part in _QKV]
+                parts = [tensors[name] for name in names if name in tensors]
+                # Of one shape, or they could not be joined.
+                if len(parts) == 3 and len({part.shape for part in parts}) == 1:
+                    renamed[f"blocks.{layer}.attn.qkv.{kind}"] = _join(parts)
             else:
                 renamed[name] = tensor
     return renamed

@@ -16,6 +16,7 @@ from dit_moe.convert.constructors import constructor_arguments
 from dit_moe.convert.diffusers_format import STEM, diffusers_config, to_diffusers
 from dit_moe.convert.peers import to_peer
 from dit_moe.convert.published import write_shards, write_tensors
+from dit_moe.convert.tensors import write_safetensors
 from dit_moe.data.latents import read_latent_space, write_latent_space
 from dit_moe.files import atomic, new_folder
 from dit_moe.hub import reason
@@ -90,8 +91,11 @@ def _peer_tensors(run: Run) -> dict[str, np.ndarray]:
 def _check_file(output: Path) -> None:
     if output.suffix not in (".safetensors", ".pt", ".pth"):
         raise ConfigError(f"output is {str(output)!r}; allowed: .safetensors, .pt or .pth")
-    if output.exists():
-        raise ConfigError(f"output is {str(output)!r}, which is there already; allowed: a new file")
+    for path in (output, output.with_suffix(".json")):
+        if path.exists():
+            raise ConfigError(
+                f"output is {str(output)!r}, but {path} is there already; allowed: a new file"
+            )
     if output.suffix != ".safetensors":
         try:
             import torch  # noqa: F401  # pyright: ignore[reportMissingImports]
@@ -103,18 +107,18 @@ def _check_file(output: Path) -> None:
 
 
 def _write_state_dict(output: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    whole = {key: np.ascontiguousarray(tensor) for key, tensor in tensors.items()}
     with atomic(output) as temporary:
         if output.suffix == ".safetensors":
-            from safetensors.numpy import save_file
-
-            save_file(whole, temporary, metadata={"format": "pt"})
+            write_safetensors(temporary, tensors, form="pt")
         else:
             import torch  # pyright: ignore[reportMissingImports]
 
             # A copy where NumPy does not let PyTorch write.
-            whole = {key: np.require(x, requirements="W") for key, x in whole.items()}
-            torch.save({key: torch.from_numpy(x) for key, x in whole.items()}, temporary)
+            whole = {key: np.require(x, requirements="CW") for key, x in tensors.items()}
+            try:
+                torch.save({key: torch.from_numpy(x) for key, x in whole.items()}, temporary)
+            except RuntimeError as error:
+                raise OSError(f"{temporary} cannot be written: {error}") from None
 
 
 def model_card(run: Run, workdir: Path, *, ema: bool, name: str) -> str:

@@ -59,9 +59,9 @@ def import_checkpoint(
     else:
         raise ConfigError(f"family is {family!r}, but {folder} is diffusers'; allowed: 'dit'")
     config = recognise(family, {key: t.shape for key, t in tensors.items()}, arguments)
-    if family in OTHER_CLOCK:
-        tensors = exchange_clocks(tensors)
     pieces = Pieces(config.model, tensors)
+    if family in OTHER_CLOCK:
+        pieces = Pieces(config.model, exchange_clocks(tensors))
     if config.model.channels not in (1, 3, 4):
         raise ConfigError(
             f"channels is {config.model.channels}; allowed: 4 (latents), or 1 or 3 (pictures)"

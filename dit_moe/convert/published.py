@@ -9,11 +9,18 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import save_file
 
 from dit_moe.config import ConfigError, ModelConfig
-from dit_moe.convert.tensors import INDEX, WEIGHTS, StoredTensor, read_safetensors, read_shards
+from dit_moe.convert.tensors import (
+    INDEX,
+    WEIGHTS,
+    StoredTensor,
+    read_safetensors,
+    read_shards,
+    write_safetensors,
+)
 from dit_moe.files import atomic
 from dit_moe.hub import reason
 from dit_moe.nn.parameters import abstract_parameters
@@ -65,7 +72,7 @@ def write_shards(folder: Path, stem: str, tensors: Mapping[str, np.ndarray], *, 
         if shards[-1] and size + array.nbytes > SHARD_BYTES:
             shards.append({})
             size = 0
-        shards[-1][name] = np.ascontiguousarray(array)
+        shards[-1][name] = array
         size += array.nbytes
     count = len(shards)
     names = [f"{stem}-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
@@ -73,7 +80,7 @@ def write_shards(folder: Path, stem: str, tensors: Mapping[str, np.ndarray], *, 
         names = [f"{stem}.safetensors"]
     for name, shard in zip(names, shards, strict=True):
         with atomic(folder / name) as temporary:
-            save_file(shard, temporary, metadata={"format": form})
+            write_safetensors(temporary, shard, form)
     if count > 1:
         total = sum(array.nbytes for array in tensors.values())
         shard_of = {key: name for name, s in zip(names, shards, strict=True) for key in s}
@@ -99,12 +106,15 @@ def read_tensors(folder: Path, config: ModelConfig) -> dict[str, np.ndarray]:
     wrong = [
         name
         for name in {**views, **tensors}
-        if name not in views or name not in tensors or views[name].shape != tensors[name].shape
+        if name not in views
+        or name not in tensors
+        or views[name].shape != tensors[name].shape
+        or not jnp.issubdtype(tensors[name].dtype, jnp.floating)
     ]
     if wrong:
         raise ConfigError(
             f"the tensors in {folder} do not fit config.json: {wrong[0]} and {len(wrong) - 1:,} "
-            "more are missing, unexpected or of another shape"
+            "more are missing, unexpected, of another shape or no floats"
         )
     for name, view in views.items():
         view[...] = np.asarray(tensors[name])

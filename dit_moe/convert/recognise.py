@@ -107,15 +107,17 @@ def recognise(family: Family, shapes: Shapes, arguments: Mapping[str, Any] | Non
       ConfigError: the tensors are another family's, the size is not a published one and the
         arguments are not given, or the arguments contradict the shapes.
     """
+    depth = _depth(shapes)
     _check_family(family, shapes)
     width, channels, patch, _ = _shape(shapes, "x_embedder.proj.weight", 4)
     rows = _shape(shapes, "y_embedder.embedding_table.weight", 2)[0]
     out = _shape(shapes, "final_layer.linear.weight", 2)[0] // patch**2
-    depth = 1 + max(int(k.split(".")[1]) for k in shapes if k.startswith("blocks."))
     size, heads = _published_size(_sizes(family, shapes), depth, width)
     side = 32 if arguments is None else arguments.get("input_size", 32)
     if "pos_embed" in shapes:
         side = patch * math.isqrt(_shape(shapes, "pos_embed", 3)[1])
+    if not isinstance(side, int):
+        raise ConfigError(f"input_size is {side!r} in --model_json; allowed: a whole number")
     if arguments is None and size is None:
         raise ConfigError(
             f"the tensors are of a network of width {width} and depth {depth}, which is no "
@@ -124,6 +126,11 @@ def recognise(family: Family, shapes: Shapes, arguments: Mapping[str, Any] | Non
         )
     moe = _moe(family, shapes, depth, width, arguments)
     arguments = arguments or {}
+    if arguments.get("class_dropout_prob") == 0:
+        raise ConfigError(
+            "class_dropout_prob is 0 in --model_json, with which the peers' networks have no row "
+            "for the null label; allowed: more than 0"
+        )
     model = {
         "width": width,
         "depth": depth,
@@ -189,7 +196,10 @@ def _refuse_contradictions(arguments: Mapping[str, Any], told: Mapping[str, Any]
 
 def _mixture(arguments: Mapping[str, Any]) -> Mapping[str, Any]:
     """The arguments of ProMoE's code that are those of the mixture."""
-    return arguments.get("MoE_config") or {}
+    mixture = arguments.get("MoE_config") or {}
+    if not isinstance(mixture, dict):
+        raise ConfigError(f"MoE_config is {mixture!r} in --model_json; allowed: a JSON object")
+    return mixture
 
 
 def _experiment(
@@ -248,7 +258,7 @@ def _moe(
     if family not in _LAYERS:
         return None
     names = _LAYERS[family]
-    sparse = sorted(int(k.split(".")[1]) for k in shapes if k.endswith(f".{names.router}"))
+    sparse = _blocks_with(shapes, names.router)
     every = sparse[0] + 1
     if sparse != list(range(every - 1, depth, every)):
         raise ConfigError(
@@ -259,8 +269,6 @@ def _moe(
     layer = f"{block}.{names.router.partition('.')[0]}"
     num_experts = _shape(shapes, f"{block}.{names.router}", 2)[0]
     experts = f"{layer}.{names.experts}."
-    numbers = (k.removeprefix(experts).split(".")[0] for k in shapes if k.startswith(experts))
-    total = 1 + max(map(int, numbers), default=0)
     hidden = _shape(shapes, f"{experts}0.{names.up}", 2)[0]
     shared = shapes.get(f"{layer}.{names.shared}.{names.up}", (0,))[0]
     if family == "ds-moe" and not shared:
@@ -275,7 +283,7 @@ def _moe(
         "expert": "swiglu" if names.up == "gate_proj.weight" else "gelu",
         "hidden_ratio": _ratio(hidden, width),
         "shared_hidden_ratio": _ratio(shared, width),
-        "unconditional_expert": names == _PROMOE and total > num_experts,
+        "unconditional_expert": names == _PROMOE and f"{experts}{num_experts}.{names.up}" in shapes,
         "every": every,
     }
 
@@ -325,10 +333,10 @@ def _ds_moe_router(
         published = tuple(given[name] for name in names)
     top_k, scale = published
     groups, chosen = given.get("n_group", 1), given.get("topk_group", 1)
-    if chosen < groups:
+    if chosen != groups:
         raise ConfigError(
-            f"MoE_config.topk_group is {chosen} in --model_json; allowed: n_group ({groups}), so "
-            "that a token chooses among all experts, as in the published models"
+            f"MoE_config.topk_group is {chosen!r} in --model_json; allowed: n_group ({groups!r}), "
+            "so that a token chooses among all experts, as in the published models"
         )
     # Its code never moves the bias.
     return top_k, {"name": "sigmoid_top_k", "scale": scale, "bias_rate": 0}
@@ -353,11 +361,7 @@ def _ratio(hidden: int, width: int) -> float:
 
 
 def _check_family(family: Family, shapes: Shapes) -> None:
-    found = [
-        name
-        for name, layer in _LAYERS.items()
-        if any(key.endswith(f".{layer.router}") for key in shapes)
-    ]
+    found = [name for name, layer in _LAYERS.items() if _blocks_with(shapes, layer.router)]
     for bare, other, beside in _TWINS:
         if other in found:
             found = [other if any(key.endswith(beside) for key in shapes) else bare]
@@ -366,6 +370,23 @@ def _check_family(family: Family, shapes: Shapes) -> None:
         raise ConfigError(
             f"family is {family!r}, but the tensors are those of {' or '.join(found)}"
         )
+
+
+def _depth(shapes: Shapes) -> int:
+    """How many blocks there are, which must be numbered from 0 on."""
+    found = {key.split(".")[1] for key in shapes if key.startswith("blocks.")}
+    if not found or found != set(map(str, range(len(found)))):
+        raise ConfigError(
+            f"the tensors' blocks are {', '.join(sorted(found)[:12]) or 'none'}; allowed: blocks.0 "
+            "and so on, with none left out"
+        )
+    return len(found)
+
+
+def _blocks_with(shapes: Shapes, tensor: str) -> list[int]:
+    """The numbers of the blocks that have a tensor."""
+    names = (key.split(".") for key in shapes if key.endswith(f".{tensor}"))
+    return sorted(int(number) for blocks, number, *_ in names if blocks == "blocks")
 
 
 def _shape(shapes: Shapes, key: str, axes: int) -> tuple[int, ...]:

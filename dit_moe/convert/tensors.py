@@ -10,6 +10,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 import safetensors
+from safetensors.numpy import save_file
 
 from dit_moe.config import ConfigError
 
@@ -110,6 +111,19 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
+def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray], form: str) -> None:
+    """Writes tensors by name, with `form` as whose names they are: "pt" for PyTorch's packages.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    whole = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    try:
+        save_file(whole, path, metadata={"format": form})
+    except safetensors.SafetensorError as error:
+        raise OSError(f"{path} cannot be written: {error}") from None
+
+
 def read_shards(index: Path) -> dict[str, StoredTensor]:
     """Every tensor of the shards of an index.
 
@@ -202,9 +216,10 @@ def _choose(
         found = "more than one network" if wanted else f"no {which} parameters"
         raise ConfigError(f"{path} holds {found}: its networks are {names}")
     (prefix,) = wanted
-    elsewhere = tuple(p for p in prefixes if p and p != prefix)
+    # A network may lie within another's names, as "net.ema." in "net.".
+    elsewhere = tuple(p for p in prefixes if p != prefix and p.startswith(prefix))
     return {
         name.removeprefix(prefix): tensor
         for name, tensor in tensors.items()
-        if name.startswith(prefix) and not (elsewhere and name.startswith(elsewhere))
+        if name.startswith(prefix) and not name.startswith(elsewhere)
     }

@@ -92,11 +92,13 @@ def check(old: Config, new: Config) -> None:
             raise ConfigError(
                 f"config.model.{field.name} is {b!r}; allowed: {a!r}, as in the run to upcycle"
             )
-    if old.objective.name != new.objective.name:
-        raise ConfigError(
-            f"config.objective.name is {new.objective.name!r}; allowed: {old.objective.name!r}, as "
-            "in the run to upcycle"
-        )
+    # What the network's time means.
+    for field in ("name", "time_scale", "timesteps"):
+        a, b = getattr(old.objective, field, None), getattr(new.objective, field, None)
+        if a != b:
+            raise ConfigError(
+                f"config.objective.{field} is {b!r}; allowed: {a!r}, as in the run to upcycle"
+            )
     if _weight_sum(moe) == 0:
         assert isinstance(moe.router, PrototypeSettings)
         raise ConfigError(

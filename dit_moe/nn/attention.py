@@ -29,7 +29,13 @@ class Attention(nnx.Module):
         self.qkv = linear(width, 3 * width, ("embed", "heads"), rngs, dtype=dtype)
         self.out = linear(width, width, ("heads", "embed"), rngs, dtype=dtype)
         self.q_norm, self.k_norm = (
-            nnx.LayerNorm(width // config.heads, epsilon=1e-5, rngs=rngs)
+            nnx.LayerNorm(
+                width // config.heads,
+                epsilon=1e-5,
+                scale_metadata={"axes": (None,)},
+                bias_metadata={"axes": (None,)},
+                rngs=rngs,
+            )
             if config.qk_norm
             else None
             for _ in range(2)

@@ -12,9 +12,9 @@ examples:
   python -m dit_moe.plan --preset DiT-XL/2 --devices 8 --config.model.dtype=bfloat16
   python -m dit_moe.plan --table --config.model.dtype=bfloat16
 
-Without mesh sizes, the plainest mesh that fits is taken: the fewest parts of a batch
-(train.accumulation), then the smallest fsdp x expert, then the shortest predicted step. With a
-mesh size, the axis data takes the rest.
+Without mesh sizes, here or in the config's mesh, the plainest mesh that fits is taken: the fewest
+parts of a batch (train.accumulation), then the smallest fsdp x expert, then the shortest predicted
+step. With a mesh size, the axis data takes the rest.
 Any field of the config can be set with --config.FIELD=VALUE, as for train.py.
 
 Memory of the state is exact, of the rest a count of what is kept; times are predictions from data

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from tqdm import tqdm
 
-from dit_moe.config import Config, ConfigError, divisors
+from dit_moe.config import Config, ConfigError, MeshConfig, divisors
 from dit_moe.config_io import load_file, override
 from dit_moe.plan.devices import DEVICES, Device
 from dit_moe.plan.estimate import Estimate, estimate, span
@@ -55,21 +55,26 @@ def plan(
         config = load_file(config_spec, overrides)
     else:
         config = override(preset(preset_name or ""), overrides)
+    if not mesh and config.mesh != MeshConfig():
+        mesh = dataclasses.asdict(config.mesh)
     if mesh:
-        return estimate(config, _rest_to_data(mesh, num_devices), DEVICES[device]).sentence()
+        return estimate(config, _sizes(mesh, num_devices), DEVICES[device]).sentence()
     return choose(config, DEVICES[device], num_devices).sentence()
 
 
-def _rest_to_data(mesh: Mapping[str, int], num_devices: int) -> dict[str, int]:
-    """Sizes whose product is the number of devices."""
-    known = math.prod(mesh.values())
-    if min(mesh.values()) < 1 or num_devices % known or (known != num_devices and "data" in mesh):
+def _sizes(mesh: Mapping[str, int], num_devices: int) -> dict[str, int]:
+    """Sizes whose product is the number of devices; -1, and data if not given, takes the rest."""
+    sizes = {"data": -1, **mesh}
+    known = math.prod(size for size in sizes.values() if size != -1)
+    rest = num_devices // max(known, 1)
+    sizes = {axis: rest if size == -1 else size for axis, size in sizes.items()}
+    if min(sizes.values()) < 1 or math.prod(sizes.values()) != num_devices:
         wanted = " x ".join(f"{axis} {size}" for axis, size in mesh.items())
         raise ConfigError(
             f"the mesh is {wanted} on {num_devices} devices; allowed: positive sizes whose "
             f"product is {num_devices}, or divides it where data is not given"
         )
-    return {"data": num_devices // known, **mesh}
+    return sizes
 
 
 def choose(config: Config, device: Device, num_devices: int) -> Estimate:

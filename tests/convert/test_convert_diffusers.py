@@ -121,6 +121,8 @@ KEYS = "transformer_blocks.0.attn1.to_k.weight"
         ({EMBEDDING: 1.0}, {}, f"{EMBEDDING} in "),
         ({KEYS: None}, {}, "missing: blocks.0.attn.qkv.weight"),
         ({"extra": 1.0}, {}, "unexpected: extra"),
+        ({"transformer_blocks.scale": 1.0}, {}, "unexpected: transformer_blocks.scale"),
+        ({KEYS: np.zeros((48, 8))}, {}, "missing: blocks.0.attn.qkv.weight"),
         ({}, {"_class_name": "PixArtTransformer2DModel"}, "_class_name is 'PixArtTransformer2D"),
         ({}, {"attention_bias": False}, "attention_bias is False in "),
         ({}, {"num_layers": 7}, "depth is 7 in --model_json, but the tensors' shapes say"),
@@ -131,6 +133,8 @@ def test_refusals(change, settings, message, tmp_path, capsys):
     for key, value in change.items():
         if value is None:
             del tensors[key]
+        elif isinstance(value, np.ndarray):
+            tensors[key] = value.astype(np.float32)
         else:
             tensors[key] = tensors.get(key, np.zeros(3, np.float32)) + np.float32(value)
     folder = write(tmp_path / "folder", tensors, **settings)

@@ -2,12 +2,15 @@
 
 import dataclasses
 import json
+import resource
+import shutil
 from pathlib import Path
 
 import huggingface_hub
 import numpy as np
 import pytest
 from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 import dit_moe
 from dit_moe.config import BatchPoolRouterConfig, ConfigError, MoEConfig, RectifiedFlowConfig
@@ -70,6 +73,15 @@ def test_shards(run, tmp_path, monkeypatch):
     files[0].unlink()
     with pytest.raises(ConfigError, match=files[0].name):
         load_run(tmp_path / "shards")
+
+
+def test_a_tensor_of_no_float_type(exported, tmp_path):
+    tensors = load_file(exported / "model.safetensors")
+    tensors["label.table"] = tensors["label.table"].astype(np.int8)
+    shutil.copy(exported / "config.json", tmp_path)
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(ConfigError, match=r"fit config.json: label.table and 0 more are missing"):
+        load_run(tmp_path)
 
 
 def test_model_card(exported, run):
@@ -187,17 +199,52 @@ def test_sit_needs_its_own_unit_of_time():
     assert constructor_arguments("sit", config)["hidden_size"] == 384
 
 
+def test_a_table_of_labels_has_a_row_for_none():
+    """Whatever the rate of the run: with a rate of 0 the peers' constructors leave it out."""
+    config = with_model(dit_moe.preset("DiT-S/2"), label_dropout=0.0)
+    assert constructor_arguments("dit", config)["class_dropout_prob"] > 0
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--format=promoe", "--output=a.bin"], "allowed: .safetensors, .pt or .pth"),
         (["--format=dit", "--output=a.safetensors"], "format 'dit' has no such network"),
+        (["--format=promoe", "--output=mine.safetensors"], "but mine.json is there already"),
         (["--output=."], "which is there already"),
     ],
 )
 def test_outputs(flags, message, run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine").touch()
+    (tmp_path / "mine.json").touch()
     assert command.main([f"--workdir={run}", *flags]) == 2
     assert message in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.json"]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--output=a"],
+        ["--format=promoe", "--output=a.safetensors"],
+        pytest.param(["--format=promoe", "--output=a.pt"], marks=pytest.mark.peers),
+    ],
+)
+def test_a_file_that_cannot_be_written(flags, run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        assert command.main([f"--workdir={run}", *flags]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "cannot be written" in capsys.readouterr().err
+    assert not [*tmp_path.iterdir()]
+
+
+def test_an_empty_name_is_no_folder(capsys):
+    with pytest.raises(SystemExit):
+        command.main(["--workdir=", "--output=a", "--format=dit", "--upload="])
+    assert "--upload is given with --format dit" in capsys.readouterr().err
+    assert command.main(["--workdir=", "--output=a"]) == 2
+    assert "config.json does not exist" in capsys.readouterr().err

@@ -198,6 +198,12 @@ class TestForms:
         wanted = {k: sign * x for k, x in tensors.items()}
         self.check(tmp_path, store(tmp_path / "a.safetensors", both), wanted, *flags)
 
+    def test_an_average_within_the_names_of_the_parameters(self, tmp_path):
+        tensors = tensors_of(self.name)
+        both = {f"net.ema.{k}": x for k, x in tensors.items()}
+        both |= {f"net.{k}": -x for k, x in tensors.items()}
+        self.check(tmp_path, store(tmp_path / "a.safetensors", both), tensors)
+
     @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
     def test_types_become_float32(self, dtype, tmp_path):
         tensors = {k: x.astype(dtype) for k, x in tensors_of(self.name).items()}
@@ -271,6 +277,7 @@ class TestRefusals:
             ({"num_heads": 5}, "heads is 5; allowed: a divisor of width 48"),
             ({"num_heads": None}, "num_heads is missing"),
             ({"objective": "score"}, "objective is 'score' in --model_json"),
+            ({"class_dropout_prob": 0}, "class_dropout_prob is 0 in --model_json"),
         ],
     )
     def test_arguments(self, change, message, capsys, tmp_path):
@@ -327,6 +334,7 @@ class TestRefusals:
         [
             ({"num_experts_per_tok": None}, "MoE_config.num_experts_per_tok is missing"),
             ({"topk_group": 1}, "MoE_config.topk_group is 1 in --model_json; allowed: n_group (2)"),
+            ({"topk_group": "2"}, "MoE_config.topk_group is '2' in --model_json; allowed: n_group"),
         ],
     )
     def test_arguments_of_ds_moe(self, change, message):
@@ -341,8 +349,13 @@ class TestRefusals:
     def test_shapes_of_ds_moe(self):
         name = "dsmoe_tiny"
         shapes = {k: x.shape for k, x in tensors_of(name).items()}
-        with pytest.raises(ConfigError, match="rope_type is '1d' in --model_json"):
-            recognise("ds-moe", shapes, {**arguments(name), "rope_type": "1d"})
+        for change, message in [
+            ({"rope_type": "1d"}, "rope_type is '1d' in --model_json"),
+            ({"input_size": "8"}, "input_size is '8' in --model_json; allowed: a whole number"),
+            ({"MoE_config": [8]}, r"MoE_config is \[8\] in --model_json; allowed: a JSON object"),
+        ]:
+            with pytest.raises(ConfigError, match=message):
+                recognise("ds-moe", shapes, {**arguments(name), **change})
         bare = {k: shape for k, shape in shapes.items() if "shared_experts" not in k}
         with pytest.raises(ConfigError, match="the MoE blocks have no shared expert"):
             recognise("ds-moe", bare, arguments(name))
@@ -356,6 +369,32 @@ class TestRefusals:
         state = peers.to_peer(dataclasses.replace(model, moe=moe), shapes)
         with pytest.raises(ConfigError, match="width 384 and depth 12, which is no published one"):
             recognise("ds-moe", {k: x.shape for k, x in state.items()}, None)
+
+    def test_blocks_without_a_number(self):
+        shapes = {k: x.shape for k, x in tensors_of("promoe_tiny").items()}
+        for foreign, message in [
+            (shapes | {"blocks.norm.weight": (48,)}, "blocks are 0, 1, 2, 3, norm; allowed: blo"),
+            ({k: s for k, s in shapes.items() if "blocks." not in k}, "blocks are none; allowed"),
+            ({k: s for k, s in shapes.items() if "blocks.1." not in k}, "blocks are 0, 2, 3; allo"),
+        ]:
+            with pytest.raises(ConfigError, match=message):
+                recognise("promoe", foreign, arguments("promoe_tiny"))
+        # What else has such a name is left to the check of all tensors.
+        more = {"mlp.cluster_centers": (4, 48), "blocks.1.mlp.experts.bank.weight": (8,)}
+        assert recognise("promoe", shapes | more, arguments("promoe_tiny")) == recognise(
+            "promoe", shapes, arguments("promoe_tiny")
+        )
+
+    def test_time_of_another_width_or_type(self, capsys, tmp_path):
+        """In the layers that the other clock changes."""
+        name = "dsmoe_tiny"
+        tensors = tensors_of(name)
+        tensors["t_embedder.mlp.0.weight"] = np.zeros((16, 300), np.float32)
+        tensors["final_layer.linear.bias"] = tensors["final_layer.linear.bias"].astype(np.int8)
+        file = store(tmp_path / "a.safetensors", tensors)
+        error = self.refuse(capsys, tmp_path, file, name=name)
+        assert "shape of t_embedder.mlp.0.weight: (16, 300), but (16, 256) is" in error
+        assert "type of final_layer.linear.bias: int32" in error
 
     def test_tensors_of_a_router(self, capsys, tmp_path):
         name = "diffmoe_tiny"

@@ -144,6 +144,12 @@ def replaced(config, **model):
             lambda c: dataclasses.replace(c, objective=RectifiedFlowConfig()),
             "config.objective.name is 'rectified_flow'; allowed: 'ddpm'",
         ),
+        (
+            lambda c: dataclasses.replace(
+                c, objective=dataclasses.replace(c.objective, timesteps=500)
+            ),
+            "config.objective.timesteps is 500; allowed: 1000",
+        ),
     ],
 )
 def test_refusals(change, message, dense):

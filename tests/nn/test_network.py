@@ -20,7 +20,12 @@ from dit_moe.nn.embeddings import (
     timestep_features,
     unpatchify,
 )
-from dit_moe.nn.parameters import get_parameters, set_parameters
+from dit_moe.nn.parameters import (
+    abstract_parameters,
+    get_parameters,
+    logical_axes,
+    set_parameters,
+)
 from tests.tiny import DIFFMOE, DIT_MOE, PROMOE, PROMOE_EC, tiny
 
 
@@ -43,6 +48,9 @@ def inputs(n: int = 3):
 @pytest.mark.parametrize("qk_norm", [False, True])
 def test_attention(qk_norm):
     config = dataclasses.replace(tiny().model, qk_norm=qk_norm)
+    # What places parameters on devices knows all their axes.
+    axes = {path: len(names) for path, names in logical_axes(config).items()}
+    assert axes == {path: p.ndim for path, p in abstract_parameters(config).items()}
     attention = Attention(config, nnx.Rngs(0))
     x = np.asarray(jax.random.normal(jax.random.key(0), (2, 5, 16)), np.float64)
     qkv = x @ np.asarray(attention.qkv.kernel[...], np.float64)

@@ -100,9 +100,10 @@ class PrototypeRouter(nnx.Module):
         weight_TxK = jnp.take_along_axis(scores_TxE, best_TxK, axis=-1)
         if self.unconditional_expert:
             is_null_Tx1 = conditioning.is_null[:, None]
-            # One expert computes the token once: its weight is 1 in the first slot, 0 in the rest.
+            # One expert computes the token once; the other slots point past all experts.
             first_K = jnp.arange(self.top_k) == 0
-            expert_TxK = jnp.where(is_null_Tx1, self.num_experts, expert_TxK)
+            unconditional_K = jnp.where(first_K, self.num_experts, self.num_experts + 1)
+            expert_TxK = jnp.where(is_null_Tx1, unconditional_K, expert_TxK)
             weight_TxK = jnp.where(is_null_Tx1, first_K.astype(jnp.float32), weight_TxK)
         contrastive = self.settings.contrastive_coef * losses.routing_contrastive_loss(
             x_TxD, self.prototypes[...], expert_TxK, self.settings.contrastive_temperature
