@@ -114,7 +114,7 @@ def _write_state_dict(output: Path, tensors: Mapping[str, np.ndarray]) -> None:
             import torch  # pyright: ignore[reportMissingImports]
 
             # A copy where NumPy does not let PyTorch write.
-            whole = {key: np.require(x, requirements="CW") for key, x in tensors.items()}
+            whole = {key: np.require(x, requirements=["C", "W"]) for key, x in tensors.items()}
             try:
                 torch.save({key: torch.from_numpy(x) for key, x in whole.items()}, temporary)
             except RuntimeError as error:
