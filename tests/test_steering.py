@@ -15,6 +15,7 @@ from dit_moe.config import ConfigError, ModelConfig
 from dit_moe.images import to_uint8
 from dit_moe.nn.parameters import init_parameters
 from dit_moe.steering import SteeringRequest, read_steering
+from tests.damaged_picture import write_damaged_png
 from tests.tiny import tiny
 
 RNG = np.random.default_rng(0)
@@ -28,10 +29,7 @@ GREY = tiny(None).model
 def files(tmp_path) -> Path:
     """Pictures of both models, whole and measured, and a mask."""
     Image.fromarray(np.where(LEFT, 0, 255).astype(np.uint8)).save(tmp_path / "mask.png")
-    noise = RNG.integers(0, 256, (300, 300)).astype(np.uint8)
-    Image.fromarray(noise).save(tmp_path / "damaged.png")
-    before, _, after = (tmp_path / "damaged.png").read_bytes().rpartition(b"IDAT")
-    (tmp_path / "damaged.png").write_bytes(before + b"\xd0\x00\xa5\xff" + after)
+    write_damaged_png(tmp_path / "damaged.png")
     colour, digits = RNG.integers(0, 256, (2, 4, 4, 3)), RNG.integers(0, 256, (3, 8, 8, 1))
     np.savez(tmp_path / "digits.npz", digits.astype(np.uint8), np.array([7, 1, 2]))
     np.savez(tmp_path / "small.npz", digits[:, ::2, ::2, 0].astype(np.uint8))

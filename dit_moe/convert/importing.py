@@ -60,7 +60,7 @@ def import_checkpoint(
         raise ConfigError(f"family is {family!r}, but {folder} is diffusers'; allowed: 'dit'")
     config = recognise(family, {key: t.shape for key, t in tensors.items()}, arguments)
     pieces = Pieces(config.model, tensors)
-    if family in OTHER_CLOCK:
+    if family in OTHER_CLOCK:  # which only tensors that fit can be changed to
         pieces = Pieces(config.model, exchange_clocks(tensors))
     if config.model.channels not in (1, 3, 4):
         raise ConfigError(

@@ -11,6 +11,7 @@ from dit_moe.config_io import load_file, override
 from dit_moe.plan.devices import DEVICES, Device
 from dit_moe.plan.estimate import Estimate, estimate, span
 from dit_moe.presets import preset
+from dit_moe.training.mesh import fill_sizes
 
 TABLE_PRESETS = (
     "DiT-XL/2",
@@ -64,10 +65,7 @@ def plan(
 
 def _sizes(mesh: Mapping[str, int], num_devices: int) -> dict[str, int]:
     """Sizes whose product is the number of devices; -1, and data if not given, takes the rest."""
-    sizes = {"data": -1, **mesh}
-    known = math.prod(size for size in sizes.values() if size != -1)
-    rest = num_devices // max(known, 1)
-    sizes = {axis: rest if size == -1 else size for axis, size in sizes.items()}
+    sizes = fill_sizes({"data": -1, **mesh}, num_devices)
     if min(sizes.values()) < 1 or math.prod(sizes.values()) != num_devices:
         wanted = " x ".join(f"{axis} {size}" for axis, size in mesh.items())
         raise ConfigError(

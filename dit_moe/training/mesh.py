@@ -26,6 +26,13 @@ on the order of the two: gathering over fsdp must leave one whole part of the wi
 """
 
 
+def fill_sizes(asked: Mapping[str, int], num_devices: int) -> dict[str, int]:
+    """Sizes by axis, in which -1 is replaced by how often the others go into the devices."""
+    known = math.prod(size for size in asked.values() if size != -1)
+    rest = num_devices // max(known, 1)
+    return {axis: rest if size == -1 else size for axis, size in asked.items()}
+
+
 def build_mesh(config: MeshConfig, devices: Sequence | None = None) -> Mesh:
     """Arranges devices (all by default) as the config asks.
 
@@ -36,19 +43,17 @@ def build_mesh(config: MeshConfig, devices: Sequence | None = None) -> Mesh:
       ConfigError: if the sizes do not multiply to the number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
-    sizes = [getattr(config, axis) for axis in AXES]
-    known = math.prod(size for size in sizes if size > 0)
-    free = len(devices) // known
-    shape = [free if size == -1 else size for size in sizes]
+    asked = {axis: getattr(config, axis) for axis in AXES}
+    shape = tuple(fill_sizes(asked, len(devices)).values())
     if math.prod(shape) != len(devices):
-        wanted = " x ".join(f"{axis} {size}" for axis, size in zip(AXES, sizes, strict=True))
+        wanted = " x ".join(f"{axis} {size}" for axis, size in asked.items())
         raise ConfigError(
             f"config.mesh is {wanted} on {len(devices)} devices; "
             f"allowed: sizes whose product is {len(devices)}"
         )
     types = (AxisType.Auto,) * len(AXES)
     if len({device.process_index for device in devices}) == 1:
-        return jax.make_mesh(tuple(shape), AXES, axis_types=types, devices=devices)
+        return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
     # On a TPU pod jax.make_mesh follows the network, in and out of the hosts.
     devices.sort(key=lambda device: (device.process_index, device.id))
     return Mesh(np.array(devices).reshape(shape), AXES, axis_types=types)

@@ -23,6 +23,7 @@ from dit_moe.report.command import main
 from dit_moe.report.metrics import Metrics, group, read_metrics
 from dit_moe.report.pictures import data_uri
 from tests.analysis.fresh_run import write_fresh_run
+from tests.damaged_picture import write_damaged_png
 from tests.tiny import tiny
 
 HOSTILE = '<script>alert("x")</script>'
@@ -274,10 +275,7 @@ def test_groups_and_large_pictures(tmp_path):
     Image.fromarray(noise).save(tmp_path / "large.png")
     uri = data_uri(tmp_path / "large.png")
     assert uri.startswith("data:image/jpeg")
-    content = (tmp_path / "large.png").read_bytes()
-    assert len(uri) < len(content) / 2
-    # A chunk amid the pixels whose name is none: Pillow answers with a SyntaxError.
-    before, _, after = content.rpartition(b"IDAT")
-    (tmp_path / "large.png").write_bytes(before + b"\xd0\x00\xa5\xff" + after)
+    assert len(uri) < (tmp_path / "large.png").stat().st_size / 2
+    write_damaged_png(tmp_path / "damaged.png")
     with pytest.raises(ConfigError, match="is not a picture"):
-        data_uri(tmp_path / "large.png")
+        data_uri(tmp_path / "damaged.png")
