@@ -11,10 +11,11 @@ from PIL import Image
 
 from dit_moe import images
 from dit_moe.config import ConfigError, ModelConfig, divisors
+from dit_moe.data.picture_files import has_picture_name
+from dit_moe.data.pictures import ImageError, read_picture
 from dit_moe.diffusion.steering import BlockMean, ChannelMean, Mask, Measurement
 
 STEERS = ("inpaint", "super_resolution", "colorize")
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,9 +138,8 @@ def _read_images(path: Path | None, steer: str) -> tuple[np.ndarray, np.ndarray 
             f"steer is {steer!r} without steer_images; allowed: with an .npz or a folder of images"
         )
     if path.is_dir():
-        files = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
-        pictures = [_open(file, "steer_images") for file in files]
-        arrays = [np.asarray(p.convert("L" if p.mode in ("1", "L") else "RGB")) for p in pictures]
+        files = sorted(p for p in path.iterdir() if has_picture_name(p.name) and p.is_file())
+        arrays = [np.asarray(_open(file, "steer_images")) for file in files]
         if len({array.shape for array in arrays}) != 1:
             raise ConfigError(
                 f"steer_images is {str(path)!r} with {len(files)} images of "
@@ -178,15 +178,11 @@ def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
 
 def _open(path: Path, name: str) -> Image.Image:
     try:
-        with Image.open(path) as picture:
-            picture.load()
-    except Exception:  # Pillow raises almost anything on damaged files
-        raise ConfigError(f"{name} is {str(path)!r}, which is no picture; allowed: a PNG") from None
-    if picture.mode[0] in "IF":  # Pillow would cut their values off at 255
+        return read_picture(path.read_bytes())
+    except (OSError, ImageError) as error:
         raise ConfigError(
-            f"{name} is {str(path)!r} of mode {picture.mode}; allowed: a picture of 8 bits a value"
-        )
-    return picture
+            f"{name} is {str(path)!r}, which is no picture; allowed: a PNG ({error})"
+        ) from None
 
 
 def _size(shape: tuple[int, ...]) -> str:

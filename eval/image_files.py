@@ -1,88 +1,103 @@
 """Images in files of their own: in a folder, nested or not, or in a zip."""
 
-import contextlib
 import hashlib
-import io
-import json
-import zipfile
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from dit_moe import files
+from dit_moe.data import edm_labels
+from dit_moe.data.picture_files import (
+    FilesError,
+    Listing,
+    has_picture_name,
+    list_folder,
+    list_zip,
+    printable,
+)
+from dit_moe.data.pictures import SUFFIXES, ImageError, read_picture
 from eval.image_sets import ImageSet, ImageSetError
 
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp")
-
 _THREADS = 8
-_MODES = ("1", "L", "P", "RGB")  # eight bits a channel, opaque
 
 
 def open_folder(path: Path) -> ImageSet:
     """All images below a folder, in the order of their sorted paths, as RGB.
 
     Labels come from EDM's `dataset.json` where there is one, otherwise from class folders: if every
-    image is in a sub-folder, the sorted names of the top ones are classes 0, 1, ...
+    image is in a sub-folder, the sorted names of the top ones are classes 0, 1, ... A class folder
+    may be a link. Other files than pictures are left out, which is told on stderr.
 
     Raises:
         ImageSetError: there is no image, the first cannot be read, or `dataset.json` is wrong.
     """
-    names = [file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()]
+    listing = _listed(path, list_folder)
+    names = [name for name in listing.names if has_picture_name(name) or name == edm_labels.NAME]
 
     def content() -> str:
         digest = hashlib.sha256()
-        for name in tqdm(sorted(names), desc="hashing files", unit="file", delay=2, leave=False):
-            digest.update(f"{name}\0{files.sha256(path / name)}\n".encode())
+        for name in tqdm(names, desc="hashing files", unit="file", delay=2, leave=False):
+            each = hashlib.sha256(_read(path, name, listing)).hexdigest()
+            digest.update(f"{printable(name)}\0{each}\n".encode())
         return digest.hexdigest()
 
-    return _image_set(str(path), names, lambda name: (path / name).read_bytes(), content)
+    return _image_set(path, listing, content)
 
 
 def open_zip(path: Path) -> ImageSet:
-    """All images of a zip file, as `open_folder`.
+    """All images of a zip file, as `open_folder`; one folder that holds all others is no class.
 
     Raises:
-        ImageSetError: as `open_folder`, or the zip is damaged.
+        ImageSetError: as `open_folder`, or the zip is damaged or packed in another way.
     """
+    return _image_set(path, _listed(path, list_zip), lambda: files.sha256(path))
+
+
+def _listed(path: Path, list_files: Callable[[Path], Listing]) -> Listing:
     try:
-        archive = zipfile.ZipFile(path)  # open as long as the set is in use
-        names = [info.filename for info in archive.infolist() if not info.is_dir()]
-    except (zipfile.BadZipFile, OSError) as error:
-        raise ImageSetError(f"{path} cannot be read ({error}).") from error
-    return _image_set(str(path), names, archive.read, lambda: files.sha256(path))
+        return list_files(path)
+    except FilesError as error:
+        raise ImageSetError(f"{error}.") from None
 
 
-def _image_set(
-    path: str, names: Sequence[str], read: Callable[[str], bytes], content: Callable[[], str]
-) -> ImageSet:
-    image_names = sorted(name for name in names if _is_image(name))
-    if not image_names:
+def _image_set(path: Path, listing: Listing, content: Callable[[], str]) -> ImageSet:
+    names = [name for name in listing.names if has_picture_name(name)]
+    others = sorted({*listing.names, *listing.refused} - {*names, edm_labels.NAME})
+    if not names:
         raise ImageSetError(f"{path} holds no images; allowed: {', '.join(SUFFIXES)}.")
-    shape = _decode(path, image_names[0], read).shape
+    if others or listing.loose:
+        example = f", such as {printable(others[0])}" if others else ""
+        print(
+            f"{path}: files left out, being no pictures by their names or beside the folder of "
+            f"the others: {len(others) + listing.loose:,}{example}.",
+            file=sys.stderr,
+        )
+    shape = _decode(path, names[0], listing).shape
 
     def load(name: str) -> np.ndarray:
-        image_HxWx3 = _decode(path, name, read)
+        image_HxWx3 = _decode(path, name, listing)
         if image_HxWx3.shape != shape:
             raise ImageSetError(
-                f"{path}: {name} is {_size(image_HxWx3.shape)}, but {image_names[0]} is "
-                f"{_size(shape)}; all images must be of one size."
+                f"{path}: {printable(name)} is {_size(image_HxWx3.shape)}, but "
+                f"{printable(names[0])} is {_size(shape)}; all images must be of one size: cut "
+                "them by python -m dit_moe.data.prepare --autoencoder none, and give its output."
             )
         return image_HxWx3
 
     def batches(size: int, start: int) -> Iterator[np.ndarray]:
         with ThreadPoolExecutor(_THREADS) as pool:
-            for first in range(start, len(image_names), size):
-                yield np.stack(list(pool.map(load, image_names[first : first + size])))
+            for first in range(start, len(names), size):
+                yield np.stack(list(pool.map(load, names[first : first + size])))
 
-    label_N = _labels(path, names, image_names, read)
+    label_N = _labels(path, listing, names)
     height, width, channels = shape
     return ImageSet(
-        path=path,
-        num=len(image_names),
+        path=str(path),
+        num=len(names),
         shape=(height, width, channels),
         make_batches=batches,
         make_label=lambda: label_N,
@@ -90,48 +105,34 @@ def _image_set(
     )
 
 
-def _is_image(name: str) -> bool:
-    parts = PurePosixPath(name).parts
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
-    return not hidden and name.lower().endswith(SUFFIXES)
-
-
 def _size(shape: Sequence[int]) -> str:
     return f"{shape[0]}x{shape[1]}"
 
 
-def _decode(path: str, name: str, read: Callable[[str], bytes]) -> np.ndarray:
-    """uint8 [H, W, 3]."""
+def _read(path: Path, name: str, listing: Listing) -> bytes:
     try:
-        with Image.open(io.BytesIO(read(name))) as image:
-            mode = image.mode
-            if mode in _MODES and "transparency" not in image.info:
-                return np.asarray(image.convert("RGB"))
-    except Exception as error:
-        # Pillow raises almost anything on damaged files: UnidentifiedImageError, SyntaxError, ...
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ImageSetError(f"{path}: {name} cannot be read ({reason}).") from error
-    raise ImageSetError(
-        f"{path}: {name} is of mode {mode}, maybe with transparency; allowed: opaque RGB or grey "
-        "with eight bits a channel."
-    )
+        return listing.files.read(name)
+    except ImageError as error:
+        raise ImageSetError(f"{path}: {printable(name)} cannot be read ({error}).") from None
 
 
-def _labels(
-    path: str, names: Sequence[str], image_names: Sequence[str], read: Callable[[str], bytes]
-) -> np.ndarray | None:
-    if "dataset.json" in names:
-        with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError):
-            labels = json.loads(read("dataset.json"))["labels"]
-            if labels is None:
-                return None
-            of_name = dict(labels)
-            return np.array([int(of_name[name]) for name in image_names], np.int64)
-        raise ImageSetError(
-            f"{path}: dataset.json must hold {{'labels': [[file, class], ...]}} for every image, "
-            "or null labels."
-        )
-    tops = [PurePosixPath(name).parts[0] for name in image_names if "/" in name]
-    if len(tops) < len(image_names):
+def _decode(path: Path, name: str, listing: Listing) -> np.ndarray:
+    """uint8 [H, W, 3]."""
+    content = _read(path, name, listing)
+    try:
+        return np.asarray(read_picture(content).convert("RGB"))
+    except ImageError as error:
+        raise ImageSetError(f"{path}: {printable(name)} cannot be read ({error}).") from None
+
+
+def _labels(path: Path, listing: Listing, names: Sequence[str]) -> np.ndarray | None:
+    if edm_labels.NAME in listing.names:
+        try:
+            label = edm_labels.read(listing.files, names)
+        except FilesError as error:
+            raise ImageSetError(f"{path}: {error}.") from None
+        return None if label is None else np.array([label[name] for name in names], np.int64)
+    tops = [PurePosixPath(name).parts[0] for name in names if "/" in name]
+    if len(tops) < len(names):
         return None
     return np.unique(tops, return_inverse=True)[1].astype(np.int64)

@@ -1,13 +1,14 @@
 """Images of a prepared TFDS data set in array_record files, read without TensorFlow."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dit_moe import files
+from dit_moe.data.pictures import ImageError, read_picture
 from eval.image_sets import ImageSet, ImageSetError, check_shape
 
 
@@ -24,24 +25,25 @@ def open_tfds(path: Path, split: str) -> ImageSet:
             damaged, the split or the image is missing, or images are not uint8.
     """
     try:
-        import tensorflow_datasets as tfds
+        from dit_moe.data.records import RecordError
+        from dit_moe.data.tfds_folder import TfdsFolder
     except ImportError as error:
         raise ImageSetError(
             f"{path} is a TFDS data set: pip install tensorflow-datasets array-record to read it."
         ) from error
 
     try:
-        builder: Any = tfds.builder_from_directory(path)  # its stubs deny half of its methods
-        splits = sorted(builder.info.splits)
-        if split not in splits:
+        folder = TfdsFolder(path)
+        if split not in folder.splits:
+            splits = sorted(folder.splits)
             raise ImageSetError(
                 f"{path} has no split {split!r}; allowed: {', '.join(map(repr, splits))}."
             )
-        features = set(builder.info.features or ())
-        if "image" not in features:
-            raise ImageSetError(f"{path} has no feature 'image', but {sorted(features)}.")
-        source = builder.as_data_source(split)
-        first = np.asarray(source[0]["image"]) if len(source) else np.zeros((0, 0, 3), np.uint8)
+        if "image" not in folder.fields:
+            raise ImageSetError(f"{path} has no feature 'image', but {folder.field_names}.")
+        source = folder.records(split, ["image"])
+        channels = folder.fields["image"].shape[-1]
+        first = _pixels(source[0], channels) if len(source) else np.zeros((0, 0, 3), np.uint8)
     except ImageSetError:
         raise
     except Exception as error:
@@ -52,19 +54,16 @@ def open_tfds(path: Path, split: str) -> ImageSet:
         raise ImageSetError(f"{path}: the images are {first.dtype}, but must be uint8, 0 to 255.")
     check_shape(str(path), (len(source), *first.shape))
 
-    def example(index: int, source: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-        try:
-            return source[index]
-        except Exception as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise ImageSetError(f"{path}: image {index} cannot be read ({reason}).") from error
-
     def image(index: int) -> np.ndarray:
-        image_HxWxC = np.asarray(example(index, source)["image"])
+        try:
+            image_HxWxC = _pixels(source[index], channels)
+        except (RecordError, ImageError) as error:
+            raise ImageSetError(f"{path}: image {index} cannot be read ({error}).") from error
         if image_HxWxC.shape != first.shape:
             raise ImageSetError(
                 f"{path}: image {index} has shape {image_HxWxC.shape}, but image 0 has "
-                f"{first.shape}; all images must be of one size."
+                f"{first.shape}; all images must be of one size: cut them by python -m "
+                "dit_moe.data.prepare --autoencoder none, and give its output."
             )
         return image_HxWxC
 
@@ -73,10 +72,13 @@ def open_tfds(path: Path, split: str) -> ImageSet:
             yield np.stack([image(i) for i in range(begin, min(begin + size, len(source)))])
 
     def label() -> np.ndarray | None:
-        if "label" not in features:
+        if "label" not in folder.fields:
             return None
-        only_labels = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
-        return np.array([example(i, only_labels)["label"] for i in range(len(source))], np.int64)
+        labels = folder.records(split, ["label"])
+        try:
+            return np.array([labels[i]["label"] for i in range(len(labels))], np.int64)
+        except RecordError as error:
+            raise ImageSetError(f"{path}: a label cannot be read ({error}).") from error
 
     def content() -> str:
         digest = hashlib.sha256(split.encode())
@@ -85,12 +87,21 @@ def open_tfds(path: Path, split: str) -> ImageSet:
                 digest.update(f"{file.name}\0{files.sha256(file)}\n".encode())
         return digest.hexdigest()
 
-    height, width, channels = first.shape
+    height, width, num_channels = first.shape
     return ImageSet(
         path=f"{path} ({split})",
         num=len(source),
-        shape=(height, width, channels),
+        shape=(height, width, num_channels),
         make_batches=batches,
         make_label=label,
         make_sha256=content,
     )
+
+
+def _pixels(example: dict[str, Any], channels: int | None) -> np.ndarray:
+    """uint8 [H, W, C] of a file or an array; raises ImageError."""
+    image = example["image"]
+    if not isinstance(image, bytes):
+        return np.asarray(image)
+    image_HxWx3 = np.asarray(read_picture(image).convert("RGB"))
+    return image_HxWx3[..., :1] if channels == 1 else image_HxWx3

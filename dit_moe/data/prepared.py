@@ -8,7 +8,6 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -19,13 +18,14 @@ from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 from dit_moe.config import ConfigError
 from dit_moe.config.rules import RULES
+from dit_moe.data.tfds_folder import FEATURES, INFO, TfdsFolder
 from dit_moe.files import atomic, sha256
 from dit_moe.records import read_record, write_record
 
 CARD = "prepared.json"
 SPLIT = "train"
 _LABELS = "labels.npy"
-_METADATA = ("dataset_info.json", "features.json")
+_METADATA = (INFO, FEATURES)
 
 
 @dataclass(frozen=True, config=RULES)
@@ -225,10 +225,13 @@ class Prepared:
         try:
             self.label: np.ndarray = np.load(self.folder / _LABELS, allow_pickle=False)
             """[N] int32, of every record."""
-            builder: Any = tfds.builder_from_directory(str(self.folder))
-            self._records = builder.as_data_source(SPLIT)
+            if self.label.ndim != 1 or self.label.dtype.kind not in "iu":
+                raise ConfigError(f"{_LABELS} holds no list of whole numbers; prepare it again")
+            self._records = TfdsFolder(self.folder).records(SPLIT)
             if self.card.num_examples:
                 self._records[self.card.num_examples - 1]
+        except ConfigError as error:
+            raise ConfigError(f"data set {str(self.folder)!r} cannot be read: {error}") from None
         except Exception as error:  # damaged files raise almost anything
             raise ConfigError(
                 f"data set {str(self.folder)!r} is damaged ({type(error).__name__}); "

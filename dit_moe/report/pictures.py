@@ -4,12 +4,12 @@ import base64
 import io
 from pathlib import Path
 
-from PIL import Image
-
 from dit_moe.config import ConfigError
+from dit_moe.data.pictures import ImageError, read_picture
 
 _MAX_BYTES = 400_000
 _MAX_SIDE = 1400
+_PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def data_uri(path: Path) -> str:
@@ -20,14 +20,12 @@ def data_uri(path: Path) -> str:
     """
     content, kind = path.read_bytes(), "png"
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            image.load()
-            if image.format != "PNG" or len(content) > _MAX_BYTES:
-                smaller = image.convert("RGB")
-                smaller.thumbnail((_MAX_SIDE, 4 * _MAX_SIDE))
-                buffer = io.BytesIO()
-                smaller.save(buffer, "JPEG", quality=85)
-                content, kind = buffer.getvalue(), "jpeg"
-    except Exception:  # Pillow raises almost anything on damaged files
-        raise ConfigError(f"{path} is not a picture") from None
+        picture = read_picture(content)
+    except ImageError as error:
+        raise ConfigError(f"{path} is not a picture that can be shown: {error}") from None
+    if not content.startswith(_PNG) or len(content) > _MAX_BYTES:
+        picture.thumbnail((_MAX_SIDE, 4 * _MAX_SIDE))
+        buffer = io.BytesIO()
+        picture.save(buffer, "JPEG", quality=85)
+        content, kind = buffer.getvalue(), "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

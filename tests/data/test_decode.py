@@ -7,8 +7,9 @@ import pytest
 from PIL import Image, ImageOps
 from skimage import data
 
-from dit_moe.data.prepare import decode as decode_module
-from dit_moe.data.prepare.decode import ImageError, center_crop, decode
+from dit_moe.data import colours, pictures
+from dit_moe.data.pictures import ImageError
+from dit_moe.data.prepare.decode import center_crop, decode
 
 RNG = np.random.default_rng(0)
 PHOTOGRAPH = Image.fromarray(data.chelsea())  # 451 x 300
@@ -266,12 +267,12 @@ def test_damaged_files_raise_nothing_else(file_format):
 
 
 def test_colours_that_pillow_cannot_convert():
-    with pytest.raises(ImageError, match="unknown colours"):
-        decode_module._to_rgb(Image.new("La", (8, 8)))
+    with pytest.raises(colours.ColourError, match="unknown colours"):
+        colours.opaque(Image.new("La", (8, 8)))
 
 
 def test_limit_is_checked_before_pixels_are_read(monkeypatch):
-    monkeypatch.setattr(decode_module, "MAX_PIXELS", 32 * 32)
+    monkeypatch.setattr(pictures, "MAX_PIXELS", 32 * 32)
     assert decode(encoded(Image.new("RGB", (32, 32)), "PNG"), 16).shape == (16, 16, 3)
     cut = encoded(Image.new("RGB", (33, 32)), "PNG")[:60]
     assert reason(cut) == "too many pixels"

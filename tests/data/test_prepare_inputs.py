@@ -13,10 +13,11 @@ from PIL import Image
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 from dit_moe.config import ConfigError
-from dit_moe.data import prepared
+from dit_moe.data import picture_files, prepared
+from dit_moe.data.picture_files import printable
+from dit_moe.data.pictures import ImageError
 from dit_moe.data.prepare import inputs
-from dit_moe.data.prepare.decode import ImageError
-from dit_moe.data.prepare.inputs import Entry, open_input, printable
+from dit_moe.data.prepare.inputs import Entry, open_input
 
 
 def png(value: int) -> bytes:
@@ -148,7 +149,7 @@ def test_unreadable_and_large_files(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:  # root may read all files
         patch.setattr(Path, "read_bytes", fail)
         assert reason(found, "cat/a.png") == "unreadable"
-    monkeypatch.setattr(inputs, "MAX_BYTES", 10)
+    monkeypatch.setattr(picture_files, "MAX_BYTES", 10)
     assert reason(found, "cat/a.png") == "file too large"
 
 
@@ -240,7 +241,7 @@ def test_zip_bombs_and_damage(tmp_path, monkeypatch):
     content[content.index(png(2)) + 20] ^= 1
     encrypted = content.rindex(b"cat/good.png") - 46 + 8  # flags in the central directory
     path.write_bytes(content)
-    monkeypatch.setattr(inputs, "MAX_BYTES", 10**5)
+    monkeypatch.setattr(picture_files, "MAX_BYTES", 10**5)
     found = open_input("zip", str(path), "train")
     assert reason(found, "cat/bomb.png") == "file too large"
     assert reason(found, "cat/hurt.png") == "unreadable"

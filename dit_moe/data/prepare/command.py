@@ -150,7 +150,10 @@ def _describe(job: "Job") -> None:
         f"{len(job.input.classes):,} classes ({job.input.kind}), {job.num_shards:,} shards."
     )
     if job.input.ignored:
-        print(f"{job.input.ignored:,} files outside of the class folders are ignored.")
+        print(
+            f"{job.input.ignored:,} files outside of the class folders, or that dataset.json does "
+            "not name as pictures, are ignored."
+        )
 
 
 def _report(output: Path, card: "Card", verified: bool) -> None:

@@ -220,7 +220,7 @@ def _check_identity(job: Job) -> None:
             for name in {*known, *wanted}
             if known.get(name, missing) != wanted.get(name, missing)
         )
-    except (AttributeError, TypeError, ValueError):
+    except (AttributeError, TypeError, ValueError, RecursionError):
         raise ConfigError(f"{path} cannot be read; allowed: a new --output") from None
     if changed:
         raise ConfigError(
@@ -253,6 +253,7 @@ def _finish(job: Job, max_rejected: float) -> Card:
     records = list(_checked_records(job))
     rejected = sorted(item for record in records for item in record.rejected)
     _print_rejected(rejected, total)
+    _print_absent(job.input.classes, records)
     share = len(rejected) / total
     if len(rejected) == total:
         raise PrepareError("none of the pictures can be used")
@@ -315,3 +316,13 @@ def _print_rejected(rejected: Sequence[tuple[str, str]], total: int) -> None:
     for reason, number in Counter(reason for _, reason in rejected).most_common():
         example = next(key for key, why in rejected if why == reason)
         print(f"  {number:>7,}  {reason} (such as {example})")
+
+
+def _print_absent(classes: Sequence[str], records: Sequence[Record]) -> None:
+    present = {label for record in records for label in record.shard.labels}
+    absent = [name for label, name in enumerate(classes) if label not in present]
+    if absent and present:
+        print(
+            f"{len(absent):,} of {len(classes):,} classes have no picture that can be used (such "
+            f"as {absent[0]}); a model can learn nothing of them."
+        )
