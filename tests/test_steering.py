@@ -30,6 +30,7 @@ def files(tmp_path) -> Path:
     """Pictures of both models, whole and measured, and a mask."""
     Image.fromarray(np.where(LEFT, 0, 255).astype(np.uint8)).save(tmp_path / "mask.png")
     write_damaged_png(tmp_path / "damaged.png")
+    (tmp_path / "postscript.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n")
     colour, digits = RNG.integers(0, 256, (2, 4, 4, 3)), RNG.integers(0, 256, (3, 8, 8, 1))
     np.savez(tmp_path / "digits.npz", digits.astype(np.uint8), np.array([7, 1, 2]))
     np.savez(tmp_path / "small.npz", digits[:, ::2, ::2, 0].astype(np.uint8))
@@ -39,7 +40,7 @@ def files(tmp_path) -> Path:
         Image.fromarray(colour[i, ..., 0].astype(np.uint8)).save(tmp_path / f"grey/{i}.png")
     for name, second in (("deep", np.uint16), ("mixed", np.uint8)):
         shutil.copytree(tmp_path / "grey", tmp_path / name)
-        picture = colour[1] if name == "mixed" else 256 * colour[1, ..., 0]
+        picture = colour[1] if name == "mixed" else 257 * colour[1, ..., 0]
         Image.fromarray(picture.astype(second)).save(tmp_path / name / "1.png")
     return tmp_path
 
@@ -99,6 +100,14 @@ def test_colours_have_the_mean_of_the_grey_picture(files, name):
     assert x.std(axis=-1).min() > 1e-3
 
 
+def test_sixteen_bits_are_read_as_eight(files):
+    known = [
+        read_steering(SteeringRequest("colorize", files / name), COLOUR).known
+        for name in ("grey", "deep")
+    ]
+    np.testing.assert_array_equal(*known)
+
+
 def test_strength_0_is_no_steering(files):
     request = SteeringRequest("super_resolution", files / "small.npz", strength=0.0)
     np.testing.assert_array_equal(draw(GREY, read_steering(request, GREY)), draw(GREY, None))
@@ -121,7 +130,7 @@ def test_strength_0_is_no_steering(files):
         (GREY, {"steer": "super_resolution", "factor": 3}, "factor is 3; allowed: a divisor of"),
         (GREY, {"steer": "colorize"}, "the model has 1 channel; allowed: a model with 3"),
         (COLOUR, {"steer": "colorize"}, "images of 8x8x1; allowed: 4x4x1 or 4x4x3"),
-        (COLOUR, {"steer": "colorize", "images": "deep"}, "1.png' of mode I;16; allowed: a"),
+        (GREY, {"mask": "postscript.png"}, "which is no picture; allowed: a PNG (not an image)"),
         (COLOUR, {"steer": "colorize", "images": "mixed"}, "2 images of 2 sizes or kinds; allowed"),
         (
             dataclasses.replace(GREY, num_classes=5),

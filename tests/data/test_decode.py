@@ -4,11 +4,11 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin, features
 from skimage import data
 
 from dit_moe.data import colours, pictures
-from dit_moe.data.pictures import ImageError
+from dit_moe.data.pictures import ImageError, read_picture
 from dit_moe.data.prepare.decode import center_crop, decode
 
 RNG = np.random.default_rng(0)
@@ -20,6 +20,14 @@ def encoded(image: Image.Image, file_format: str, **options: object) -> bytes:
     file = io.BytesIO()
     image.save(file, file_format, **options)
     return file.getvalue()
+
+
+def png_of_chunks(header: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
+    file = b"\x89PNG\r\n\x1a\n"
+    for name, content in ((b"IHDR", header), *chunks, (b"IEND", b"")):
+        body = name + content
+        file += struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
+    return file
 
 
 # The crop.
@@ -80,6 +88,12 @@ def test_lossless_formats(file_format, options):
     np.testing.assert_array_equal(
         decode(encoded(Image.fromarray(NOISE), file_format, **options), 32), NOISE
     )
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
+def test_avif():
+    file = encoded(Image.fromarray(NOISE), "AVIF", quality=100, subsampling="4:4:4")
+    assert np.abs(decode(file, 32).astype(int) - NOISE).max() <= 4
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"quality": 30}])
@@ -196,16 +210,112 @@ def test_arrays(shape):
     np.testing.assert_array_equal(decode(pixels, 32), expected)
 
 
+def png_of_values(depth: int, colour: int, row: bytes, transparent: bytes) -> bytes:
+    """A row of two pixels, with one value that is transparent."""
+    chunks = (b"tRNS", transparent), (b"IDAT", zlib.compress(b"\0" + row))
+    return png_of_chunks(struct.pack(">IIBBBBB", 2, 1, depth, colour, 0, 0, 0), *chunks)
+
+
+@pytest.mark.parametrize(
+    ("depth", "colour", "row", "transparent", "other"),
+    [
+        (1, 0, b"\x40", b"\0\1", 0),
+        (2, 0, b"\x60", b"\0\2", 85),
+        (4, 0, b"\x35", b"\0\5", 51),
+        (8, 0, b"\x0a\x1e", b"\0\x1e", 10),
+        (16, 0, struct.pack(">2H", 257 * 40, 3000), struct.pack(">H", 3000), 40),
+        (16, 2, struct.pack(">6H", *3 * [4096], 1, 515, 771), struct.pack(">3H", 1, 515, 771), 16),
+    ],
+)
+def test_transparent_value_of_any_depth_is_white(depth, colour, row, transparent, other):
+    picture = read_picture(png_of_values(depth, colour, row, transparent)).convert("RGB")
+    assert np.asarray(picture).tolist() == [[[other] * 3, [255] * 3]]
+
+
+# Profiles.
+
+
+def fixed(*values: float) -> bytes:
+    return struct.pack(f">{len(values)}i", *(round(65536 * value) for value in values))
+
+
+def profile(space: bytes = b"RGB ", gamma: float = 563 / 256) -> bytes:
+    """An ICC profile of Adobe RGB (1998), or of grey with a gamma.
+
+    Source: its specification, sections 4.3 (gamma) and, adapted to D50, 4.2 (primaries).
+    """
+    curve = b"curv" + bytes(4) + struct.pack(">IHxx", 1, round(256 * gamma))
+
+    def colour(*xyz: float) -> bytes:
+        return b"XYZ " + bytes(4) + fixed(*xyz)
+
+    tags = {b"wtpt": colour(0.9642, 1, 0.8249)}
+    if space == b"RGB ":
+        tags |= dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), curve)
+        tags[b"rXYZ"] = colour(0.60974, 0.31111, 0.01947)
+        tags[b"gXYZ"] = colour(0.20528, 0.62567, 0.06087)
+        tags[b"bXYZ"] = colour(0.14919, 0.06322, 0.74457)
+    else:
+        tags[b"kTRC"] = curve
+    table, content = struct.pack(">I", len(tags)), b""
+    for name, body in tags.items():
+        table += name + struct.pack(">II", 132 + 12 * len(tags) + len(content), len(body))
+        content += body
+    header = struct.pack(">I4xI4s4s4s12x4s24x", 0, 0x02400000, b"mntr", space, b"XYZ ", b"acsp")
+    header += fixed(0.9642, 1, 0.8249)
+    whole = header.ljust(128, b"\0") + table + content
+    return struct.pack(">I", len(whole)) + whole[4:]
+
+
+def test_profiles_are_converted_to_srgb():
+    """Adobe RGB stores sRGB's green 40,200,60 as 117,199,75."""
+    adobe = profile()
+    for image in (Image.new("RGB", (8, 8), (117, 199, 75)), Image.new("P", (8, 8), 1)):
+        image.putpalette([0, 0, 0, 117, 199, 75]) if image.mode == "P" else None
+        for file_format in ("PNG", "TIFF"):
+            crop = decode(encoded(image, file_format, icc_profile=adobe), 8)
+            assert np.abs(crop - [40, 200, 60]).max() <= 3
+    clear = Image.new("RGBA", (8, 8), (117, 199, 75, 255))
+    clear.putpixel((0, 0), (117, 199, 75, 0))
+    crop = decode(encoded(clear, "PNG", icc_profile=adobe), 8)
+    assert np.abs(crop[1] - [40, 200, 60]).max() <= 3
+    assert crop[0, 0].tolist() == [255, 255, 255]
+
+
+def test_grey_profile():
+    grey = Image.new("L", (8, 8), 128)
+    linear = read_picture(encoded(grey, "PNG", icc_profile=profile(b"GRAY", 1)))
+    assert linear.mode == "L"
+    assert abs(np.asarray(linear)[0, 0].item() - 188) <= 1  # sRGB's code of half the light
+
+
+def test_profiles_that_say_nothing_change_nothing():
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    cut = bytearray(profile())
+    cut[40:] = bytes(len(cut) - 40)
+    for block in (srgb, bytes(cut), b"no profile", profile(b"GRAY")):
+        file = encoded(Image.fromarray(NOISE), "PNG", icc_profile=block)
+        np.testing.assert_array_equal(decode(file, 32), NOISE)
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_large_texts_and_profiles_do_not_hide_a_picture(before, monkeypatch):
+    text = (b"zTXt", b"workflow\0\0" + zlib.compress(bytes(2**21)))
+    rows = b"".join(b"\0" + row.tobytes() for row in NOISE)
+    pixels = (b"IDAT", zlib.compress(rows))
+    header = struct.pack(">IIBBBBB", 32, 32, 8, 2, 0, 0, 0)
+    file = png_of_chunks(header, *((text, pixels) if before else (pixels, text)))
+    np.testing.assert_array_equal(decode(file, 32), NOISE)
+    decode(encoded(Image.fromarray(NOISE), "PNG", icc_profile=profile() + bytes(2**21)), 32)
+    monkeypatch.setattr(PngImagePlugin, "MAX_TEXT_CHUNK", 2**20)
+    assert reason(file) == "too much text or too large a profile"
+
+
 # What is rejected.
 
 
 def png_of_declared_size(width: int, height: int) -> bytes:
-    def chunk(name: bytes, content: bytes) -> bytes:
-        body = name + content
-        return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+    return png_of_chunks(struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0), (b"IDAT", b""))
 
 
 def reason(file: bytes, size: int = 32) -> str:

@@ -140,9 +140,9 @@ def pictures(tmp_path_factory) -> Pictures:
     return Pictures(folder, crops, sorted(rejected))
 
 
-def flags(pictures: Pictures, output: Path, **more: object) -> list[str]:
+def flags(pictures: Pictures | None, output: Path, **more: object) -> list[str]:
     values = {
-        "input": pictures.folder,
+        "input": pictures and pictures.folder,
         "output": output,
         "autoencoder": "none",
         "image_size": SIZE,
@@ -385,7 +385,7 @@ def test_outputs_that_are_not_ours(pictures, tmp_path, capsys):
     assert not (pictures.folder / "out").exists()
     broken = tmp_path / "broken"
     broken.mkdir()
-    for content in ("{", "[]"):
+    for content in ("{", "[]", "[" * 100_000):
         (broken / "job.json").write_text(content)
         assert main(flags(pictures, broken)) == 2
         assert "cannot be read" in capsys.readouterr().err
@@ -418,6 +418,18 @@ def test_wrong_flags(pictures, tmp_path, capsys, changed, message):
     assert message in err
     assert err.startswith("error: ")
     assert err.count("\n") == 1
+
+
+def test_classes_without_pictures_are_told(tmp_path, capsys):
+    for name in ("cat", "dog"):
+        (tmp_path / "in" / name).mkdir(parents=True)
+    write_good(tmp_path / "in/cat/a.png", np.zeros((8, 8, 3), np.uint8), "png")
+    (tmp_path / "in/dog/notes.txt").write_text("none")
+    arguments = flags(None, tmp_path / "out", input=tmp_path / "in", max_rejected=0.5)
+    assert main(arguments) == 0
+    assert (
+        "1 of 2 classes have no picture that can be used (such as dog)" in capsys.readouterr().out
+    )
 
 
 def test_none_usable(tmp_path, capsys):

@@ -1,6 +1,9 @@
 import io
+import json
 import os
 import stat
+import struct
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -18,6 +21,7 @@ from dit_moe.data.picture_files import printable
 from dit_moe.data.pictures import ImageError
 from dit_moe.data.prepare import inputs
 from dit_moe.data.prepare.inputs import Entry, open_input
+from eval.image_sets import ImageSetError, open_set
 
 
 def png(value: int) -> bytes:
@@ -126,8 +130,22 @@ def test_links_do_not_lead_out(tmp_path):
     assert linked.digest == found.digest
     assert linked.reader.read(Entry("cat/a.png", 0)) == (png(0), 0)
 
-    (root / "dog").symlink_to(tmp_path / "secret")
-    assert "class folder 'dog', which is a link" in refusal("auto", root)
+
+def test_class_folders_may_be_links(tmp_path):
+    fill(tmp_path, ["photos/one/a.png", "photos/one/more/b.png", "secret/c.png", "in/cat/a.png"])
+    root = tmp_path / "in"
+    (root / "dog").symlink_to(tmp_path / "photos/one")
+    (tmp_path / "photos/one/circle").symlink_to(tmp_path / "photos/one")
+    (tmp_path / "photos/one/out.png").symlink_to(tmp_path / "secret/c.png")
+    found = open_input("auto", str(root), "train")
+    assert found.classes == ("cat", "dog")
+    keys = ["cat/a.png", "dog/a.png", "dog/circle", "dog/more/b.png", "dog/out.png"]
+    assert [entry.key for entry in found.entries] == keys
+    assert found.reader.read(Entry("dog/more/b.png", 1)) == (png(1), 1)
+    assert reason(found, "dog/circle") == "not a file"
+    assert reason(found, "dog/out.png") == "link out of the input"
+    (root / "loop").symlink_to(tmp_path)
+    assert "folder 'loop', which is a link to the folder that it lies in" in refusal("auto", root)
 
 
 def test_what_is_no_file_is_not_opened(tmp_path):
@@ -171,6 +189,8 @@ def test_folders_without_classes_or_images(tmp_path):
     assert "is a file" in refusal("image_folder", tmp_path / "a.png")
     fill(tmp_path, ["cat/a.png"])
     (tmp_path / "dog").mkdir()
+    assert "class folder 'dog' without files" in refusal("auto", tmp_path)
+    (tmp_path / "dog/Thumbs.db").touch()  # of the system, as a hidden file
     assert "class folder 'dog' without files" in refusal("auto", tmp_path)
 
 
@@ -250,7 +270,111 @@ def test_zip_bombs_and_damage(tmp_path, monkeypatch):
     content[encrypted] |= 1
     locked = tmp_path / "locked.zip"
     locked.write_bytes(content)
-    assert reason(open_input("zip", str(locked), "train"), "cat/good.png") == "unreadable"
+    message = refusal("zip", locked)
+    assert "is encrypted ('cat/good.png'); allowed: a zip without a password (unpack it" in message
+
+
+def test_a_member_that_lies_about_its_size_is_not_inflated(tmp_path):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("cat/a.png", bytes(2**26))
+    content = path.read_bytes().replace(struct.pack("<I", 2**26), struct.pack("<I", 100))
+    path.write_bytes(content)
+    found = open_input("zip", str(path), "train")
+    tracemalloc.start()
+    assert reason(found, "cat/a.png") == "unreadable"
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**21  # the compressed member is 64 KiB
+
+
+@pytest.mark.parametrize(
+    ("method", "message"), [(9, "packed by Deflate64"), (14, "packed by method 14")]
+)
+def test_zips_of_other_packing_name_the_remedy(tmp_path, method, message):
+    path = zipped(tmp_path / "a.zip", ["cat/a.png", "dog/b.png"])
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\1\2") + 10] = method
+    path.write_bytes(content)
+    found = refusal("auto", path)
+    assert message in found
+    assert "unpack it, by 7z x for example, and give the folder" in found
+
+
+def test_odd_names_in_zips(tmp_path):
+    message = refusal("zip", zipped(tmp_path / "a.zip", ["cat\\a.png", "dog\\b.png"]))
+    assert "has backslashes in its names" in message
+    assert "pack it again" in message
+    path = zipped(tmp_path / "b.zip", ["cat/a.png", "nameless"])
+    content = path.read_bytes()
+    for start in (b"PK\3\4", b"PK\1\2"):  # the name becomes part of the extra field
+        size, extra = (26, 28) if start == b"PK\3\4" else (28, 30)
+        at = content.rindex(start)
+        content = bytearray(content)
+        content[at + size] = 0
+        content[at + extra] = len("nameless")
+        content = bytes(content).replace(b"nameless", struct.pack("<HH", 0xFFFE, 4) + b"none")
+    path.write_bytes(content)
+    with zipfile.ZipFile(path) as archive:
+        assert archive.namelist() == ["cat/a.png", ""]
+    assert open_input("zip", str(path), "train").entries == [Entry("cat/a.png", 0)]
+    # Flagged as UTF-8, which it is not.
+    path = zipped(tmp_path / "c.zip", ["cat/\u00e9.png"])
+    path.write_bytes(path.read_bytes().replace("\u00e9".encode(), b"\xe9\xe9"))
+    assert "not a readable zip archive" in refusal("zip", path)
+
+
+def test_zip_of_one_class_with_folders_is_unclear(tmp_path):
+    path = zipped(tmp_path / "a.zip", ["cats/a.png", "cats/more/b.png"])
+    message = refusal("auto", path)
+    assert "unclear which folders are the classes" in message
+    assert "'cats/a.png'" in message
+    assert "unpack it and give the folder" in message
+
+
+# EDM's dataset.json.
+
+EDM = ["00000/img0.png", "00000/img1.png", "00001/img2.png", "img3.png"]
+EDM_LABELS = [[name, label] for name, label in zip(EDM, (2, 0, 2, 4), strict=True)]
+
+
+@pytest.mark.parametrize("form", ["folder", "zip", "zip with a folder"])
+def test_edm_labels_count_before_folders(tmp_path, form):
+    text = json.dumps({"labels": [*EDM_LABELS[::-1], ["gone.png", 1]], "more": 1})
+    if form == "folder":
+        fill(tmp_path / "in", [*EDM, "00000/notes.txt"])
+        path = tmp_path / "in"
+        (path / "dataset.json").write_text(text)
+    else:
+        prefix = "set/" if "folder" in form else ""
+        path = zipped(tmp_path / "in.zip", [*EDM, "00000/notes.txt"], prefix)
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr(f"{prefix}dataset.json", text)
+    found = open_input("auto", str(path), "train")
+    assert found.entries == [Entry(*pair) for pair in EDM_LABELS]
+    assert found.classes == ("0", "1", "2", "3", "4")
+    assert found.ignored == 2
+    assert found.reader.read(found.entries[3]) == (png(3), 4)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "must hold {'labels': [[file, class], ...]}"),
+        ("[" * 100_000, "must hold"),
+        ("[]", "must hold"),
+        ('{"labels": [["00000/img0.png", 1.5]]}', "must hold"),
+        ('{"labels": [["00000/img0.png", true]]}', "must hold"),
+        ('{"labels": [["00000/img0.png", -1]]}', "classes from 0 to 99,999"),
+        ('{"labels": [["00000/img0.png", 99999999999999999999]]}', "must hold"),
+        (json.dumps({"labels": EDM_LABELS[:3]}), "it lacks 'img3.png'"),
+        ('{"labels": null}', "remove dataset.json: then the folders are the classes"),
+    ],
+)
+def test_wrong_edm_labels(tmp_path, text, message):
+    fill(tmp_path, EDM)
+    (tmp_path / "dataset.json").write_text(text)
+    assert message in refusal("auto", tmp_path)
 
 
 def test_what_is_no_archive(tmp_path):
@@ -295,11 +419,15 @@ def tfds_folder(folder: Path, fields: dict, examples: list[dict], name: str = "p
 
 IMAGE = tfds.features.Image(shape=(None, None, 3))
 LABEL = tfds.features.ClassLabel(names=["cat", "dog"])
-ENCODED = [{"image": io.BytesIO(png(i)), "label": label} for i, label in enumerate([1, 0, -1, 1])]
+
+
+def encoded() -> list[dict]:
+    """Four examples; what writes them reads their files to the end."""
+    return [{"image": io.BytesIO(png(i)), "label": label} for i, label in enumerate([1, 0, -1, 1])]
 
 
 def test_tfds_files(tmp_path):
-    folder = tfds_folder(tmp_path / "1.0.0", {"image": IMAGE, "label": LABEL}, ENCODED)
+    folder = tfds_folder(tmp_path / "1.0.0", {"image": IMAGE, "label": LABEL}, encoded())
     found = open_input("auto", str(folder), "train")
     assert found.kind == "tfds"
     assert found.classes == ("cat", "dog")
@@ -343,7 +471,7 @@ def test_tfds_fields_are_found_or_named(tmp_path):
 
 
 def test_tfds_sets_that_cannot_be_read(tmp_path):
-    folder = tfds_folder(tmp_path / "a", {"image": IMAGE, "label": LABEL}, ENCODED)
+    folder = tfds_folder(tmp_path / "a", {"image": IMAGE, "label": LABEL}, encoded())
     info = folder / "dataset_info.json"
     text = info.read_text()
     info.write_text(text.replace("array_record", "tfrecord"))
@@ -356,6 +484,57 @@ def test_tfds_sets_that_cannot_be_read(tmp_path):
     (folder / prepared.shard_name("photos", 0, 1)).unlink()
     assert "lacks the file" in refusal("tfds", folder)
     assert "not a TFDS data set" in refusal("tfds", tmp_path)
+
+
+@pytest.mark.parametrize("place", ["top", "field", "text", "old", "info"])
+def test_tfds_folders_run_no_code(tmp_path, monkeypatch, place):
+    """Whatever class their metadata name."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "payload.py").write_text("open(__file__ + '.ran', 'w')\nclass X: pass\n")
+    folder = tfds_folder(tmp_path / "a", {"image": IMAGE, "label": LABEL}, encoded())
+    path = folder / "features.json"
+    content = json.loads(path.read_text())
+    evil = {"pythonClassName": "payload.X", "text": {}}
+    match place:
+        case "top":
+            content["pythonClassName"] = "payload.X"
+        case "field":
+            content["featuresDict"]["features"]["more"] = evil
+        case "text":
+            old = {"type": content["pythonClassName"], "content": {"more": {"type": "payload.X"}}}
+            content = {**content, "jsonFeature": {"json": json.dumps(old)}}
+            del content["featuresDict"]
+        case "old":
+            content = {"type": "payload.X", "content": {}}
+        case "info":
+            info = json.loads((folder / "dataset_info.json").read_text())
+            text = json.dumps({**info, "features": evil, "moduleName": "payload"})
+            (folder / "dataset_info.json").write_text(text)
+    path.write_text(json.dumps(content))
+    if place in ("field", "info"):
+        found = open_input("auto", str(folder), "train")
+        assert found.reader.read(found.entries[0]) == (png(0), 1)
+        assert len(open_set(folder).read()) == 4
+    else:
+        assert "cannot be read as a TFDS data set" in refusal("auto", folder)
+        with pytest.raises(ImageSetError, match="cannot be read"):
+            open_set(folder)
+    assert not list(tmp_path.glob("payload.py.ran"))
+
+
+def test_hostile_tfds_metadata(tmp_path):
+    folder = tfds_folder(tmp_path / "a", {"image": IMAGE, "label": LABEL}, encoded())
+    features, info = folder / "features.json", folder / "dataset_info.json"
+    text = features.read_text()
+    features.write_text("[" * 100_000)
+    assert "cannot be read as a TFDS data set" in refusal("tfds", folder)
+    features.write_text(text.replace('"numClasses": "2"', '"numClasses": "9000000000"'))
+    assert "'label' has 9,000,000,000 classes" in refusal("tfds", folder)
+    features.write_text(text)
+    lengths = json.loads(info.read_text())
+    lengths["splits"][0]["shardLengths"] = ["9000000000"]
+    info.write_text(json.dumps(lengths))
+    assert "a file too short for its records" in refusal("tfds", folder)
 
 
 def test_tfds_names(tmp_path, monkeypatch):

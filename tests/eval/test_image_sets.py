@@ -194,6 +194,10 @@ def test_labels_may_be_absent(path):
     assert open_set(path).label is None
 
 
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n"
+FLOAT = np.zeros((8, 8), np.float32)
+
+
 def write_image(file, pixels, **options):
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(file, **options)
@@ -234,7 +238,13 @@ class TestImageFiles:
         np.testing.assert_array_equal(open_set(folder).label, [10, 11, 12, 13])
         (folder / "dataset.json").write_text(json.dumps({"labels": None}))
         assert open_set(folder).label is None
-        for wrong in ("", "[]", json.dumps({"labels": labels[1:]})):
+        for wrong in (
+            "",
+            "[]",
+            "[" * 100_000,
+            '{"labels": [["cat/a.png", 1.5]]}',
+            json.dumps({"labels": labels[1:]}),
+        ):
             (folder / "dataset.json").write_text(wrong)
             with pytest.raises(ImageSetError, match=r"dataset\.json must hold"):
                 open_set(folder)
@@ -257,12 +267,15 @@ class TestImageFiles:
 
     def test_wrong_images_are_named(self, folder):
         cases = {
-            "other size": (lambda f: write_image(f, np.zeros((8, 9, 3), np.uint8)), "is 8x9, but"),
+            "other size": (
+                lambda f: write_image(f, np.zeros((8, 9, 3), np.uint8)),
+                "is 8x9, but.* dit_moe.data.prepare --autoencoder none",
+            ),
             "damaged": (lambda f: f.write_bytes(b"\x89PNG\r\n"), "cannot be read"),
             "empty": (lambda f: f.write_bytes(b""), "cannot be read"),
             "cut": (lambda f: f.write_bytes((folder / "cat/a.png").read_bytes()[:60]), "be read"),
-            "transparent": (lambda f: write_image(f, np.zeros((8, 8, 4), np.uint8)), "mode RGBA"),
-            "16 bits": (lambda f: write_image(f, np.zeros((8, 8), np.uint16)), "mode I;16"),
+            "PostScript": (lambda f: f.write_bytes(POSTSCRIPT), "not an image"),
+            "floating point": (lambda f: write_image(f, FLOAT, format="TIFF"), "floating-point"),
         }
         for make, message in cases.values():
             make(folder / "cat/e.png")
@@ -270,6 +283,51 @@ class TestImageFiles:
                 open_set(folder).read()
             assert "cat/e.png" in str(info.value)
             assert "\n" not in str(info.value)
+
+    def test_pictures_are_those_of_prepare(self, tmp_path):
+        """Any suffix, upright, on white, 16 bits as 8, through a link to a class folder."""
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        clear = np.zeros((8, 8, 4), np.uint8)
+        classes = tmp_path / "in"
+        write_image(tmp_path / "cat/a.tif", IMAGES[0])
+        write_image(tmp_path / "cat/b.jfif", IMAGES[1], format="PNG", exif=exif)
+        write_image(classes / "ant/c.png", clear)
+        write_image(classes / "ant/d.png", np.full((8, 8), 257 * 99, np.uint16))
+        Image.new("CMYK", (8, 8)).save(classes / "ant/e.JPG", "JPEG")
+        (classes / "cat").symlink_to(tmp_path / "cat")
+        image_set = open_set(classes)
+        image_NxHxWxC = image_set.read()
+        np.testing.assert_array_equal(image_set.label, [0, 0, 0, 1, 1])
+        assert image_NxHxWxC[0].min() == 255
+        assert set(image_NxHxWxC[1].ravel()) == {99}
+        assert image_NxHxWxC[2].min() >= 254
+        np.testing.assert_array_equal(image_NxHxWxC[3], IMAGES[0])
+        np.testing.assert_array_equal(image_NxHxWxC[4], np.rot90(IMAGES[1], -1))
+
+    def test_what_is_left_out_is_told(self, folder, capsys):
+        open_set(folder)
+        assert "by their names" in (told := capsys.readouterr().err)
+        assert "1, such as notes.txt" in told
+        (folder / "notes.txt").unlink()
+        (folder / "Thumbs.db").touch()
+        open_set(folder)
+        assert not capsys.readouterr().err
+
+    def test_zip_that_holds_one_folder(self, folder, tmp_path, capsys):
+        with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+            for file in (file for file in folder.rglob("*") if file.is_file()):
+                archive.write(file, f"images/{file.relative_to(folder)}")
+            archive.writestr("beside.png", b"")
+        image_set = open_set(tmp_path / "a.zip")
+        np.testing.assert_array_equal(image_set.label, [0, 1, 1, 2])
+        assert ": 2, such as notes.txt" in capsys.readouterr().err
+
+    def test_names_that_are_not_utf8(self, folder):
+        (folder / "cat/a.png").rename(folder / "cat" / os.fsdecode(b"\xe9.png"))
+        image_set = open_set(folder)
+        assert image_set.sha256
+        assert len(image_set.read()) == 4
 
     def test_no_images_are_refused(self, tmp_path):
         (tmp_path / "empty").mkdir()

@@ -277,5 +277,7 @@ def test_groups_and_large_pictures(tmp_path):
     assert uri.startswith("data:image/jpeg")
     assert len(uri) < (tmp_path / "large.png").stat().st_size / 2
     write_damaged_png(tmp_path / "damaged.png")
-    with pytest.raises(ConfigError, match="is not a picture"):
-        data_uri(tmp_path / "damaged.png")
+    (tmp_path / "postscript.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n")
+    for name in ("damaged.png", "postscript.png"):
+        with pytest.raises(ConfigError, match="is not a picture"):
+            data_uri(tmp_path / name)
