@@ -5,6 +5,7 @@ https://github.com/openai/guided-diffusion/tree/main/evaluations
 """
 
 import contextlib
+import math
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -85,8 +86,9 @@ def open_npz(path: Path) -> ImageSet:
 
 def _array(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
     with _open_member(path, archive, name) as (file, shape, dtype):
-        content = file.read()
-        if len(content) != int(np.prod(shape)) * dtype.itemsize:
+        num_bytes = math.prod(shape) * dtype.itemsize
+        content = file.read(num_bytes)  # no more, whatever the member inflates to
+        if len(content) != num_bytes:
             raise ImageSetError(f"{path}: {name} was cut short.")
         return np.frombuffer(content, dtype).reshape(shape)
 

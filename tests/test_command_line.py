@@ -32,6 +32,11 @@ def test_how_a_command_ends(capsys, work, settings, code, told):
     assert capsys.readouterr().err == told
 
 
+def test_names_that_are_not_utf8_can_be_told(capsys):
+    assert run_command(lambda: print("caf\udce9")) == 0
+    assert capsys.readouterr().out == "caf\\udce9\n"
+
+
 def test_errors_of_the_program_are_not_the_users(capsys):
     with pytest.raises(RuntimeError, match="a bug"):
         run_command(fails(RuntimeError("a bug")))

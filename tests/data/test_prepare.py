@@ -410,10 +410,11 @@ def test_one_run_at_a_time(pictures, tmp_path, capsys):
         ({"max_rejected": "nan"}, "max_rejected is nan"),
         ({"name": "My set"}, "name is 'My set'"),
         ({"input": "/no/such"}, "does not exist"),
+        ({"output": os.fsdecode(b"caf\xe9")}, "allowed: a name in UTF-8"),
     ],
 )
 def test_wrong_flags(pictures, tmp_path, capsys, changed, message):
-    assert main(flags(pictures, tmp_path / "out", **changed)) == 2
+    assert main(flags(pictures, **{"output": tmp_path / "out", **changed})) == 2
     err = capsys.readouterr().err
     assert message in err
     assert err.startswith("error: ")

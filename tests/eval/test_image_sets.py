@@ -189,6 +189,23 @@ def test_memory_is_flat(path):
     assert peak < 2e6  # all of them are 25 MB
 
 
+def test_a_member_that_lies_about_its_size_is_not_inflated(path):
+    member = io.BytesIO()
+    np.save(member, np.zeros(5000))
+    length = len(member.getvalue())
+    np.savez(path, IMAGES)
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("arr_1.npy", member.getvalue() + bytes(2**26))
+    declared, said = (struct.pack("<I", number) for number in (length + 2**26, length))
+    path.write_bytes(path.read_bytes().replace(declared, said))
+    tracemalloc.start()
+    with pytest.raises(ImageSetError, match="Bad CRC-32"):
+        read(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**21
+
+
 def test_labels_may_be_absent(path):
     np.savez(path, IMAGES)
     assert open_set(path).label is None

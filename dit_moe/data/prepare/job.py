@@ -14,6 +14,7 @@ from pydantic.dataclasses import dataclass as validated
 
 from dit_moe.config import ConfigError
 from dit_moe.data import prepared
+from dit_moe.data.picture_files import printable
 from dit_moe.data.prepare import inputs
 from dit_moe.data.prepared import AutoencoderCard, Card, Shard
 from dit_moe.files import atomic, lock, sha256
@@ -54,6 +55,11 @@ class Settings:
             value = getattr(self, field)
             if value < 1:
                 raise ConfigError(f"{field} is {value}; allowed: 1 or more")
+        if str(self.output) != printable(str(self.output)):
+            raise ConfigError(
+                f"output is {str(self.output)!r}; allowed: a name in UTF-8, since array_record "
+                "takes no other"
+            )
 
 
 @validated(frozen=True)
