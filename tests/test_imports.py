@@ -116,11 +116,10 @@ UNSAFE = ("Image.open", "tfds.builder_from_directory", "tfds.builder", "tfds.loa
 
 
 def test_untrusted_files_are_opened_in_one_place():
-    called = {
-        (ast.unparse(node.func), module)
+    found = {
+        (name, module)
         for module, path in modules().items()
         for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Call)
+        if isinstance(node, ast.Call) and (name := ast.unparse(node.func)) in UNSAFE
     }
-    found = {(name, module) for name, module in called if name in UNSAFE}
     assert found == {("Image.open", "dit_moe.data.pictures")}

@@ -59,7 +59,11 @@ class Records:
         position = index - self._ends[place] + part.take + part.skip
         try:
             (record,) = self._reader(str(part.filename)).read([position])
-            return self._fields.deserialize_example_np(record, decoders=self._decoders)  # pyright: ignore
+            example = self._fields.deserialize_example_np(record, decoders=self._decoders)  # pyright: ignore
+            for name, value in example.items():
+                if value is None:
+                    raise ValueError(f"it lacks the field {name!r}")
+            return example
         except Exception as error:  # whatever the readers make of damaged bytes
             reason = " ".join(str(error).split()) or type(error).__name__
             raise RecordError(

@@ -4,6 +4,7 @@ TFDS itself imports whatever Python class `features.json` or `dataset_info.json`
 """
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ _READ = {
     f"{_CORE}.text_feature.Text": "text",
 }
 _MAX_CLASSES = 2**20
+_FILE_NAMES = r"([^{}]|{[A-Z_]+})*"
 
 
 class TfdsFolder:
@@ -50,6 +52,13 @@ class TfdsFolder:
                     f"to read: prepare it again by `tfds build {info.name} "
                     "--file_format=array_record`"
                 )
+            for split in info.splits:
+                # TFDS formats it by Python's rules, which know how to fill a memory.
+                if not re.fullmatch(_FILE_NAMES, split.filepath_template):
+                    raise ConfigError(
+                        f"its files are named {split.filepath_template!r}; allowed: TFDS's names, "
+                        "such as {DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+                    )
             self.field_names, self.fields = _fields(folder)
             template = tfds.core.ShardedFileTemplate(
                 dataset_name=info.name,

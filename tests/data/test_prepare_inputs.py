@@ -454,6 +454,21 @@ def test_tfds_arrays(tmp_path):
         assert label == 1
 
 
+def test_tfds_records_without_a_field(tmp_path):
+    folder = tfds_folder(tmp_path / "a", {"image": IMAGE, "kind": LABEL}, _kinds())
+    for name in ("features.json", "kind.labels.txt"):
+        path = folder / name
+        text = path.read_text().replace("kind", "label")
+        path.unlink()
+        (folder / name.replace("kind", "label")).write_text(text)
+    found = open_input("tfds", str(folder), "train")
+    assert reason(found, "00000000") == "unreadable"
+
+
+def _kinds() -> list[dict]:
+    return [{"image": example["image"], "kind": 1} for example in encoded()]
+
+
 def test_tfds_fields_are_found_or_named(tmp_path):
     two = {"image": IMAGE, "mask": IMAGE, "label": LABEL, "fine": LABEL}
     examples = [{"image": io.BytesIO(png(1)), "mask": io.BytesIO(png(2)), "label": 1, "fine": 0}]
@@ -535,6 +550,10 @@ def test_hostile_tfds_metadata(tmp_path):
     lengths["splits"][0]["shardLengths"] = ["9000000000"]
     info.write_text(json.dumps(lengths))
     assert "a file too short for its records" in refusal("tfds", folder)
+    for template in ("{}", "{SPLIT:>99999999999}", "{SPLIT.__class__}"):
+        lengths["splits"][0]["filepathTemplate"] = template
+        info.write_text(json.dumps(lengths))
+        assert f"its files are named {template!r}; allowed: TFDS's names" in refusal("tfds", folder)
 
 
 def test_tfds_names(tmp_path, monkeypatch):

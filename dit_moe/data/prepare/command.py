@@ -23,9 +23,10 @@ examples:
       --autoencoder stabilityai/sd-vae-ft-mse --image_size 256 --dtype bfloat16
 
 The input is a folder with one folder per class or with EDM's dataset.json, a .zip of one, or a
-TFDS data set stored as array_record. Every picture is cut to a centred square. Pictures that cannot be used are left out
-and listed in rejected.csv with the reason. A run that was interrupted goes on where it stopped when
-the same command is given again; on a finished set the command verifies every file.
+TFDS data set stored as array_record. Every picture is cut to a centred square. Pictures that cannot
+be used are left out and listed in rejected.csv with the reason. A run that was interrupted goes on
+where it stopped when the same command is given again; on a finished set the command verifies every
+file.
 docs/data.md says more.
 """
 
