@@ -59,7 +59,7 @@ class Records:
         position = index - self._ends[place] + part.take + part.skip
         try:
             (record,) = self._reader(str(part.filename)).read([position])
-            example = self._fields.deserialize_example_np(record, decoders=self._decoders)  # pyright: ignore
+            example: Any = self._fields.deserialize_example_np(record, decoders=self._decoders)
             for name, value in example.items():
                 if value is None:
                     raise ValueError(f"it lacks the field {name!r}")

@@ -11,16 +11,9 @@ import numpy as np
 
 from dit_moe.config import ConfigError
 from dit_moe.data import edm_labels
-from dit_moe.data.picture_files import (
-    Files,
-    FilesError,
-    Listing,
-    Zip,
-    has_picture_name,
-    list_folder,
-    list_zip,
-    printable,
-)
+from dit_moe.data.picture_files import Files, FilesError, Listing, has_picture_name, printable
+from dit_moe.data.picture_folders import list_folder
+from dit_moe.data.picture_zips import Zip, list_zip
 
 Kind = Literal["image_folder", "zip", "tfds"]
 
