@@ -32,6 +32,8 @@ workdir     A run: samples are drawn and judged as they come, for one or more gu
             the seed alone.
 samples     .npz with arr_0 uint8 [N, H, W, C] and maybe labels arr_1, as sample.py and ADM write
             it; a folder of images, nested or not; a zip of images; a prepared TFDS data set.
+            Classes are matched by name where both sets have names (class folders, TFDS,
+            class_names in an .npz), else by number; a folder called by a number is that class.
 reference   The same, or stored statistics: an .npz with mu and sigma (pytorch-fid, EDM), or one of
             ADM's reference batches. What is made of images is cached by content, so a reference is
             run through the network again only if other features must be kept. "digits" and
@@ -48,7 +50,7 @@ metrics, with --features inception unless said otherwise:
   dc            Density and coverage, k = 5: the same two questions, robust to outliers.
   kid           Kernel distance, unbiased for few samples, mean over 100 subsets of 1,000.
   fid_infinity  fid without the bias of a finite number of samples.
-  per_class     fid of every class that both sets have.
+  per_class     fid of every class that both sets have, by name or number.
   nearest       Distance of samples to the nearest reference image: finds copies.
 The default is what ADM reports, fid,sfid,is,pr, as far as features and reference allow. All but
 sfid and is also work with --features dinov2, all but sfid with digits and patches.

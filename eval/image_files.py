@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from dit_moe import files
 from eval.image_sets import ImageSet, ImageSetError
+from eval.labels import Labels, of_folders
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp")
 
@@ -26,7 +27,7 @@ def open_folder(path: Path) -> ImageSet:
     """All images below a folder, in the order of their sorted paths, as RGB.
 
     Labels come from EDM's `dataset.json` where there is one, otherwise from class folders: if every
-    image is in a sub-folder, the sorted names of the top ones are classes 0, 1, ...
+    image is in a sub-folder, the top ones are classes by name, or by number if all are numbers.
 
     Raises:
         ImageSetError: there is no image, the first cannot be read, or `dataset.json` is wrong.
@@ -78,14 +79,14 @@ def _image_set(
             for first in range(start, len(image_names), size):
                 yield np.stack(list(pool.map(load, image_names[first : first + size])))
 
-    label_N = _labels(path, names, image_names, read)
+    labels = _labels(path, names, image_names, read)
     height, width, channels = shape
     return ImageSet(
         path=path,
         num=len(image_names),
         shape=(height, width, channels),
         make_batches=batches,
-        make_label=lambda: label_N,
+        make_labels=lambda: labels,
         make_sha256=content,
     )
 
@@ -119,19 +120,27 @@ def _decode(path: str, name: str, read: Callable[[str], bytes]) -> np.ndarray:
 
 def _labels(
     path: str, names: Sequence[str], image_names: Sequence[str], read: Callable[[str], bytes]
-) -> np.ndarray | None:
+) -> Labels | None:
     if "dataset.json" in names:
-        with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError):
-            labels = json.loads(read("dataset.json"))["labels"]
-            if labels is None:
-                return None
-            of_name = dict(labels)
-            return np.array([int(of_name[name]) for name in image_names], np.int64)
-        raise ImageSetError(
-            f"{path}: dataset.json must hold {{'labels': [[file, class], ...]}} for every image, "
-            "or null labels."
-        )
+        return _edm_labels(path, image_names, read)
     tops = [PurePosixPath(name).parts[0] for name in image_names if "/" in name]
-    if len(tops) < len(image_names):
-        return None
-    return np.unique(tops, return_inverse=True)[1].astype(np.int64)
+    return of_folders(tops) if len(tops) == len(image_names) else None
+
+
+def _edm_labels(
+    path: str, image_names: Sequence[str], read: Callable[[str], bytes]
+) -> Labels | None:
+    with contextlib.suppress(
+        ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError
+    ):
+        labels = json.loads(read("dataset.json"))["labels"]
+        if labels is None:
+            return None
+        of_name = dict(labels)
+        numbers = [of_name[name] for name in image_names]
+        if all(type(number) is int for number in numbers):
+            return Labels(np.array(numbers, np.int64))
+    raise ImageSetError(
+        f"{path}: dataset.json must hold {{'labels': [[file, class], ...]}} for every image, "
+        "classes as numbers, or null labels."
+    )

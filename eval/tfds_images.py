@@ -9,6 +9,7 @@ import numpy as np
 
 from dit_moe import files
 from eval.image_sets import ImageSet, ImageSetError, check_shape
+from eval.labels import Labels, of_places
 
 
 def is_data_set(path: Path) -> bool:
@@ -72,11 +73,21 @@ def open_tfds(path: Path, split: str) -> ImageSet:
         for begin in range(start, len(source), size):
             yield np.stack([image(i) for i in range(begin, min(begin + size, len(source)))])
 
-    def label() -> np.ndarray | None:
+    def labels() -> Labels | None:
         if "label" not in features:
             return None
         only_labels = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
-        return np.array([example(i, only_labels)["label"] for i in range(len(source))], np.int64)
+        label_N = np.asarray([example(i, only_labels)["label"] for i in range(len(source))])
+        if label_N.ndim != 1 or not np.issubdtype(label_N.dtype, np.integer):
+            raise ImageSetError(
+                f"{path}: the labels are {label_N.dtype} {label_N.shape}, but must be an integer "
+                "for every image."
+            )
+        if label_N.min() < 0:  # TFDS's mark of images without a label
+            return None
+        feature = builder.info.features["label"]
+        known = isinstance(feature, tfds.features.ClassLabel) and feature.num_classes
+        return of_places(label_N, feature.names if known else ())
 
     def content() -> str:
         digest = hashlib.sha256(split.encode())
@@ -91,6 +102,6 @@ def open_tfds(path: Path, split: str) -> ImageSet:
         num=len(source),
         shape=(height, width, channels),
         make_batches=batches,
-        make_label=label,
+        make_labels=labels,
         make_sha256=content,
     )

@@ -19,6 +19,7 @@ from dit_moe.analysis.text import markdown
 from dit_moe.analysis.visits import sampling_bins, sampling_visits, training_visits
 from dit_moe.config import Config, ConfigError, DataConfig, MeshConfig
 from dit_moe.config_io import load_json
+from dit_moe.data.classes import ModelClasses, model_classes
 from dit_moe.data.sources import Source, build_sources
 from dit_moe.loading import load_run, locate
 from dit_moe.nn.parameters import Parameters, abstract_parameters
@@ -137,6 +138,18 @@ def open_source(config: Config, settings: Settings) -> Source:
     return source
 
 
+def class_names(settings: Settings, source: Source | None, known: ModelClasses) -> tuple[str, ...]:
+    """The names of the classes shown, or without names their numbers in the data set.
+
+    Args:
+      settings: with the classes.
+      source: the training data, if they are read.
+      known: what the run tells of its classes.
+    """
+    names = source.classes if source is not None else known.names or known.numbers
+    return tuple(str(names[c]) for c in settings.classes)
+
+
 def count_training(
     config: Config,
     parameters: Parameters,
@@ -219,14 +232,13 @@ def analyse(workdir: str | Path, batch_size: int, **asked: object) -> Found:
     inputs: dict[InputsName, Inputs] = {
         name: summarize(c, moe, settings.seed) for name, c in counts.items()
     }
-    names = source.classes if source is not None else ()
     means = next(iter(counts.values())).mean_tokens()
     analysis = Analysis(
         name=config.name,
         workdir=str(workdir),
         step=run.step,
         settings=settings,
-        class_names=tuple(names[c] if names else str(c) for c in settings.classes),
+        class_names=class_names(settings, source, model_classes(config, folder)),
         inputs=inputs,
         expert_similarity=matrices(expert_similarity(config.model, run.parameters)),
         prototypes=prototype_classes(config.model, run.parameters, means),

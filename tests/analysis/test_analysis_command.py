@@ -10,14 +10,21 @@ import pytest
 from PIL import Image
 
 from dit_moe.analysis import experts, pictures, visits
-from dit_moe.analysis.analyse import build_settings, count_sampling, count_training, open_source
+from dit_moe.analysis.analyse import (
+    build_settings,
+    class_names,
+    count_sampling,
+    count_training,
+    open_source,
+)
 from dit_moe.analysis.command import main
 from dit_moe.analysis.findings import DEPTH, EARLY, PREFERENCE, findings
 from dit_moe.analysis.record import FILE, Analysis, Information, Inputs, Layer, Paths
 from dit_moe.analysis.summary import summarize
 from dit_moe.analysis.visits import euler_step, part_of_range
-from dit_moe.config import DDPMConfig, MeshConfig, RectifiedFlowConfig, SampleConfig
+from dit_moe.config import DataConfig, DDPMConfig, MeshConfig, RectifiedFlowConfig, SampleConfig
 from dit_moe.config_io import to_json
+from dit_moe.data.classes import model_classes
 from dit_moe.diffusion.denoiser import unit_variance
 from dit_moe.diffusion.guidance import guide
 from dit_moe.diffusion.sampling import build_objective
@@ -267,6 +274,14 @@ def test_the_command(run, tmp_path, capsys):
     again = tmp_path / "again"
     assert main(["--workdir", str(run), "--output", str(again), *FEW]) == 0
     assert (again / FILE).read_bytes() == (output / FILE).read_bytes()
+
+
+def test_classes_are_called_alike_whatever_is_shown(tmp_path):
+    config = dataclasses.replace(tiny(), data=DataConfig(classes=(9, 4, 1)))
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, num_classes=3))
+    settings, known = build_settings(config, classes=[0, 2]), model_classes(config, tmp_path)
+    source = open_source(config, settings)
+    assert class_names(settings, source, known) == class_names(settings, None, known) == ("9", "1")
 
 
 @pytest.mark.parametrize(

@@ -170,7 +170,13 @@ class TestEvaluate:
 
     @pytest.mark.parametrize(
         ("label_N", "is_shuffled"),
-        [(np.sort(LABELS), True), (LABELS, False), (np.zeros(60, int), False), (None, False)],
+        [
+            (np.sort(LABELS), True),
+            (np.sort(LABELS)[::-1], True),
+            (LABELS, False),
+            (np.zeros(60, int), False),
+            (None, False),
+        ],
     )
     def test_inception_score_of_class_folders(
         self, judge, tmp_path, reference, label_N, is_shuffled, monkeypatch
@@ -422,6 +428,9 @@ class TestRefusals:
         with pytest.raises(ImageSetError, match="3 images, but more than 3 are needed"):
             judge(other, reference)
         np.savez(other, REAL[:10], np.full(10, 7))
+        with pytest.raises(ImageSetError, match=r"no class that both .* has 7, .* has 0, 1, 2;"):
+            judge(other, reference, ["per_class"])
+        np.savez(other, REAL[:10], np.arange(10))
         with pytest.raises(ImageSetError, match="needs a class with 2 images"):
             judge(other, reference, ["per_class"])
 
