@@ -104,7 +104,7 @@ def _is_by_class(labels: Labels | None) -> bool:
     """Whether images of several classes are stored one class after the other."""
     if labels is None:
         return False
-    num_runs = 1 + np.count_nonzero(np.diff(labels.number))
+    num_runs = 1 + int(np.count_nonzero(np.diff(labels.number)))
     return num_runs > 1 and num_runs == len(np.unique(labels.number))
 
 
