@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from dit_moe import images, sampling
 from dit_moe.config import Config, ConfigError, MeshConfig
-from dit_moe.data.classes import ModelClasses, model_classes
 from dit_moe.data.latents import read_latent_space, same_latents
+from dit_moe.data.model_classes import ModelClasses, model_classes
 from dit_moe.files import atomic
 from dit_moe.guides import check_guide
 from dit_moe.loading import Run, load_run, locate

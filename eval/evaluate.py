@@ -1,6 +1,7 @@
 """Judges a set of images by the usual metrics on the features of a network."""
 
 import importlib.metadata
+import math
 import shutil
 import warnings
 from collections.abc import Callable, Sequence
@@ -396,6 +397,7 @@ def evaluate(
         values = {name: METRICS[name].compute(sets) for name in names}
     except ValueError as error:
         raise ImageSetError(str(error)) from error  # too few images
+    _check_finite(values)
     shutil.rmtree(folder, ignore_errors=True)
     return {
         "metrics": values,
@@ -420,6 +422,19 @@ def evaluate(
     }
 
 
+def _check_finite(values: dict[str, dict[str, Any]]) -> None:
+    """Features or stored statistics may be finite and yet too large; raises ImageSetError."""
+    for metric, entries in values.items():
+        for name, value in entries.items():
+            numbers = value if isinstance(value, list) else [value]
+            if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+                raise ImageSetError(
+                    f"{metric} ({name}) is not finite: the features, or the reference's stored "
+                    "statistics, are beyond what can be computed with; they are damaged or of "
+                    "another kind."
+                )
+
+
 def _check(samples: ImageSet, reference: Reference, chosen: Sequence[Metric]) -> None:
     """What can be known before any feature is made; raises ImageSetError."""
     images = reference.images
@@ -432,7 +447,9 @@ def _check(samples: ImageSet, reference: Reference, chosen: Sequence[Metric]) ->
     if samples.shape[:2] != images.shape[:2]:
         raise ImageSetError(
             f"{samples.path} holds images of {samples.shape[0]}x{samples.shape[1]}, but "
-            f"{images.path} of {images.shape[0]}x{images.shape[1]}; resize one set as the other."
+            f"{images.path} of {images.shape[0]}x{images.shape[1]}; resize one set as the other, "
+            "as by python -m dit_moe.data.prepare --autoencoder none --image_size "
+            f"{images.shape[0]}."
         )
     if any(metric.labels for metric in chosen):
         _check_classes(samples, images)

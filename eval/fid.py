@@ -167,8 +167,8 @@ def _run(options: argparse.Namespace) -> str:
         raise OSError(f"--output is {output}, which is a folder, but must name a file.")
     if output.suffix != ".json":
         raise OSError(f"--output is {output}, but must end in .json.")
-    inputs = [path.resolve() for path in (options.samples, options.reference) if path]
-    if output.resolve() in inputs:
+    inputs = [os.path.realpath(path) for path in (options.samples, options.reference) if path]
+    if os.path.realpath(output) in inputs:
         raise OSError(f"--output is {output}, but must not be the samples or the reference.")
 
     samples = image_sets.open_set(options.samples, options.split) if options.samples else None
@@ -263,7 +263,9 @@ def _write(output: Path, result: dict[str, Any]) -> None:
 
     try:
         with files.atomic(output) as temporary:
-            temporary.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+            text = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
+            # Names of files need not be text.
+            temporary.write_text(text, encoding="utf-8", errors="replace")
     except OSError as error:
         raise OSError(f"{output} cannot be written ({error.strerror or error}).") from error
 

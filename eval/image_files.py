@@ -130,10 +130,15 @@ def _labels(
 def _edm_labels(
     path: str, image_names: Sequence[str], read: Callable[[str], bytes]
 ) -> Labels | None:
+    try:
+        text = read("dataset.json")
+    except Exception as error:  # damaged zips raise almost anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ImageSetError(f"{path}: dataset.json cannot be read ({reason}).") from error
     with contextlib.suppress(
         ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError
     ):
-        labels = json.loads(read("dataset.json"))["labels"]
+        labels = json.loads(text)["labels"]
         if labels is None:
             return None
         of_name = dict(labels)

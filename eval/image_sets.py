@@ -89,6 +89,8 @@ def open_set(path: str | Path, split: str = "train") -> ImageSet:
         if tfds_images.is_data_set(path):
             return tfds_images.open_tfds(path, split)
         return image_files.open_folder(path)
+    if not path.is_file():  # opening a pipe might never end
+        raise ImageSetError(f"{path} is neither a file nor a folder.")
     if not zipfile.is_zipfile(path):
         raise ImageSetError(
             f"{path} is no set of images, or it was cut short; allowed: an .npz file, a folder or "

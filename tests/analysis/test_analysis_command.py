@@ -24,7 +24,7 @@ from dit_moe.analysis.summary import summarize
 from dit_moe.analysis.visits import euler_step, part_of_range
 from dit_moe.config import DataConfig, DDPMConfig, MeshConfig, RectifiedFlowConfig, SampleConfig
 from dit_moe.config_io import to_json
-from dit_moe.data.classes import model_classes
+from dit_moe.data.model_classes import model_classes
 from dit_moe.diffusion.denoiser import unit_variance
 from dit_moe.diffusion.guidance import guide
 from dit_moe.diffusion.sampling import build_objective
@@ -287,7 +287,8 @@ def test_classes_are_called_alike_whatever_is_shown(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--num_images", "5"], "num_images is 5 with 10 classes; allowed: 10 or more"),
+        (["--num_images", "5"], "num_images is 5 with 10 classes; allowed: 10 to 100000"),
+        (["--num_images", "1000000000000"], "num_images is 1000000000000 with 10 classes; allowed"),
         (["--classes", "3,11"], "classes has 11; allowed: 0 to 9"),
         (["--classes", "x"], "classes is 'x'; allowed: numbers with commas"),
         (["--time_bins", "1"], "time_bins is 1; allowed: 2 to 1000"),

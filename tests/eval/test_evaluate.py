@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 import pickle
 import sys
 import types
@@ -230,6 +231,7 @@ class TestStoredStatistics:
         square = np.eye(8)
         for arrays, message in (
             ({"mu": np.zeros(8)}, "statistics without sigma"),
+            ({"mu": np.zeros(0), "sigma": np.zeros((0, 0))}, r"with D >= 1"),
             ({"mu": np.zeros(8), "sigma": np.eye(7)}, r"but must be \(D,\) and \(D, D\)"),
             ({"mu": np.zeros(8), "sigma": np.triu(np.ones((8, 8)))}, "is not symmetric"),
             ({"mu": np.full(8, np.nan), "sigma": square}, "not finite"),
@@ -240,6 +242,13 @@ class TestStoredStatistics:
             np.savez(tmp_path / "wrong.npz", **arrays)
             with pytest.raises(ImageSetError, match=message):
                 judge(samples, tmp_path / "wrong.npz", ["fid"])
+
+    def test_statistics_beyond_what_can_be_computed_with(self, judge, tmp_path, samples):
+        for mu, sigma in ((1e200, 1.0), (0.0, 1e308)):
+            arrays = {"mu": np.full(8, mu), "sigma": sigma * np.eye(8)}
+            np.savez(tmp_path / "huge.npz", **arrays)
+            with pytest.raises(ImageSetError, match="not finite, or beyond any feature's"):
+                judge(samples, tmp_path / "huge.npz", ["fid"])
 
     def test_wrong_width_is_noticed_at_once(self, judge, tmp_path, samples):
         np.savez(tmp_path / "wrong.npz", mu=np.zeros(9), sigma=np.eye(9))
@@ -483,11 +492,19 @@ class TestCommand:
         assert (tmp_path / "here").is_dir()
         assert not (tmp_path / "xdg").exists()
 
+    def test_names_that_are_no_text(self, run, tmp_path, samples):
+        strange = samples.rename(tmp_path / os.fsdecode(b"\xff.npz"))
+        assert run("--metrics", "fid", samples=strange) == 0
+        result = json.loads((tmp_path / "new" / "result.json").read_text(encoding="utf-8"))
+        assert result["samples"]["path"].endswith("?.npz")
+
     def test_mistakes_end_with_one_sentence(self, run, tmp_path, capsys):
         (tmp_path / "file").write_text("")
+        (tmp_path / "loop").symlink_to("loop")
         for arguments in (
             {"samples": tmp_path / "absent.npz"},
             {"samples": tmp_path / "file"},
+            {"samples": tmp_path / "loop"},
             {"output": tmp_path},
             {"output": tmp_path / "samples.npz"},
             {"output": tmp_path / "file" / "result.json"},
@@ -496,7 +513,7 @@ class TestCommand:
         assert run("--metrics", "fid,none") == 2
         assert run("--batch_size", 0) == 2
         errors = [e for e in capsys.readouterr().err.splitlines() if e.startswith("error: ")]
-        assert len(errors) == 7
+        assert len(errors) == 8
         assert not (tmp_path / "new").exists()
 
     def test_interruption_is_told(self, run, capsys):

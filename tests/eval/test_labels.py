@@ -8,7 +8,7 @@ from PIL import Image
 
 from dit_moe.config import DataConfig, SampleConfig
 from dit_moe.data import patches
-from dit_moe.data.classes import ModelClasses, model_classes
+from dit_moe.data.model_classes import ModelClasses, model_classes
 from dit_moe.data.prepared import read_card
 from dit_moe.sample_set import RunSampler, write_sample_set
 from eval.evaluate import evaluate
