@@ -397,6 +397,17 @@ class TestCache:
             assert judge(samples, reference, extractor=extractor) == expected
             assert extractor.seen == 110
 
+    @pytest.mark.parametrize("damage", [lambda x: x[:1], lambda x: np.full_like(x, np.nan)])
+    def test_states_of_other_shapes_or_numbers_are_made_again(
+        self, judge, tmp_path, samples, reference, damage
+    ):
+        expected = judge(samples, reference, ["fid"])
+        (state,) = (tmp_path / "cache").glob("*/state.npz")
+        with np.load(state) as file:
+            arrays = dict(file)
+        np.savez(state, **(arrays | {"pool/scatter": damage(arrays["pool/scatter"])}))
+        assert judge(samples, reference, ["fid"]) == expected
+
 
 class TestRefusals:
     @pytest.mark.parametrize(
