@@ -7,7 +7,6 @@ other numbers or names: `class_numbers`, integers [K], and `class_names`, text [
 """
 
 import contextlib
-import math
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -21,7 +20,6 @@ from eval.image_sets import ImageSet, ImageSetError, check_shape
 from eval.labels import Labels, of_places
 
 _CHUNK = 2**24  # bytes that are skipped at once
-_MOST = 2**31  # bytes of labels or statistics, which are read at once
 _LABELS = ("arr_1", "class_numbers", "class_names")
 
 
@@ -126,11 +124,6 @@ def _check_integers(path: Path, what: str, array: np.ndarray) -> None:
 
 def _array(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
     with _open_member(path, archive, name) as (file, shape, dtype):
-        if (num_bytes := math.prod(shape) * dtype.itemsize) > _MOST:
-            raise ImageSetError(
-                f"{path}: {name} holds {num_bytes:,} bytes, but labels and statistics have at most "
-                f"{_MOST:,}."
-            )
         content = file.read()
         if len(content) != int(np.prod(shape)) * dtype.itemsize:
             raise ImageSetError(f"{path}: {name} was cut short.")
