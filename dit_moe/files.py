@@ -1,6 +1,7 @@
 """Files and folders that are either whole or absent."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import secrets
@@ -33,8 +34,11 @@ def atomic(path: P) -> Iterator[P]:
     """Yields a temporary name beside `path` that becomes `path` when the block succeeds.
 
     Raises:
-      OSError: the folder or file cannot be written; a file that was there stays as it was.
+      OSError: the folder or file cannot be written; a file that was there stays as it was. What
+        is there and no file, such as /dev/null, is never replaced.
     """
+    if not is_remote(path) and path.exists() and not path.is_file():
+        raise FileExistsError(errno.EEXIST, "Is there and not a file", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays: NumPy and Pillow choose the format by it.
     temporary = cast(P, path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}"))

@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from tqdm import tqdm
 from dit_moe import images, sampling
 from dit_moe.config import Config, ConfigError, MeshConfig
 from dit_moe.data.latents import read_latent_space, same_latents
+from dit_moe.data.model_classes import ModelClasses, model_classes
 from dit_moe.files import atomic
 from dit_moe.guides import check_guide
 from dit_moe.loading import Run, load_run, locate
@@ -69,6 +70,8 @@ class RunSampler:
             request["classes"] = self.steering.labels.tolist()
         self.request = sampling.build_request(run.config, **request)
         weaker = _load_guide(guide, guide_ema, self.request.guidance, workdir, run.config)
+        self.classes = model_classes(run.config, workdir)
+        """What the labels stand for."""
         self._mesh = build_mesh(MeshConfig())
         self._renderer = _renderer(workdir, run.config, autoencoder, self._mesh)
         self.batch_size = sampling.round_up(
@@ -130,7 +133,8 @@ def write_sample_set(sampler: RunSampler, output: Path) -> tuple[Path, Path]:
 
     Finished batches lie in `output`/samples.parts until the set is complete; the same call with
     the same weights resumes after them, or returns the set if it is complete. Another one starts
-    anew. `output`/samples.json says what was drawn.
+    anew. `output`/samples.json says what was drawn. Where labels are not the numbers of the data's
+    classes, or those have names, samples.npz holds `class_numbers` [K] or `class_names` [K] too.
 
     Raises:
       ConfigError: `output` holds something else.
@@ -158,7 +162,8 @@ def write_sample_set(sampler: RunSampler, output: Path) -> tuple[Path, Path]:
     made_of.unlink(missing_ok=True)  # of the set that is replaced
     labels = sampler.request.labels()
     shown = _grid_choice(labels)
-    picture = _join(sorted(parts.glob("[0-9]*.npy")), labels, npz, shown)
+    beside = {"arr_1": labels, **_class_arrays(sampler.classes)}
+    picture = _join(sorted(parts.glob("[0-9]*.npy")), beside, npz, shown)
     picture = picture if sampler.image_shape else images.to_uint8(picture)
     if sampler.steering is not None:  # what was known of an image, and then the image
         pairs = np.stack([sampler.steering.pictures(shown), picture], axis=1)
@@ -171,10 +176,22 @@ def write_sample_set(sampler: RunSampler, output: Path) -> tuple[Path, Path]:
     return npz, png
 
 
-def _join(files: Sequence[Path], labels: np.ndarray, npz: Path, shown: np.ndarray) -> np.ndarray:
+def _class_arrays(classes: ModelClasses) -> dict[str, np.ndarray]:
+    """What tells which classes of the data the labels are, where they are more than numbers."""
+    arrays: dict[str, np.ndarray] = {}
+    if classes.numbers != tuple(range(len(classes.numbers))):
+        arrays["class_numbers"] = np.asarray(classes.numbers, np.int64)
+    if classes.names:
+        arrays["class_names"] = np.asarray(classes.names, np.str_)
+    return arrays
+
+
+def _join(
+    files: Sequence[Path], beside: Mapping[str, np.ndarray], npz: Path, shown: np.ndarray
+) -> np.ndarray:
     """Writes the parts as one array, a part at a time, and returns the images to be shown."""
     first = np.load(files[0], allow_pickle=False)
-    shape = (len(labels), *first.shape[1:])
+    shape = (len(beside["arr_1"]), *first.shape[1:])
     header = {"descr": first.dtype.str, "fortran_order": False, "shape": shape}
     kept = np.empty((len(shown), *first.shape[1:]), first.dtype)
     start = 0
@@ -187,8 +204,9 @@ def _join(files: Sequence[Path], labels: np.ndarray, npz: Path, shown: np.ndarra
                 here = (shown >= start) & (shown < start + len(part))
                 kept[here] = part[shown[here] - start]
                 start += len(part)
-        with archive.open("arr_1.npy", "w") as member:
-            np.lib.format.write_array(member, labels, allow_pickle=False)
+        for name, array in beside.items():
+            with archive.open(f"{name}.npy", "w") as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
     return kept
 
 

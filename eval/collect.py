@@ -265,4 +265,7 @@ class _Progress:
 
 def _read(path: Path) -> dict[str, np.ndarray]:
     with np.load(path, allow_pickle=False) as archive:
-        return dict(archive)
+        arrays = dict(archive)
+    if not all(np.isfinite(x).all() for x in arrays.values()):
+        raise ValueError(f"{path} holds values that are not finite.")
+    return arrays

@@ -10,6 +10,7 @@ import argparse
 import copy
 import functools
 import json
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -306,7 +307,7 @@ def _run(samples: Path, output: Path, picture: Path | None) -> str:
         ImageSetError, OSError: for the user to mend.
     """
     targets = [path for path in (output, picture) if path is not None]
-    if len({path.resolve() for path in (samples, *targets)}) <= len(targets):
+    if len({os.path.realpath(path) for path in (samples, *targets)}) <= len(targets):
         raise OSError("--samples, --output and --picture must name different files.")
     for path in targets:
         if path.is_dir():
@@ -322,7 +323,8 @@ def _run(samples: Path, output: Path, picture: Path | None) -> str:
     result = evaluate(image_NxHxWxC, label_N)
     result["samples_file"] = {"path": str(samples), "sha256": files.sha256(samples)}
     # All is made before the first file is written.
-    contents = [json.dumps(result, indent=2, ensure_ascii=False).encode() + b"\n"]
+    text = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
+    contents = [text.encode(errors="replace")]  # names of files need not be text
     if picture is not None:
         contents.append(digits_picture.draw(image_NxHxWxC, label_N))
     for path, content in zip(targets, contents, strict=True):

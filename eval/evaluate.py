@@ -1,6 +1,7 @@
 """Judges a set of images by the usual metrics on the features of a network."""
 
 import importlib.metadata
+import math
 import shutil
 import warnings
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ import numpy as np
 from eval import metrics as m
 from eval.collect import Collected, Extractor, collect, kept_rows, key
 from eval.image_sets import ImageSet, ImageSetError
+from eval.labels import Labels, shared_classes
 from eval.references import Reference
 from eval.statistics import Gaussian, SmallSetWarning
 
@@ -28,8 +30,8 @@ class _Sets:
     samples: Collected
     reference: Collected
     stored: dict[str, Gaussian]
-    sample_label: np.ndarray | None
-    reference_label: np.ndarray | None
+    sample_labels: Labels | None
+    reference_labels: Labels | None
     pairwise_reference: int = PAIRWISE_REFERENCE
     notes: list[str] = field(default_factory=list)
     _made: dict[str, Gaussian] = field(default_factory=dict)
@@ -82,11 +84,8 @@ def _frechet(sets: _Sets, output: str) -> dict[str, Any]:
 def _inception_score(sets: _Sets) -> dict[str, Any]:
     split_size = _SPLIT_SIZE
     logit_NxK = sets.samples.features["logits"]
-    label_N, order = sets.sample_label, "as stored"
-    is_by_class = (
-        label_N is not None and label_N[0] != label_N[-1] and (np.diff(label_N) >= 0).all()
-    )
-    if is_by_class and len(logit_NxK) > split_size:
+    order = "as stored"
+    if _is_by_class(sets.sample_labels) and len(logit_NxK) > split_size:
         order = "shuffled, seed 0"
         logit_NxK = np.random.RandomState(0).permutation(logit_NxK)
         sets.notes.append(
@@ -100,6 +99,14 @@ def _inception_score(sets: _Sets) -> dict[str, Any]:
             f"not {split_size:,}; small splits lower it."
         )
     return {"value": score.mean, "std": score.std, "split_size": split_size, "order": order}
+
+
+def _is_by_class(labels: Labels | None) -> bool:
+    """Whether images of several classes are stored one class after the other."""
+    if labels is None:
+        return False
+    num_runs = 1 + int(np.count_nonzero(np.diff(labels.number)))
+    return num_runs > 1 and num_runs == len(np.unique(labels.number))
 
 
 def _precision_recall(sets: _Sets) -> dict[str, Any]:
@@ -145,18 +152,25 @@ def _frechet_infinity(sets: _Sets) -> dict[str, Any]:
 
 def _per_class(sets: _Sets) -> dict[str, Any]:
     f_NxD, real_MxD = _pool(sets)
-    label_N, label_M = sets.sample_label, sets.reference_label
-    assert label_N is not None
-    assert label_M is not None
+    labels_N, labels_M = sets.sample_labels, sets.reference_labels
+    assert labels_N is not None
+    assert labels_M is not None
+    shared = shared_classes(labels_N, labels_M) or {}
     distances: dict[str, float] = {}
-    for label in np.intersect1d(label_N, label_M):
-        f_KxD, real_KxD = f_NxD[label_N == label], real_MxD[label_M == label]
+    for name, (i, j) in shared.items():
+        f_KxD, real_KxD = f_NxD[labels_N.number == i], real_MxD[labels_M.number == j]
         if min(len(f_KxD), len(real_KxD)) >= 2:
-            distances[str(label)] = m.frechet_distance_of_sets(f_KxD, real_KxD)
+            distances[name] = m.frechet_distance_of_sets(f_KxD, real_KxD)
     if not distances:
         raise ImageSetError(
             "per_class needs a class with 2 images among the samples and in the reference."
         )
+    for what, labels in (("samples", labels_N), ("reference", labels_M)):
+        if num_others := len(np.unique(labels.number)) - len(distances):
+            sets.notes.append(
+                f"per_class leaves {num_others:,} classes of the {what} out, which have no 2 "
+                "images in both sets."
+            )
     sets.notes.append(
         "Fréchet distances of single classes are biased up by their few images: compare them only "
         "with those of as many images."
@@ -371,9 +385,9 @@ def evaluate(
     sets = _Sets(of_samples, of_reference, reference.gaussian, None, None, pairwise_reference)
     needs_labels = any(metric.labels for metric in chosen)
     if needs_labels or "is" in names:
-        sets.sample_label = samples.label
+        sets.sample_labels = samples.labels
     if needs_labels and images is not None:
-        sets.reference_label = images.label
+        sets.reference_labels = images.labels
     if reference.gaussian:
         sets.notes.append(
             "The reference's statistics were read from a file, which does not say by which network "
@@ -383,6 +397,7 @@ def evaluate(
         values = {name: METRICS[name].compute(sets) for name in names}
     except ValueError as error:
         raise ImageSetError(str(error)) from error  # too few images
+    _check_finite(values)
     shutil.rmtree(folder, ignore_errors=True)
     return {
         "metrics": values,
@@ -407,6 +422,19 @@ def evaluate(
     }
 
 
+def _check_finite(values: dict[str, dict[str, Any]]) -> None:
+    """Features or stored statistics may be finite and yet too large; raises ImageSetError."""
+    for metric, entries in values.items():
+        for name, value in entries.items():
+            numbers = value if isinstance(value, list) else [value]
+            if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+                raise ImageSetError(
+                    f"{metric} ({name}) is not finite: the features, or the reference's stored "
+                    "statistics, are beyond what can be computed with; they are damaged or of "
+                    "another kind."
+                )
+
+
 def _check(samples: ImageSet, reference: Reference, chosen: Sequence[Metric]) -> None:
     """What can be known before any feature is made; raises ImageSetError."""
     images = reference.images
@@ -419,12 +447,42 @@ def _check(samples: ImageSet, reference: Reference, chosen: Sequence[Metric]) ->
     if samples.shape[:2] != images.shape[:2]:
         raise ImageSetError(
             f"{samples.path} holds images of {samples.shape[0]}x{samples.shape[1]}, but "
-            f"{images.path} of {images.shape[0]}x{images.shape[1]}; resize one set as the other."
+            f"{images.path} of {images.shape[0]}x{images.shape[1]}; resize one set as the other, "
+            "as by python -m dit_moe.data.prepare --autoencoder none --image_size "
+            f"{images.shape[0]}."
         )
     if any(metric.labels for metric in chosen):
-        for image_set in (samples, images):
-            if image_set.label is None:
-                raise ImageSetError(f"{image_set.path} has no labels, which per_class needs.")
+        _check_classes(samples, images)
+
+
+def _check_classes(samples: ImageSet, images: ImageSet) -> None:
+    """Whether both tell which of their classes are the same; raises ImageSetError."""
+    for image_set in (samples, images):
+        if image_set.labels is None:
+            raise ImageSetError(f"{image_set.path} has no labels, which per_class needs.")
+    assert samples.labels is not None
+    assert images.labels is not None
+    shared = shared_classes(samples.labels, images.labels)
+    if shared is None:
+        named, other = (samples, images) if samples.labels.names else (images, samples)
+        raise ImageSetError(
+            f"per_class cannot tell which classes are the same: those of {named.path} have names, "
+            f"those of {other.path} numbers; call class folders by these numbers, or add "
+            "class_names, the text of every label in order, to an .npz."
+        )
+    if not shared:
+        raise ImageSetError(
+            f"per_class finds no class that both sets have: {samples.path} has "
+            f"{_some_classes(samples.labels)}, {images.path} has {_some_classes(images.labels)}; "
+            "call the same classes by the same names or numbers."
+        )
+
+
+def _some_classes(labels: Labels) -> str:
+    """The first few, for a message."""
+    present = np.unique(labels.number)
+    shown = [labels.names.get(number, str(number)) for number in present[:3].tolist()]
+    return ", ".join(shown) + (", ..." if len(present) > 3 else "")
 
 
 def _check_widths(samples: ImageSet, reference: Reference, extractor: Extractor) -> None:

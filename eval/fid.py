@@ -32,6 +32,8 @@ workdir     A run: samples are drawn and judged as they come, for one or more gu
             the seed alone.
 samples     .npz with arr_0 uint8 [N, H, W, C] and maybe labels arr_1, as sample.py and ADM write
             it; a folder of images, nested or not; a zip of images; a prepared TFDS data set.
+            Classes are matched by name where both sets have names (class folders, TFDS,
+            class_names in an .npz), else by number; a folder called by a number is that class.
 reference   The same, or stored statistics: an .npz with mu and sigma (pytorch-fid, EDM), or one of
             ADM's reference batches. What is made of images is cached by content, so a reference is
             run through the network again only if other features must be kept. "digits" and
@@ -48,7 +50,7 @@ metrics, with --features inception unless said otherwise:
   dc            Density and coverage, k = 5: the same two questions, robust to outliers.
   kid           Kernel distance, unbiased for few samples, mean over 100 subsets of 1,000.
   fid_infinity  fid without the bias of a finite number of samples.
-  per_class     fid of every class that both sets have.
+  per_class     fid of every class that both sets have, by name or number.
   nearest       Distance of samples to the nearest reference image: finds copies.
 The default is what ADM reports, fid,sfid,is,pr, as far as features and reference allow. All but
 sfid and is also work with --features dinov2, all but sfid with digits and patches.
@@ -165,8 +167,8 @@ def _run(options: argparse.Namespace) -> str:
         raise OSError(f"--output is {output}, which is a folder, but must name a file.")
     if output.suffix != ".json":
         raise OSError(f"--output is {output}, but must end in .json.")
-    inputs = [path.resolve() for path in (options.samples, options.reference) if path]
-    if output.resolve() in inputs:
+    inputs = [os.path.realpath(path) for path in (options.samples, options.reference) if path]
+    if os.path.realpath(output) in inputs:
         raise OSError(f"--output is {output}, but must not be the samples or the reference.")
 
     samples = image_sets.open_set(options.samples, options.split) if options.samples else None
@@ -261,7 +263,9 @@ def _write(output: Path, result: dict[str, Any]) -> None:
 
     try:
         with files.atomic(output) as temporary:
-            temporary.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+            text = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
+            # Names of files need not be text.
+            temporary.write_text(text, encoding="utf-8", errors="replace")
     except OSError as error:
         raise OSError(f"{output} cannot be written ({error.strerror or error}).") from error
 

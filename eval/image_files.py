@@ -16,6 +16,7 @@ from dit_moe.data.picture_folders import list_folder
 from dit_moe.data.picture_zips import list_zip
 from dit_moe.data.pictures import SUFFIXES, ImageError, read_picture
 from eval.image_sets import ImageSet, ImageSetError
+from eval.labels import Labels, of_folders
 
 _THREADS = 8
 
@@ -24,8 +25,8 @@ def open_folder(path: Path) -> ImageSet:
     """All images below a folder, in the order of their sorted paths, as RGB.
 
     Labels come from EDM's `dataset.json` where there is one, otherwise from class folders: if every
-    image is in a sub-folder, the sorted names of the top ones are classes 0, 1, ... A class folder
-    may be a link. Other files than pictures are left out, which is told on stderr.
+    image is in a sub-folder, the top ones are classes by name, or by number if all are numbers. A
+    class folder may be a link. Other files than pictures are left out, which is told on stderr.
 
     Raises:
         ImageSetError: there is no image, the first cannot be read, or `dataset.json` is wrong.
@@ -88,14 +89,14 @@ def _image_set(path: Path, listing: Listing, content: Callable[[], str]) -> Imag
             for first in range(start, len(names), size):
                 yield np.stack(list(pool.map(load, names[first : first + size])))
 
-    label_N = _labels(path, listing, names)
+    labels = _labels(path, listing, names)
     height, width, channels = shape
     return ImageSet(
         path=str(path),
         num=len(names),
         shape=(height, width, channels),
         make_batches=batches,
-        make_label=lambda: label_N,
+        make_labels=lambda: labels,
         make_sha256=content,
     )
 
@@ -120,14 +121,14 @@ def _decode(path: Path, name: str, listing: Listing) -> np.ndarray:
         raise ImageSetError(f"{path}: {printable(name)} cannot be read ({error}).") from None
 
 
-def _labels(path: Path, listing: Listing, names: Sequence[str]) -> np.ndarray | None:
+def _labels(path: Path, listing: Listing, names: Sequence[str]) -> Labels | None:
     if edm_labels.NAME in listing.names:
         try:
             label = edm_labels.read(listing.files, names)
         except FilesError as error:
             raise ImageSetError(f"{path}: {error}.") from None
-        return None if label is None else np.array([label[name] for name in names], np.int64)
+        if label is None:
+            return None
+        return Labels(np.array([label[name] for name in names], np.int64))
     tops = [PurePosixPath(name).parts[0] for name in names if "/" in name]
-    if len(tops) < len(names):
-        return None
-    return np.unique(tops, return_inverse=True)[1].astype(np.int64)
+    return of_folders(tops) if len(tops) == len(names) else None

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from eval.labels import Labels, of_places
+
 
 class ImageSetError(ValueError):
     """A set of images cannot be used; the message is one sentence for its user."""
@@ -30,15 +32,20 @@ class ImageSet:
     """(H, W, C), C of 1 or 3."""
     make_batches: Callable[[int, int], Iterator[np.ndarray]]
     """(batch size, first image) -> uint8 [n, H, W, C]; raises ImageSetError."""
-    make_label: Callable[[], np.ndarray | None]
-    """-> int64 [N], or None where classes are unknown."""
+    make_labels: Callable[[], Labels | None]
+    """-> the classes of all images, or None where they are unknown; raises ImageSetError."""
     make_sha256: Callable[[], str]
     """-> the hexadecimal SHA-256 of all that the images depend on."""
 
     @functools.cached_property
+    def labels(self) -> Labels | None:
+        """The classes of all images, or None where unknown; read once, when first asked for."""
+        return self.make_labels()
+
+    @property
     def label(self) -> np.ndarray | None:
-        """int64 [N], or None where classes are unknown; read once, when first asked for."""
-        return self.make_label()
+        """int64 [N], the numbers of `labels`, or None where classes are unknown."""
+        return None if self.labels is None else self.labels.number
 
     @functools.cached_property
     def sha256(self) -> str:
@@ -82,6 +89,8 @@ def open_set(path: str | Path, split: str = "train") -> ImageSet:
         if tfds_images.is_data_set(path):
             return tfds_images.open_tfds(path, split)
         return image_files.open_folder(path)
+    if not path.is_file():  # opening a pipe might never end
+        raise ImageSetError(f"{path} is neither a file nor a folder.")
     if not zipfile.is_zipfile(path):
         raise ImageSetError(
             f"{path} is no set of images, or it was cut short; allowed: an .npz file, a folder or "
@@ -95,7 +104,8 @@ def open_set(path: str | Path, split: str = "train") -> ImageSet:
 def _embedded(name: str) -> ImageSet:
     from eval.features.embedded import EMBEDDED
 
-    image_NxHxWxC, label_N = EMBEDDED[name].load("heldout")
+    embedded = EMBEDDED[name]
+    image_NxHxWxC, label_N = embedded.load("heldout")
     num, height, width, channels = image_NxHxWxC.shape
     return ImageSet(
         path=f"{name} (held-out)",
@@ -104,7 +114,7 @@ def _embedded(name: str) -> ImageSet:
         make_batches=lambda size, start: (
             image_NxHxWxC[first : first + size] for first in range(start, num, size)
         ),
-        make_label=lambda: label_N.astype(np.int64),
+        make_labels=lambda: of_places(label_N, embedded.classes),
         make_sha256=lambda: hashlib.sha256(image_NxHxWxC.tobytes()).hexdigest(),
     )
 

@@ -2,6 +2,8 @@
 
 `arr_0` holds the images, uint8 [N, H, W, C], and `arr_1`, which may be absent, their labels:
 https://github.com/openai/guided-diffusion/tree/main/evaluations
+Beside them, sample.py writes which classes of the data the labels 0, 1, ... are, where those have
+other numbers or names: `class_numbers`, integers [K], and `class_names`, text [K].
 """
 
 import contextlib
@@ -16,8 +18,10 @@ from numpy.lib import format as npy
 
 from dit_moe import files
 from eval.image_sets import ImageSet, ImageSetError, check_shape
+from eval.labels import Labels, of_places
 
 _CHUNK = 2**24  # bytes that are skipped at once
+_LABELS = ("arr_1", "class_numbers", "class_names")
 
 
 def is_npz(path: Path) -> bool:
@@ -61,27 +65,62 @@ def open_npz(path: Path) -> ImageSet:
             if dtype != np.uint8:
                 raise ImageSetError(_wrong_dtype(path, file, shape, dtype))
             check_shape(f"{path} (arr_0)", shape)
-        label_N = _array(path, archive, "arr_1") if "arr_1.npy" in names else None
+        beside = {n: _array(path, archive, n) for n in _LABELS if f"{n}.npy" in names}
 
-    if label_N is not None:
-        if not np.issubdtype(label_N.dtype, np.integer):
-            raise ImageSetError(
-                f"{path}: the labels (arr_1) are {label_N.dtype}, but must be integers."
-            )
-        if label_N.shape != shape[:1]:
-            raise ImageSetError(
-                f"{path}: the labels (arr_1) have shape {label_N.shape}, but {shape[0]} images "
-                f"need ({shape[0]},)."
-            )
-        label_N = label_N.astype(np.int64)
+    labels = _labels(path, shape[0], **beside)
     return ImageSet(
         path=str(path),
         num=shape[0],
         shape=(shape[1], shape[2], shape[3]),
         make_batches=lambda size, start: _batches(path, size, start),
-        make_label=lambda: label_N,
+        make_labels=lambda: labels,
         make_sha256=lambda: files.sha256(path),
     )
+
+
+def _labels(
+    path: Path,
+    num: int,
+    arr_1: np.ndarray | None = None,
+    class_numbers: np.ndarray | None = None,
+    class_names: np.ndarray | None = None,
+) -> Labels | None:
+    """The labels of `num` images; raises ImageSetError."""
+    if arr_1 is None:
+        return None
+    _check_integers(path, "the labels (arr_1)", arr_1)
+    if arr_1.shape != (num,):
+        raise ImageSetError(
+            f"{path}: the labels (arr_1) have shape {arr_1.shape}, but {num} images need ({num},)."
+        )
+    if class_numbers is not None:
+        _check_integers(path, "class_numbers", class_numbers)
+    if class_names is not None and class_names.dtype.kind != "U":
+        raise ImageSetError(f"{path}: class_names is {class_names.dtype}, but must be text.")
+    for name, array in (("class_numbers", class_numbers), ("class_names", class_names)):
+        if array is None:
+            continue
+        if array.ndim != 1 or len(np.unique(array)) != len(array):
+            raise ImageSetError(f"{path}: {name} must be a list of different classes.")
+        if not (arr_1.min() >= 0 and arr_1.max() < len(array)):
+            raise ImageSetError(
+                f"{path}: {name} is of {len(array)} classes, but the labels (arr_1) go from "
+                f"{arr_1.min()} to {arr_1.max()}."
+            )
+    numbers = None if class_numbers is None else class_numbers.tolist()
+    names = () if class_names is None else class_names.tolist()
+    if numbers is not None and names and len(numbers) != len(names):
+        raise ImageSetError(
+            f"{path}: class_numbers is of {len(numbers)} classes, but class_names of {len(names)}."
+        )
+    return of_places(arr_1, names, numbers)
+
+
+def _check_integers(path: Path, what: str, array: np.ndarray) -> None:
+    if not np.issubdtype(array.dtype, np.integer):
+        raise ImageSetError(f"{path}: {what} are {array.dtype}, but must be integers.")
+    if array.size and array.max() > np.iinfo(np.int64).max:
+        raise ImageSetError(f"{path}: {what} hold {array.max()}, but must be integers of 64 bits.")
 
 
 def _array(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:

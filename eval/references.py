@@ -15,6 +15,7 @@ _PICKLES = (".pickle", ".pkl", ".pt", ".pth")
 # Of pytorch-fid, EDM and ADM (pooled features), and of ADM alone (spatial features).
 _STORED = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
 
+_BEYOND = 1e100  # squares and sums of what is below are finite
 _ROUNDING = 1e-6  # of eigenvalues, relative to the largest; float32 statistics are within it
 
 
@@ -66,14 +67,17 @@ def _gaussian(path: Path, arrays: dict[str, np.ndarray], mean: str, covariance: 
             raise ImageSetError(f"{path} has statistics without {name}.")
         if not np.issubdtype(arrays[name].dtype, np.floating):
             raise ImageSetError(f"{path}: {name} is {arrays[name].dtype}, but must be real.")
-        if not np.isfinite(arrays[name]).all():
-            raise ImageSetError(f"{path}: {name} holds values that are not finite.")
+        if not (np.abs(arrays[name].astype(np.float64)) < _BEYOND).all():  # nor is NaN
+            raise ImageSetError(
+                f"{path}: {name} holds values that are not finite, or beyond any feature's "
+                f"({_BEYOND:g})."
+            )
     mean_D = arrays[mean].astype(np.float64)
     covariance_DxD = arrays[covariance].astype(np.float64)
-    if mean_D.ndim != 1 or covariance_DxD.shape != (len(mean_D), len(mean_D)):
+    if mean_D.ndim != 1 or not len(mean_D) or covariance_DxD.shape != (len(mean_D), len(mean_D)):
         raise ImageSetError(
             f"{path}: {mean} and {covariance} have shapes {mean_D.shape} and "
-            f"{covariance_DxD.shape}, but must be (D,) and (D, D)."
+            f"{covariance_DxD.shape}, but must be (D,) and (D, D) with D >= 1."
         )
     if not np.allclose(covariance_DxD, covariance_DxD.T, rtol=1e-5, atol=1e-8):
         raise ImageSetError(f"{path}: {covariance} is not symmetric, so it is no covariance.")

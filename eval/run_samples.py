@@ -14,6 +14,7 @@ import numpy as np
 from dit_moe.sample_set import RunSampler, write_sample_set
 from eval import npz_images
 from eval.image_sets import ImageSet, ImageSetError
+from eval.labels import of_places
 
 
 def open_run(
@@ -54,6 +55,8 @@ def open_run(
         num=sampler.request.num_samples,
         shape=sampler.image_shape,
         make_batches=batches,
-        make_label=lambda: sampler.request.labels().astype(np.int64),
+        make_labels=lambda: of_places(
+            sampler.request.labels(), sampler.classes.names, sampler.classes.numbers
+        ),
         make_sha256=lambda: hashlib.sha256(identity).hexdigest(),
     ), drawn

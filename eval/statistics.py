@@ -122,8 +122,17 @@ class GaussianAccumulator:
 
     @classmethod
     def from_state(cls, state: Mapping[str, np.ndarray]) -> "GaussianAccumulator":
-        """The accumulator whose `state` this is."""
+        """The accumulator whose `state` this is.
+
+        Raises:
+            ValueError: an array is not of the others' width.
+        """
         self = cls(len(state["mean"]))
+        shapes = {"mean": (self.width,), "scatter": (self.width, self.width)}
+        shapes["pending"] = (len(state["pending"]), self.width)
+        for name, shape in shapes.items():
+            if state[name].shape != shape:
+                raise ValueError(f"{name} has shape {state[name].shape}, but must be {shape}.")
         self._num = int(state["num"])
         self._mean_D[:] = state["mean"]
         self._scatter_DxD[:] = state["scatter"]

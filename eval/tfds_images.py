@@ -10,6 +10,7 @@ import numpy as np
 from dit_moe import files
 from dit_moe.data.pictures import ImageError, read_picture
 from eval.image_sets import ImageSet, ImageSetError, check_shape
+from eval.labels import Labels, of_places
 
 
 def is_data_set(path: Path) -> bool:
@@ -71,14 +72,22 @@ def open_tfds(path: Path, split: str) -> ImageSet:
         for begin in range(start, len(source), size):
             yield np.stack([image(i) for i in range(begin, min(begin + size, len(source)))])
 
-    def label() -> np.ndarray | None:
+    def labels() -> Labels | None:
         if "label" not in folder.fields:
             return None
-        labels = folder.records(split, ["label"])
+        records, feature = folder.records(split, ["label"]), folder.fields["label"]
         try:
-            return np.array([labels[i]["label"] for i in range(len(labels))], np.int64)
+            label_N = np.asarray([records[i]["label"] for i in range(len(records))])
         except RecordError as error:
             raise ImageSetError(f"{path}: a label cannot be read ({error}).") from error
+        if label_N.ndim != 1 or not np.issubdtype(label_N.dtype, np.integer):
+            raise ImageSetError(
+                f"{path}: the labels are {label_N.dtype} {label_N.shape}, but must be an integer "
+                "for every image."
+            )
+        if label_N.min() < 0:  # TFDS's mark of images without a label
+            return None
+        return of_places(label_N, getattr(feature, "names", ()))
 
     def content() -> str:
         digest = hashlib.sha256(split.encode())
@@ -93,7 +102,7 @@ def open_tfds(path: Path, split: str) -> ImageSet:
         num=len(source),
         shape=(height, width, num_channels),
         make_batches=batches,
-        make_label=label,
+        make_labels=labels,
         make_sha256=content,
     )
 

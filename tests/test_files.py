@@ -1,4 +1,5 @@
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
@@ -62,3 +63,12 @@ def test_sha256(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"content" * 100_000)
     assert files.sha256(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_what_is_no_file_is_never_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for name in ("pipe", "link"):
+        with pytest.raises(FileExistsError, match="Is there and not a file"):
+            files.atomic(tmp_path / name).__enter__()
+    assert (tmp_path / "link").is_fifo()

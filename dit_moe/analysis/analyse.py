@@ -19,6 +19,7 @@ from dit_moe.analysis.text import markdown
 from dit_moe.analysis.visits import sampling_bins, sampling_visits, training_visits
 from dit_moe.config import Config, ConfigError, DataConfig, MeshConfig
 from dit_moe.config_io import load_json
+from dit_moe.data.model_classes import ModelClasses, model_classes
 from dit_moe.data.sources import Source, build_sources
 from dit_moe.loading import load_run, locate
 from dit_moe.nn.parameters import Parameters, abstract_parameters
@@ -28,6 +29,8 @@ from dit_moe.training.mesh import build_mesh, replicated
 
 MAX_CLASSES = 16
 """Of a run with more, as many at even distance are shown, with enough images each."""
+MAX_IMAGES = 100_000
+"""Counts of all of them are held in memory."""
 
 
 class Found(NamedTuple):
@@ -78,6 +81,11 @@ def build_settings(
     chosen = sorted(set(classes)) or sorted(
         set(np.linspace(0, most - 1, min(most, MAX_CLASSES)).astype(int).tolist())
     )
+    if not len(chosen) <= num_images <= MAX_IMAGES:
+        raise ConfigError(
+            f"num_images is {num_images} with {len(chosen)} classes; allowed: {len(chosen)} to "
+            f"{MAX_IMAGES}"
+        )
     # Solvers, classes, scale and seed are checked as for samples.
     request = build_request(
         config,
@@ -87,10 +95,6 @@ def build_settings(
         steps=steps,
         seed=seed,
     )
-    if num_images < len(chosen):
-        raise ConfigError(
-            f"num_images is {num_images} with {len(chosen)} classes; allowed: {len(chosen)} or more"
-        )
     if not 2 <= time_bins <= 1000:
         raise ConfigError(f"time_bins is {time_bins}; allowed: 2 to 1000")
     if steps > 50_000:
@@ -135,6 +139,18 @@ def open_source(config: Config, settings: Settings) -> Source:
             "classes with examples"
         )
     return source
+
+
+def class_names(settings: Settings, source: Source | None, known: ModelClasses) -> tuple[str, ...]:
+    """The names of the classes shown, or without names their numbers in the data set.
+
+    Args:
+      settings: with the classes.
+      source: the training data, if they are read.
+      known: what the run tells of its classes.
+    """
+    names = source.classes if source is not None else known.names or known.numbers
+    return tuple(str(names[c]) for c in settings.classes)
 
 
 def count_training(
@@ -219,14 +235,13 @@ def analyse(workdir: str | Path, batch_size: int, **asked: object) -> Found:
     inputs: dict[InputsName, Inputs] = {
         name: summarize(c, moe, settings.seed) for name, c in counts.items()
     }
-    names = source.classes if source is not None else ()
     means = next(iter(counts.values())).mean_tokens()
     analysis = Analysis(
         name=config.name,
         workdir=str(workdir),
         step=run.step,
         settings=settings,
-        class_names=tuple(names[c] if names else str(c) for c in settings.classes),
+        class_names=class_names(settings, source, model_classes(config, folder)),
         inputs=inputs,
         expert_similarity=matrices(expert_similarity(config.model, run.parameters)),
         prototypes=prototype_classes(config.model, run.parameters, means),

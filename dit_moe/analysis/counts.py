@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dit_moe.analysis.decisions import Decisions
+from dit_moe.config import ConfigError
 
 
 class Counts:
@@ -52,7 +53,15 @@ class Counts:
           seen: of the inputs, as NumPy arrays.
           image_N: [n] number of each input's image; -1 for the null label.
           time_N: [n] number of its time, from 0 to V - 1.
+
+        Raises:
+          ConfigError: tokens are not finite, so that their experts mean nothing.
         """
+        if not np.isfinite(seen.mean_token).all():
+            raise ConfigError(
+                "the network's tokens are not finite; allowed: a model with finite parameters, and "
+                "guidance_scale near 1"
+            )
         null_N = image_N < 0
         # Tokens of an image together: [n, S, L, E].
         chosen_NxSxLxE = np.asarray(seen.chosen).transpose(1, 2, 0, 3)

@@ -63,6 +63,12 @@ class Card:
     sha256: dict[str, str]
     """Of every other file of the set, by name: records, labels and TFDS's metadata."""
 
+    @property
+    def digest(self) -> str:
+        """The same for sets of the same records."""
+        records = [item for item in self.sha256.items() if ".array_record-" in item[0]]
+        return hashlib.sha256(json.dumps(sorted(records)).encode()).hexdigest()
+
 
 @dataclass(frozen=True, config=RULES)
 class Shard:
@@ -246,8 +252,7 @@ class Prepared:
     @property
     def digest(self) -> str:
         """The same for sets of the same records."""
-        records = [item for item in self.card.sha256.items() if ".array_record-" in item[0]]
-        return hashlib.sha256(json.dumps(sorted(records)).encode()).hexdigest()
+        return self.card.digest
 
     def __len__(self) -> int:
         return self.card.num_examples

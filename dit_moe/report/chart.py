@@ -12,6 +12,8 @@ _POINTS = 300
 """As many at most are drawn of a line."""
 _LOG_FROM = 30
 """The ratio of largest to smallest from which on the axis is logarithmic."""
+_TINY, _HUGE = 1e-300, 1e300
+"""Beyond these, differences and ratios of numbers are 0 or not finite."""
 _COLOURS = ("#4c8dd6", "#e0812a", "#3aa76d", "#d0525f", "#9a78d1", "#b08b3e", "#d872b0", "#7f8fa3")
 
 
@@ -37,17 +39,22 @@ class Chart:
     """"" or "log"."""
 
 
+def drawable(value: float) -> bool:
+    """Whether it can be a point: neither NaN nor beyond what an axis can show."""
+    return abs(value) < _HUGE
+
+
 def draw(title: str, lines: Sequence[Line], *, linear: bool = False) -> Chart:
     """Draws lines over their steps.
 
     Args:
       title: for those who do not see.
-      lines: with at least one finite point.
+      lines: with at least one point that is `drawable`; x all are.
       linear: no logarithmic axis, however large the ratio.
     """
-    points = [p for line in lines for p in zip(line.x, line.y, strict=True) if math.isfinite(p[1])]
+    points = [p for line in lines for p in zip(line.x, line.y, strict=True) if drawable(p[1])]
     low, high = min(y for _, y in points), max(y for _, y in points)
-    log = not linear and low > 0 and high / low > _LOG_FROM
+    log = not linear and low > _TINY and high / low > _LOG_FROM
     x_N = [x for x, _ in points]
     x_axis = _Axis(min(x_N), max(x_N), False, _LEFT, WIDTH - _RIGHT)
     y_axis = _Axis(low, high, log, HEIGHT - _BOTTOM, _TOP)
@@ -92,8 +99,10 @@ class _Axis:
     """From values to places in the drawing."""
 
     def __init__(self, low: float, high: float, log: bool, start: float, end: float):
-        if low == high:
-            low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
+        size = max(abs(low), abs(high))
+        if high - low <= max(size * 1e-12, _TINY):  # too close to be told apart
+            size = size if size > _TINY else 1
+            low, high = low - size / 2, high + size / 2
         self._log = log
         self._low, self._high = (math.log10(low), math.log10(high)) if log else (low, high)
         self._start, self._end = start, end
@@ -127,7 +136,7 @@ def _pieces(line: Line) -> list[list[tuple[float, float]]]:
         kept.append(points[-1])
     pieces: list[list[tuple[float, float]]] = [[]]
     for point in kept:
-        if math.isfinite(point[1]):
+        if drawable(point[1]):
             pieces[-1].append(point)
         elif pieces[-1]:
             pieces.append([])

@@ -48,5 +48,6 @@ def run(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"output is {str(output)!r}; allowed: a file ending in .html")
     html = render(arguments.workdir, arguments.analysis, arguments.results)
     with atomic(output) as temporary:
-        temporary.write_text(html, encoding="utf-8")
+        # Names of files need not be text.
+        temporary.write_text(html, encoding="utf-8", errors="backslashreplace")
     print(f"Wrote {output} ({output.stat().st_size / 1e6:.1f} MB).")

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from dit_moe.config import ConfigError
 
-_INDEX = re.compile(r"/(layer|expert)(\d+)$")
+_INDEX = re.compile(r"/(layer|expert)(\d{1,9})$")
 _TIME = re.compile(r"^(loss_t)(\d+)$")
+_MOST_STEPS = 1e18
 
 
 @dataclass(frozen=True)
@@ -48,17 +49,22 @@ def read_metrics(path: Path) -> Metrics | None:
     if not path.is_file():
         return None
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            header, *rows = [*csv.reader(file)] or [[]]
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            lines = [*csv.reader(file)]
+        if not lines:
+            return None
+        header, *rows = lines
+        if header[:1] != ["step"]:
+            raise ValueError("its first line does not begin with step")
         rows = [row for row in rows if len(row) == len(header)]  # the last may be half-written
         if not rows:
             return None
         metrics = Metrics({name: [row[i] for row in rows] for i, name in enumerate(header)})
         for name in header:
             metrics.values(name)
-        if not all(map(math.isfinite, metrics.steps)):
-            raise ValueError("a step is not finite")
-    except (KeyError, ValueError, csv.Error) as error:
+        if not all(0 <= step < _MOST_STEPS for step in metrics.steps):
+            raise ValueError("a step is no count")
+    except (ValueError, csv.Error) as error:
         raise ConfigError(f"{path} is no table of numbers by step: {error}") from None
     return metrics
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.resources
-import math
 import re
 import shlex
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from dit_moe.config_io import load_json, to_json
 from dit_moe.convert.published import is_published
 from dit_moe.files import new_folder
 from dit_moe.records import read_record
-from dit_moe.report.chart import Chart, Line, draw
+from dit_moe.report.chart import Chart, Line, draw, drawable
 from dit_moe.report.metrics import Metrics, group, read_metrics
 from dit_moe.report.pictures import data_uri
 from dit_moe.report.results import find_results
@@ -152,7 +151,7 @@ def _charts(metrics: Metrics) -> tuple[list[tuple[str, Chart]], list[tuple[str, 
         lines = []
         for label, name in curves.names.items():
             values = metrics.values(name)
-            if any(math.isfinite(value) for value in values):
+            if any(map(drawable, values)):
                 lines.append(Line(label, metrics.steps, values))
         cells = {cell for name in curves.names.values() for cell in metrics.cells[name] if cell}
         if len(cells) > 1 and lines:

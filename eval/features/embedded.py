@@ -28,6 +28,8 @@ class Embedded:
     """uint8 [N, H, W, C] to float64 [N, P]."""
     settings: Mapping[str, Any]
     """Of scikit-learn's MLPClassifier."""
+    classes: tuple[str, ...] = ()
+    """Names; empty where they are the numbers."""
 
     def fit(self) -> MLPClassifier:
         """The classifier, trained on the training split."""
@@ -60,6 +62,7 @@ EMBEDDED = {
         "mean and standard deviation of each colour in 4x4 blocks",
         _blocks,
         {"early_stopping": True},
+        patches.CLASSES,
     ),
 }
 

@@ -10,14 +10,21 @@ import pytest
 from PIL import Image
 
 from dit_moe.analysis import experts, pictures, visits
-from dit_moe.analysis.analyse import build_settings, count_sampling, count_training, open_source
+from dit_moe.analysis.analyse import (
+    build_settings,
+    class_names,
+    count_sampling,
+    count_training,
+    open_source,
+)
 from dit_moe.analysis.command import main
 from dit_moe.analysis.findings import DEPTH, EARLY, PREFERENCE, findings
 from dit_moe.analysis.record import FILE, Analysis, Information, Inputs, Layer, Paths
 from dit_moe.analysis.summary import summarize
 from dit_moe.analysis.visits import euler_step, part_of_range
-from dit_moe.config import DDPMConfig, MeshConfig, RectifiedFlowConfig, SampleConfig
+from dit_moe.config import DataConfig, DDPMConfig, MeshConfig, RectifiedFlowConfig, SampleConfig
 from dit_moe.config_io import to_json
+from dit_moe.data.model_classes import model_classes
 from dit_moe.diffusion.denoiser import unit_variance
 from dit_moe.diffusion.guidance import guide
 from dit_moe.diffusion.sampling import build_objective
@@ -269,10 +276,19 @@ def test_the_command(run, tmp_path, capsys):
     assert (again / FILE).read_bytes() == (output / FILE).read_bytes()
 
 
+def test_classes_are_called_alike_whatever_is_shown(tmp_path):
+    config = dataclasses.replace(tiny(), data=DataConfig(classes=(9, 4, 1)))
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, num_classes=3))
+    settings, known = build_settings(config, classes=[0, 2]), model_classes(config, tmp_path)
+    source = open_source(config, settings)
+    assert class_names(settings, source, known) == class_names(settings, None, known) == ("9", "1")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--num_images", "5"], "num_images is 5 with 10 classes; allowed: 10 or more"),
+        (["--num_images", "5"], "num_images is 5 with 10 classes; allowed: 10 to 100000"),
+        (["--num_images", "1000000000000"], "num_images is 1000000000000 with 10 classes; allowed"),
         (["--classes", "3,11"], "classes has 11; allowed: 0 to 9"),
         (["--classes", "x"], "classes is 'x'; allowed: numbers with commas"),
         (["--time_bins", "1"], "time_bins is 1; allowed: 2 to 1000"),

@@ -11,7 +11,7 @@ from dit_moe.analysis.decisions import decisions
 from dit_moe.analysis.information import entropy, mutual_information
 from dit_moe.analysis.record import Layer
 from dit_moe.analysis.summary import summarize
-from dit_moe.config import MoEConfig
+from dit_moe.config import ConfigError, MoEConfig
 from dit_moe.moe.routing import Routing
 
 IMAGES, TOKENS, CLASSES, EXPERTS = 200, 16, 4, 4
@@ -145,6 +145,13 @@ def test_what_a_layer_counts():
     assert paths.entropy_bits == pytest.approx(scipy.stats.entropy([4, 2, 2], base=2))
     assert paths.independent_bits == pytest.approx(2 * first.balance)
     np.testing.assert_allclose(counts.mean_tokens()[..., 0], [[0.5, 2.5], [5.5, 7.5]])
+
+
+def test_tokens_that_are_not_finite_are_refused():
+    counts = Counts(np.array([0]), (0,), np.arange(1), (1, 1, 1, 2, 1))
+    routing = record([[[0]]]).replace(metrics={"mean_token": jnp.full((1, 1, 1), jnp.nan)})
+    with pytest.raises(ConfigError, match="tokens are not finite"):
+        counts.add(decisions(routing, 2, 1), np.array([0]), np.array([0]))
 
 
 def test_a_time_at_which_no_expert_is_chosen():

@@ -1,6 +1,7 @@
 import hashlib
 import io
 import json
+import os
 
 import numpy as np
 import pytest
@@ -200,6 +201,16 @@ class TestCommand:
         assert capsys.readouterr().err.count("\n") == 5
         assert not output.exists()
         assert occupied.read_text() == "kept"
+
+    def test_names_that_are_no_text(self, samples, tmp_path, capsys):
+        strange = tmp_path / os.fsdecode(b"\xff.npz")
+        samples.rename(strange)
+        assert self.run(strange, tmp_path / "result.json") == 0
+        result = json.loads((tmp_path / "result.json").read_text())
+        assert result["samples_file"]["path"].endswith("?.npz")
+        (tmp_path / "loop").symlink_to("loop")
+        assert self.run(tmp_path / "loop", tmp_path / "result.json") == 2
+        assert capsys.readouterr().err.count("\n") == 1
 
     def test_wrong_arguments_end_with_two(self):
         with pytest.raises(SystemExit) as info:

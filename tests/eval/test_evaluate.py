@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 import pickle
 import sys
 import types
@@ -170,7 +171,13 @@ class TestEvaluate:
 
     @pytest.mark.parametrize(
         ("label_N", "is_shuffled"),
-        [(np.sort(LABELS), True), (LABELS, False), (np.zeros(60, int), False), (None, False)],
+        [
+            (np.sort(LABELS), True),
+            (np.sort(LABELS)[::-1], True),
+            (LABELS, False),
+            (np.zeros(60, int), False),
+            (None, False),
+        ],
     )
     def test_inception_score_of_class_folders(
         self, judge, tmp_path, reference, label_N, is_shuffled, monkeypatch
@@ -224,6 +231,7 @@ class TestStoredStatistics:
         square = np.eye(8)
         for arrays, message in (
             ({"mu": np.zeros(8)}, "statistics without sigma"),
+            ({"mu": np.zeros(0), "sigma": np.zeros((0, 0))}, r"with D >= 1"),
             ({"mu": np.zeros(8), "sigma": np.eye(7)}, r"but must be \(D,\) and \(D, D\)"),
             ({"mu": np.zeros(8), "sigma": np.triu(np.ones((8, 8)))}, "is not symmetric"),
             ({"mu": np.full(8, np.nan), "sigma": square}, "not finite"),
@@ -234,6 +242,13 @@ class TestStoredStatistics:
             np.savez(tmp_path / "wrong.npz", **arrays)
             with pytest.raises(ImageSetError, match=message):
                 judge(samples, tmp_path / "wrong.npz", ["fid"])
+
+    def test_statistics_beyond_what_can_be_computed_with(self, judge, tmp_path, samples):
+        for mu, sigma in ((1e200, 1.0), (0.0, 1e308)):
+            arrays = {"mu": np.full(8, mu), "sigma": sigma * np.eye(8)}
+            np.savez(tmp_path / "huge.npz", **arrays)
+            with pytest.raises(ImageSetError, match="not finite, or beyond any feature's"):
+                judge(samples, tmp_path / "huge.npz", ["fid"])
 
     def test_wrong_width_is_noticed_at_once(self, judge, tmp_path, samples):
         np.savez(tmp_path / "wrong.npz", mu=np.zeros(9), sigma=np.eye(9))
@@ -382,6 +397,17 @@ class TestCache:
             assert judge(samples, reference, extractor=extractor) == expected
             assert extractor.seen == 110
 
+    @pytest.mark.parametrize("damage", [lambda x: x[:1], lambda x: np.full_like(x, np.nan)])
+    def test_states_of_other_shapes_or_numbers_are_made_again(
+        self, judge, tmp_path, samples, reference, damage
+    ):
+        expected = judge(samples, reference, ["fid"])
+        (state,) = (tmp_path / "cache").glob("*/state.npz")
+        with np.load(state) as file:
+            arrays = dict(file)
+        np.savez(state, **(arrays | {"pool/scatter": damage(arrays["pool/scatter"])}))
+        assert judge(samples, reference, ["fid"]) == expected
+
 
 class TestRefusals:
     @pytest.mark.parametrize(
@@ -422,6 +448,9 @@ class TestRefusals:
         with pytest.raises(ImageSetError, match="3 images, but more than 3 are needed"):
             judge(other, reference)
         np.savez(other, REAL[:10], np.full(10, 7))
+        with pytest.raises(ImageSetError, match=r"no class that both .* has 7, .* has 0, 1, 2;"):
+            judge(other, reference, ["per_class"])
+        np.savez(other, REAL[:10], np.arange(10))
         with pytest.raises(ImageSetError, match="needs a class with 2 images"):
             judge(other, reference, ["per_class"])
 
@@ -474,11 +503,19 @@ class TestCommand:
         assert (tmp_path / "here").is_dir()
         assert not (tmp_path / "xdg").exists()
 
+    def test_names_that_are_no_text(self, run, tmp_path, samples):
+        strange = samples.rename(tmp_path / os.fsdecode(b"\xff.npz"))
+        assert run("--metrics", "fid", samples=strange) == 0
+        result = json.loads((tmp_path / "new" / "result.json").read_text(encoding="utf-8"))
+        assert result["samples"]["path"].endswith("?.npz")
+
     def test_mistakes_end_with_one_sentence(self, run, tmp_path, capsys):
         (tmp_path / "file").write_text("")
+        (tmp_path / "loop").symlink_to("loop")
         for arguments in (
             {"samples": tmp_path / "absent.npz"},
             {"samples": tmp_path / "file"},
+            {"samples": tmp_path / "loop"},
             {"output": tmp_path},
             {"output": tmp_path / "samples.npz"},
             {"output": tmp_path / "file" / "result.json"},
@@ -487,7 +524,7 @@ class TestCommand:
         assert run("--metrics", "fid,none") == 2
         assert run("--batch_size", 0) == 2
         errors = [e for e in capsys.readouterr().err.splitlines() if e.startswith("error: ")]
-        assert len(errors) == 7
+        assert len(errors) == 8
         assert not (tmp_path / "new").exists()
 
     def test_interruption_is_told(self, run, capsys):

@@ -355,6 +355,18 @@ class TestImageFiles:
             open_set(tmp_path / "empty.zip")
 
 
+def test_pipes_are_no_sets(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ImageSetError, match="is neither a file nor a folder"):
+        open_set(tmp_path / "pipe")
+
+
+def test_labels_beyond_64_bits_are_refused(path):
+    np.savez(path, IMAGES, np.full(len(IMAGES), 2**64 - 1, np.uint64))
+    with pytest.raises(ImageSetError, match=r"\(arr_1\) hold 18446744073709551615, but must"):
+        open_set(path)
+
+
 def test_other_files_are_no_sets(tmp_path):
     with pytest.raises(ImageSetError, match="does not exist"):
         open_set(tmp_path / "absent")

@@ -6,6 +6,7 @@ import functools
 import html.parser
 import json
 import math
+import os
 import re
 import shlex
 import shutil
@@ -235,7 +236,8 @@ def test_errors(run, text, tmp_path, capsys):
         assert message in error
         assert error.count("\n") == 1
     shutil.copy(run / "metrics.csv", copy)
-    for content in (b"step,loss\n1,much\n", b"step,loss\n,1\n", b"step,loss\n1,\xff\n"):
+    wrong = (b"1,much\n", b",1\n", b"1,\xff\n", b"inf,1\n", b"-1,1\n", b"9" * 5000 + b",1\n")
+    for content in (*(b"step,loss\n" + rows for rows in wrong), b"\nstep,loss\n1,1\n", b"a\n1\n"):
         (copy / "metrics.csv").write_bytes(content)
         assert main(["--workdir", str(copy)]) == 2
         assert "is no table of numbers by step" in capsys.readouterr().err
@@ -264,11 +266,37 @@ def test_charts():
     assert page._charts(diverged) == ([], [("loss", "inf or nan")])
 
 
+@pytest.mark.parametrize(
+    ("values", "drawn"),
+    [
+        ([1.0, 1.7e308, 2.0, -1.7e308], 2),
+        ([5e-324, 1e-323], 1),
+        ([1.0, 1 + 2**-52], 1),
+        ([1e299, 1e299 * (1 + 2**-52)], 1),
+        ([5e-324, 1e-322], 1),
+    ],
+)
+def test_charts_of_numbers_at_the_ends_of_their_range(values, drawn):
+    chart = draw("t", [Line("", range(len(values)), values)])
+    assert chart.svg.count("<polyline") == drawn
+    assert "nan" not in chart.svg
+    assert "inf" not in chart.svg
+
+
+def test_a_name_that_is_no_text(tmp_path):
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/run\xff"))
+    folder.mkdir()
+    (folder / "config.json").write_text(to_json(tiny(None)))
+    assert main(["--workdir", str(folder)]) == 0
+    assert "/run\\udcff" in (folder / "report.html").read_text(encoding="utf-8")
+
+
 def test_groups_and_large_pictures(tmp_path):
     titles = {curves.title: list(curves.names) for curves in group(NAMES[1:])}
     assert titles["moe/load/layer00"] == ["expert 0", "expert 1"]
     assert titles["moe/busiest"] == ["layer 0"]
     assert titles["loss by quarter of the time range"] == ["loss_t0", "loss_t3"]
+    assert [curves.title for curves in group(["a/layer" + "9" * 5000])] == ["a/layer" + "9" * 5000]
     (tmp_path / "empty.csv").write_text("step,loss\n")
     assert read_metrics(tmp_path / "empty.csv") is None
     noise = np.random.default_rng(0).integers(0, 256, (1500, 1500, 3), np.uint8)
