@@ -107,6 +107,25 @@ def test_a_signal_is_noted_though_it_cannot_be_answered(error, monkeypatch):
         assert signal.getsignal(signal.SIGINT) == before
 
 
+def test_a_closed_terminal_is_noted_as_often_as_it_tells():
+    before = signal.getsignal(signal.SIGHUP)
+    with Interrupt() as interrupt:
+        for number in (signal.SIGHUP, signal.SIGHUP):  # by the shell and by the system
+            signal.raise_signal(number)
+        assert interrupt.signal == signal.SIGHUP
+    assert signal.getsignal(signal.SIGHUP) == before
+
+
+def test_nohup_stays_in_force():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interrupt() as interrupt:
+            signal.raise_signal(signal.SIGHUP)
+            assert interrupt.signal is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_a_failure_of_the_lead_reaches_all_even_without_a_message(monkeypatch):
     def fail() -> None:
         raise OSError
