@@ -206,6 +206,10 @@ def _latent_statistics(
     return tuple(mean.tolist()), tuple(np.sqrt(square - mean**2 + variance).tolist())
 
 
+class RecordError(ConfigError):
+    """A record of a prepared set cannot be read."""
+
+
 class Prepared:
     """Random access to the records of a prepared set.
 
@@ -226,6 +230,7 @@ class Prepared:
             self.label: np.ndarray = np.load(self.folder / _LABELS, allow_pickle=False)
             """[N] int32, of every record."""
             builder: Any = tfds.builder_from_directory(str(self.folder))
+            self._shards = builder.info.splits[SPLIT].file_instructions
             self._records = builder.as_data_source(SPLIT)
             if self.card.num_examples:
                 self._records[self.card.num_examples - 1]
@@ -250,8 +255,30 @@ class Prepared:
         return self.card.num_examples
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        """The fields of one record, as `features` describes them."""
-        return self._records[index]
+        """The fields of one record, as `features` describes them.
+
+        Raises:
+          RecordError: it cannot be read.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        try:
+            return self._records[index]
+        except Exception as error:  # damaged files raise almost anything
+            file, place = self._locate(index)
+            why = " ".join(f"{type(error).__name__}: {error}".split())
+            raise RecordError(
+                f"record {place:,} of {self.folder / file} cannot be read ({why}); if the file is "
+                "damaged, remove the folder and prepare it again: its records will be the same"
+            ) from error
+
+    def _locate(self, index: int) -> tuple[str, int]:
+        """The file of a record, and its number in there."""
+        for shard in self._shards:
+            if index < shard.take:
+                return Path(shard.filename).name, index
+            index -= shard.take
+        raise IndexError(index)
 
 
 def read_card(folder: Path) -> Card:
