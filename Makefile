@@ -4,9 +4,11 @@ VENV ?= .venv
 EXTRAS ?= dev
 # The demo's model: promoe, dit-moe or dit.
 MODEL ?= promoe
-# For make folder: pixels, and steps of training.
+# For make folder: pixels, and steps of training. A trained folder goes on with more STEPS.
 IMAGE_SIZE ?= 32
 STEPS ?= 10000
+# Steps over which the learning rate rises: what may not change as a run goes on.
+WARMUP ?= 500
 SET = $(shell basename "$$(cd "$(IMAGES)" 2>/dev/null && pwd)")-$(IMAGE_SIZE)
 RUN = runs/digits-$(MODEL)
 OUT = out/digits-$(MODEL)
@@ -39,8 +41,9 @@ demo: $(VENV)/.installed
 # A folder of pictures, one sub-folder a class, from files to samples.
 folder: $(VENV)/.installed
 	@test -n "$(IMAGES)" || { echo "IMAGES is not set; allowed: IMAGES=FOLDER, with one sub-folder per class"; exit 2; }
+	@test "$(STEPS)" -gt "$(WARMUP)" || { echo "STEPS is $(STEPS); allowed: above WARMUP, which is $(WARMUP) (WARMUP=... sets it)"; exit 2; }
 	$(BIN)/python -m dit_moe.data.prepare --input "$(IMAGES)" --output "data/$(SET)" --autoencoder none --image_size $(IMAGE_SIZE)
-	$(BIN)/python train.py --config "configs/prepared.py:data/$(SET)" --workdir "runs/$(SET)" --config.train.steps=$(STEPS) --config.train.warmup_steps=$$(( $(STEPS) / 20 ))
+	$(BIN)/python train.py --config "configs/prepared.py:data/$(SET)" --workdir "runs/$(SET)" --config.train.steps=$(STEPS) --config.train.warmup_steps=$(WARMUP)
 	$(BIN)/python sample.py --workdir "runs/$(SET)" --output "out/$(SET)"
 
 test: $(VENV)/.installed

@@ -1,11 +1,10 @@
 """Trains a model. Run the same command again to resume."""
 
 import argparse
-import sys
 
 from etils import epath
 
-from dit_moe.command_line import command_parser, run_command
+from dit_moe.command_line import command_parser, end, run_command, say_error
 
 EPILOG = """\
 examples:
@@ -22,7 +21,8 @@ examples:
 
 any field of the config can be set with --config.FIELD=VALUE; "none" empties an optional one.
 The workdir receives config.json, checkpoints/, TensorBoard events, metrics.csv and samples/.
-Ctrl-C saves a checkpoint and stops (exit code 130; SIGTERM: 143); a second one stops at once.
+Ctrl-C saves a checkpoint and stops (exit code 130; SIGTERM: 143, a closed terminal: 129); a
+second one stops at once.
 Other exit codes: 0 done, 1 training cannot go on, 2 a setting cannot be used.
 
 several processes (docs/scale.md): start the same command once per process, with --distributed
@@ -93,7 +93,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
             wandb=arguments.wandb,
         )
     except TrainingError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say_error(f"error: {error}")
         return 1
     if stopped_by is not None:
         hosts.say(f"Saved. Run the same command to go on, in {workdir}.")
@@ -112,4 +112,4 @@ def _steps(text: str) -> range:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dit_moe.config import (
     Config,
+    ConfigError,
     DataConfig,
     ModelConfig,
     RectifiedFlowConfig,
@@ -21,13 +22,23 @@ from dit_moe.presets import small_moe
 def get_config(folder: str = "data/prepared") -> Config:
     card = read_card(Path(folder))
     size, _, channels = card.shape
-    side = 16 if card.autoencoder else 8  # patches along a side, at most
+    most = 16 if card.autoencoder else 8
+    patches = _patches(size, most)
+    if patches is None:
+        pixels = card.image_size // size
+        good = [s for s in range(1, 2 * size) if _patches(s, most)]
+        near = [max(s for s in good if s < size), min(s for s in good if s > size)]
+        raise ConfigError(
+            f"data set {folder!r} has examples of {size}x{size}, which no patch divides into "
+            f"{most // 2 + 1} to {most} along a side; allowed: a set prepared with another "
+            f"--image_size, such as {pixels * near[0]} or {pixels * near[1]}"
+        )
     return Config(
         name=card.name,
         model=ModelConfig(
             image_size=size,
             channels=channels,
-            patch_size=next(p for p in range(1, size + 1) if size % p == 0 and size // p <= side),
+            patch_size=size // patches,
             num_classes=len(card.classes),
             width=128,
             depth=6,
@@ -49,3 +60,10 @@ def get_config(folder: str = "data/prepared") -> Config:
         ),
         sample=SampleConfig(solver="heun", steps=25, guidance_scale=1.5),
     )
+
+
+def _patches(size: int, most: int) -> int | None:
+    """The largest number of patches along a side that is not above `most`, or None where it is
+    half of that or less: too few for a transformer."""
+    patches = max(n for n in range(1, most + 1) if size % n == 0)
+    return patches if patches > most // 2 or patches == size else None

@@ -1,12 +1,17 @@
 """What the commands have in common."""
 
 import argparse
+import contextlib
 import io
+import os
 import sys
+import threading
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 Number = TypeVar("Number", int, float)
+
+_PATIENCE = 5.0  # seconds
 
 
 def command_parser(prog: str, description: str | None, epilog: str) -> argparse.ArgumentParser:
@@ -21,6 +26,35 @@ def command_parser(prog: str, description: str | None, epilog: str) -> argparse.
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+
+
+def end(main: Callable[[], int]) -> NoReturn:
+    """Ends the process with the exit code of `main`, which is called.
+
+    After a failure, what is left of the work (threads of a save that failed, other processes that
+    know nothing of the failure) is waited for a few seconds only. Output that nobody can receive
+    any longer, as after a terminal was closed, changes no exit code.
+    """
+    code = 1
+    try:
+        code = main()
+    finally:
+        if code in (1, 2):
+            timer = threading.Timer(_PATIENCE, os._exit, (code,))
+            timer.daemon = True
+            timer.start()
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except OSError:  # Python would try once more at its end
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    sys.exit(code)
+
+
+def say_error(text: str) -> None:
+    """Prints on stderr; what cannot be printed is lost."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def run_command(
@@ -44,11 +78,11 @@ def run_command(
     try:
         return work() or 0
     except (ConfigError, OSError, *errors) as error:
-        print(f"error: {error}", file=sys.stderr)
+        say_error(f"error: {error}")
         return 2
     except KeyboardInterrupt:
         then = "Give the same command again to go on." if resumes else "Nothing is half-written."
-        print(f"\nStopped. {then}", file=sys.stderr)
+        say_error(f"\nStopped. {then}")
         return 130
 
 

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import os
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -27,6 +28,28 @@ def absolute(path: epath.PathLike) -> epath.Path:
     """A local path from the root; an address as it is."""
     path = epath.Path(path)
     return path if is_remote(path) else path.absolute()
+
+
+def check_reachable(name: str, path: epath.PathLike) -> None:
+    """Asks an object store whether it can be used at all; a local path is not looked at.
+
+    Args:
+      name: of the setting, for the message.
+      path: a local path or an address.
+
+    Raises:
+      ConfigError: its client is not installed, or it does not answer.
+    """
+    if not is_remote(path):
+        return
+    try:
+        epath.Path(path).exists()
+    except Exception as error:  # of any client, each with exceptions of its own
+        raise ConfigError(
+            f"{name} is {str(path)!r}, which cannot be reached ({type(error).__name__}: {error}); "
+            "allowed: a local folder, or an address of an object store whose client is installed "
+            "(gs:// gcsfs, s3:// s3fs)"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -86,12 +109,23 @@ def lock(path: FilePath, busy: Exception) -> Iterator[None]:
 
     Raises:
       the exception `busy`: another process holds it.
+      ConfigError: it is a link.
+      OSError: it cannot be made.
     """
     if is_remote(path):
         yield
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
+    # Neither through a link nor emptied: what lies there may be a file of something else.
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise ConfigError(
+            f"{path} is a link; a lock must be a file of its own: remove the link"
+        ) from None
+    with os.fdopen(descriptor) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

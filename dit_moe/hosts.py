@@ -6,7 +6,7 @@ Everything here is a plain local operation in a run of one process.
 import collections
 import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -68,27 +68,41 @@ def say(text: str) -> None:
         sys.stdout.flush()
 
 
+@contextlib.contextmanager
+def surviving(what: str) -> Iterator[None]:
+    """Tells of files that cannot be written: a full disk costs no training, as long as the last
+    checkpoint can be saved in the end."""
+    try:
+        yield
+    except OSError as error:
+        say(f"{what} could not be written: {error}")
+
+
 def on_lead(action: Callable[[], object]) -> None:
     """Runs `action` in the lead process while the others wait.
 
     Raises:
-      ConfigError: in all of several processes, if the action raises one, or an OSError. One process
-        alone raises what the action does.
+      ConfigError: in all of several processes, if the action raises one, or an OSError.
+      whatever else the action raises: in the lead, while the others raise a ConfigError. One
+        process alone raises what the action does.
     """
-    message = ""
+    if jax.process_count() == 1:
+        action()
+        return
+    message, unexpected = "", None
     if is_lead():
         try:
             action()
         except (ConfigError, OSError) as error:
-            if jax.process_count() == 1:
-                raise
             message = str(error) or repr(error)
-    if jax.process_count() == 1:
-        return
+        except Exception as error:
+            message, unexpected = f"the lead process failed: {error!r}", error
     text = np.zeros(_MESSAGE_BYTES, np.uint8)
     encoded = np.frombuffer(message.encode()[:_MESSAGE_BYTES], np.uint8)
     text[: len(encoded)] = encoded
     text = np.asarray(multihost_utils.broadcast_one_to_all(text))
+    if unexpected is not None:
+        raise unexpected
     if text.any():
         raise ConfigError(bytes(text).rstrip(b"\0").decode(errors="replace"))
 

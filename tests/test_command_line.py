@@ -1,3 +1,9 @@
+import os
+import pty
+import subprocess
+import sys
+import time
+
 import pytest
 
 from dit_moe.command_line import numbers, run_command
@@ -50,3 +56,46 @@ def test_numbers():
     assert numbers("scale", "1.5,2", float) == [1.5, 2.0]
     with pytest.raises(ConfigError, match=r"classes is '1.5'; allowed: .* such as 0,1,2"):
         numbers("classes", "1.5")
+
+
+ENDS = """
+import contextlib, sys, threading
+from dit_moe import command_line
+command_line._PATIENCE = 0.2
+
+def main():
+    sys.stdin.readline()
+    with contextlib.suppress(OSError):
+        print("a line of which nobody hears")
+    command_line.say_error("nor of this one")
+    {work}
+
+command_line.end(main)
+"""
+
+
+@pytest.mark.parametrize("code", [0, 2, 129])
+def test_a_closed_terminal_changes_no_exit_code(code):
+    ours, theirs = pty.openpty()
+    script = [sys.executable, "-c", ENDS.format(work=f"return {code}")]
+    process = subprocess.Popen(script, stdin=subprocess.PIPE, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    os.close(ours)
+    process.communicate(b"go on\n", timeout=60)
+    assert process.returncode == code
+
+
+@pytest.mark.parametrize(
+    ("work", "code", "told"),
+    [("return 2", 2, ""), ("raise RuntimeError('a bug')", 1, "RuntimeError: a bug")],
+)
+def test_threads_left_over_do_not_hold_up_a_failure(work, code, told):
+    """As those of Orbax after a first save that failed."""
+    leftover = "threading.Thread(target=threading.Event().wait).start(); "
+    begin = time.monotonic()
+    script = [sys.executable, "-c", ENDS.format(work=leftover + work)]
+    result = subprocess.run(script, input="\n", capture_output=True, text=True, timeout=60)
+    assert result.returncode == code
+    assert told in result.stderr
+    assert "nobody hears" in result.stdout
+    assert time.monotonic() - begin < 30

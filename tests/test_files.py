@@ -1,5 +1,6 @@
 import hashlib
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -72,3 +73,33 @@ def test_what_is_no_file_is_never_replaced(tmp_path):
         with pytest.raises(FileExistsError, match="Is there and not a file"):
             files.atomic(tmp_path / name).__enter__()
     assert (tmp_path / "link").is_fifo()
+
+
+def test_a_lock_empties_nothing(tmp_path):
+    path, other = tmp_path / ".lock", tmp_path / "thesis"
+    path.write_text("kept")
+    with files.lock(path, ConfigError("busy")):
+        assert path.read_text() == "kept"
+        with pytest.raises(ConfigError, match="busy"):
+            files.lock(path, ConfigError("busy")).__enter__()
+    path.unlink()
+    for content in ("kept", None):  # of the file that the link points to, or none
+        if content:
+            other.write_text(content)
+        path.symlink_to(other)
+        with pytest.raises(ConfigError, match=r"\.lock is a link; .* remove the link$"):
+            files.lock(path, ConfigError("busy")).__enter__()
+        path.unlink()
+        assert not content or other.read_text() == content
+        other.unlink(missing_ok=True)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("address", ["s3://bucket/run", "gs://bucket/run", "what://bucket/run"])
+def test_an_object_store_without_its_client(address, monkeypatch):
+    for client in ("fsspec", "s3fs", "gcsfs"):
+        monkeypatch.setitem(sys.modules, client, None)
+    message = f"^workdir is '{address}', which cannot be reached \\(.*gs:// gcsfs"
+    with pytest.raises(ConfigError, match=message):
+        files.check_reachable("workdir", address)
+    files.check_reachable("workdir", "a/local/path")

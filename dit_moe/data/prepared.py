@@ -18,6 +18,7 @@ from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 from dit_moe.config import ConfigError
 from dit_moe.config.rules import RULES
+from dit_moe.data.records import RecordError
 from dit_moe.data.tfds_folder import FEATURES, INFO, TfdsFolder
 from dit_moe.files import atomic, sha256
 from dit_moe.records import read_record, write_record
@@ -258,8 +259,18 @@ class Prepared:
         return self.card.num_examples
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        """The fields of one record, as `features` describes them."""
-        return self._records[index]
+        """The fields of one record, as `features` describes them.
+
+        Raises:
+          RecordError: it cannot be read.
+        """
+        try:
+            return self._records[index]
+        except RecordError as error:
+            raise RecordError(
+                f"{error}; if the file is damaged, remove the folder and prepare it again: its "
+                "records will be the same"
+            ) from error
 
 
 def read_card(folder: Path) -> Card:

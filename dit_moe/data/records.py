@@ -67,7 +67,7 @@ class Records:
         except Exception as error:  # whatever the readers make of damaged bytes
             reason = " ".join(str(error).split()) or type(error).__name__
             raise RecordError(
-                f"record {position} of {part.filename} cannot be read: {reason}"
+                f"record {position} of {part.filename} cannot be read ({reason})"
             ) from error
 
 

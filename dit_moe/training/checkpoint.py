@@ -98,6 +98,18 @@ class Checkpoints:
         """The step of the newest checkpoint, complete or still being saved, or None."""
         return self._manager.latest_step()
 
+    def newest_on_disk(self) -> int | None:
+        """The step of the newest checkpoint that is complete and still there, or None.
+
+        Raises:
+          TrainingError: as `wait`.
+        """
+        self.wait()
+        if not self.folder.exists():
+            return None
+        self._manager.reload()
+        return self.latest_step()
+
     def save(self, state: TrainState) -> None:
         """Starts saving the state under its step; a step that exists is left alone.
 

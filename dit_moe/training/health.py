@@ -4,9 +4,12 @@ import collections
 import math
 import re
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from dit_moe.training.checkpoint import TrainingError
+
+BAD_DATA = "the data are not finite"
+"""The reason of a skipped update that no setting of the optimiser mends."""
 
 _SPIKE = 1.5  # times the median of the last lines
 _SPIKE_HISTORY = 20  # lines
@@ -28,6 +31,7 @@ class Skips:
         self._say = say
         self.in_a_row = 0
         """Updates skipped up to now, since the last that was not."""
+        self._reasons: set[str] = set()
 
     def report(self, number: int, reasons: list[str | None], newest: int | None) -> None:
         """Takes why each of the steps up to `number` was skipped (None: it was not).
@@ -55,9 +59,30 @@ class Skips:
             good = "none" if newest is None else f"step {newest:,}"
             raise TrainingError(
                 f"{longest} updates in a row were skipped up to step {number:,}, because "
-                f"{' and '.join(skipped)}; the last good checkpoint is {good}: "
-                "try a smaller learning_rate or a gradient_clip"
+                f"{' and '.join(skipped)}; the last good checkpoint is {good}: {_advice(skipped)}"
             )
+        self._reasons.update(skipped)
+
+    def conclude(self, steps: int, updates: int) -> None:
+        """Takes how many of all steps of the run, now at its end, made an update.
+
+        Raises:
+          TrainingError: none did.
+        """
+        if updates == 0:
+            because = " and ".join(sorted(self._reasons))
+            raise TrainingError(
+                f"none of the {steps:,} updates could be made, because {because}: "
+                f"{_advice(self._reasons)}"
+            )
+        if updates < steps:
+            self._say(f"{steps - updates:,} of {steps:,} updates were skipped")
+
+
+def _advice(reasons: Collection[str]) -> str:
+    if set(reasons) == {BAD_DATA}:
+        return "look at the data set and how it was made, no setting of the training mends it"
+    return "try a smaller learning_rate or a gradient_clip"
 
 
 class Warnings:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request to stop after the current step."""
+"""Ctrl-C, SIGTERM and a closed terminal as a request to stop after the current step."""
 
 import contextlib
 import signal
@@ -8,7 +8,11 @@ _ANSWER = "Stopping after this step, with a checkpoint. Once more stops at once.
 
 
 class Interrupt:
-    """While active, the first SIGINT or SIGTERM is noted; a second one stops at once."""
+    """While active, the first SIGINT, SIGTERM or SIGHUP is noted; a second one stops at once.
+
+    But for SIGHUP: a terminal that is closed sends it twice, by the shell and by the system. Where
+    it is ignored (`nohup`), it stays so.
+    """
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -16,22 +20,25 @@ class Interrupt:
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> "Interrupt":
-        for number in (signal.SIGINT, signal.SIGTERM):
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            numbers.append(signal.SIGHUP)
+        for number in numbers:
             self._previous[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._restore()
+        self._restore(*self._previous)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame
-        self.signal = number
-        self._restore()
+        self.signal = self.signal or number
+        self._restore(signal.SIGINT, signal.SIGTERM)
         # Nobody may read the output any longer (Ctrl-C ends `| tee` too), or the signal came while
         # something was being printed, which is a RuntimeError.
         with contextlib.suppress(OSError, RuntimeError):
             print(f"\n{_ANSWER}", flush=True)
 
-    def _restore(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)  # pyright: ignore[reportArgumentType]
+    def _restore(self, *numbers: int) -> None:
+        for number in numbers:
+            signal.signal(number, self._previous[number])  # pyright: ignore[reportArgumentType]

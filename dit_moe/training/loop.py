@@ -3,7 +3,6 @@
 import contextlib
 import math
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -12,23 +11,22 @@ from tqdm import tqdm
 
 from dit_moe import hosts
 from dit_moe.config import Config, ConfigError
-from dit_moe.data.latents import write_latent_space
 from dit_moe.data.pipeline import device_batches
+from dit_moe.data.records import RecordError
 from dit_moe.data.sources import build_sources
-from dit_moe.files import lock
+from dit_moe.files import check_reachable, lock
 from dit_moe.plan.devices import find_device
 from dit_moe.plan.estimate import estimate
 from dit_moe.training.checkpoint import Checkpoints, TrainingError
-from dit_moe.training.ema_snapshots import drop_snapshots_after, save_snapshot
-from dit_moe.training.grids import GridSampler
 from dit_moe.training.health import Skips, Warnings
 from dit_moe.training.interrupt import Interrupt
 from dit_moe.training.logging import MetricsWriter
 from dit_moe.training.mesh import batch_sharding, build_mesh, check_mesh, replicated
+from dit_moe.training.milestones import Milestones
 from dit_moe.training.origin import check_origin, prepare_origin, start_parameters
 from dit_moe.training.profile import Profile
-from dit_moe.training.run_folder import write_config, write_data_digests, write_parameter_overview
-from dit_moe.training.state import abstract_state, init_state, start_state
+from dit_moe.training.run_folder import put_back_run, write_parameter_overview, write_run
+from dit_moe.training.state import abstract_state, init_state, start_state, updates_done
 from dit_moe.training.step import build_step
 from dit_moe.training.window import Window
 
@@ -60,9 +58,10 @@ def train(
     Raises:
       ConfigError: the config does not fit the data, the devices, the run in the workdir or the
         model to start from, or no checkpoint of the workdir can be read.
-      TrainingError: the loss is no longer finite, or the first or last checkpoint could not be
-        saved.
+      TrainingError: the loss is no longer finite, a record of the data cannot be read, or the
+        first or last checkpoint could not be saved.
     """
+    check_reachable("workdir", workdir)
     workdir = epath.Path(workdir)
     mesh = build_mesh(config.mesh)
     check_mesh(mesh, config.model)
@@ -84,10 +83,10 @@ def train(
         if init_from is not None and not resuming:
             check_origin(init_from, config, sources[0].latent_space)
 
+        milestones = Milestones(config, sources[0].latent_space, mesh, workdir)
+
         def prepare_folder() -> None:
-            write_config(config, workdir, resuming=resuming)
-            write_latent_space(workdir, sources[0].latent_space, resuming=resuming)
-            write_data_digests(sources, workdir, resuming=resuming)
+            write_run(config, sources, workdir, resuming=resuming)
             prepare_origin(init_from, workdir, resuming=resuming)
             write_parameter_overview(like, workdir)
 
@@ -108,16 +107,12 @@ def train(
         else:
             state = init_state(config, mesh)
         first_step = int(state.step)
-        if state.tracks:
-            drop_snapshots_after(workdir, first_step)
+        milestones.resume(first_step, state)
         step = jax.jit(
             build_step(config),
             donate_argnums=0,
             out_shardings=(jax.tree.map(lambda a: a.sharding, like), replicated(mesh)),
         )
-        grids = None
-        if settings.sample_every:
-            grids = GridSampler(config, sources[0].latent_space, mesh)
         window = Window(config, plan.flops_per_image, device, mesh.size)
         skips = Skips(settings.max_skipped, hosts.say)
         warnings = Warnings(config.model.moe.num_experts if config.model.moe else 0, hosts.say)
@@ -125,14 +120,22 @@ def train(
         stop = hosts.Agreement(mesh)
         stopped_by = 0
 
-        writer = None
-        if hosts.is_lead():
-            writer = held.enter_context(MetricsWriter(workdir, first_step, wandb))
+        writers: list[MetricsWriter] = []  # of the lead alone
+        hosts.on_lead(
+            lambda: writers.append(held.enter_context(MetricsWriter(workdir, first_step, wandb)))
+        )
         bar = held.enter_context(_progress_bar(first_step, settings.steps))
         stream = device_batches(config, sources, first_step, batch_sharding(mesh))
         for number in range(first_step + 1, settings.steps + 1):
             profile.before(number)
-            state, metrics = step(state, *next(stream))
+            try:
+                batch = next(stream)
+            except RecordError as error:
+                # Alone, it can keep what is done; several processes would have to agree.
+                if number > first_step + 1 and jax.process_count() == 1:
+                    checkpoints.save(state)
+                raise TrainingError(str(error)) from error
+            state, metrics = step(state, *batch)
             window.add(metrics)
             bar.update()
             stopped_by = stop(interrupt.signal or 0)
@@ -146,30 +149,29 @@ def train(
                 checkpoints.poll()
                 scalars, reasons = window.close()
                 warnings.check(number, scalars)
-                if writer:
-                    with _reporting_failure("metrics"):
+                for writer in writers:
+                    with hosts.surviving("metrics"):
                         writer.write(number, scalars)
                 skips.report(number, reasons, checkpoints.latest_step())
+                if end:
+                    skips.conclude(number, int(updates_done(state.optimizer)))
                 bar.set_postfix_str(_postfix(scalars))
             # A state whose own loss was not finite may be of no use: it replaces no checkpoint.
             if save and (last or not skips.in_a_row):
                 with window.paused():
                     checkpoints.save(state)
-            if state.tracks and (number % settings.post_hoc_ema_every == 0 or end):
+            if milestones.due(number):
                 with window.paused():
-                    save_snapshot(workdir, number, state.tracks)
-            if grids and (number % settings.sample_every == 0 or end):
-                with window.paused(), _reporting_failure("samples"):
-                    grids.draw(state, workdir / "samples" / f"step_{number:08d}.png")
+                    milestones.write(number, state)
             if last:
                 break
-        checkpoints.wait()
-        if checkpoints.latest_step() != int(state.step):
-            newest = checkpoints.latest_step()
+        newest = checkpoints.newest_on_disk()
+        if newest != int(state.step):
             raise TrainingError(
                 f"the last state, of step {int(state.step):,}, could not be saved; the newest "
                 f"checkpoint is {'none' if newest is None else f'step {newest:,}'}"
             )
+        hosts.on_lead(lambda: put_back_run(config, sources, workdir))
     return stopped_by or None
 
 
@@ -201,15 +203,6 @@ def _progress_bar(first_step: int, steps: int) -> tqdm:
         postfix="compiling",
         disable=not hosts.is_lead(),
     )
-
-
-@contextlib.contextmanager
-def _reporting_failure(what: str) -> Iterator[None]:
-    """A full disk costs no training, as long as the last checkpoint can be saved in the end."""
-    try:
-        yield
-    except OSError as error:
-        hosts.say(f"{what} could not be written: {error}")
 
 
 def _postfix(scalars: dict[str, float]) -> str:

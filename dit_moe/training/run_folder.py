@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from clu import parameter_overview
 from etils import epath
 
+from dit_moe import hosts
 from dit_moe.config import Config, ConfigError
 from dit_moe.config_io import differences, load_json, to_json
+from dit_moe.data.latents import write_latent_space
 from dit_moe.data.sources import Source
 from dit_moe.files import atomic
 from dit_moe.training.state import TrainState
@@ -29,14 +31,44 @@ _FREE_ON_RESUME = (
 )
 
 
+def write_run(
+    config: Config, sources: Sequence[Source], workdir: epath.Path, *, resuming: bool
+) -> None:
+    """Writes what tells later commands which run this is; when resuming, only if it is the same.
+
+    Raises:
+      ConfigError: it is another.
+    """
+    write_config(config, workdir, resuming=resuming)
+    write_latent_space(workdir, sources[0].latent_space, resuming=resuming)
+    write_data_digests(sources, workdir, resuming=resuming)
+
+
+def put_back_run(config: Config, sources: Sequence[Source], workdir: epath.Path) -> None:
+    """Writes it once more, if part of it was removed while the run went on."""
+    files = ["config.json", "data.json"]
+    if sources[0].latent_space is not None:
+        files.append("latents.json")
+    gone = [file for file in files if not (workdir / file).exists()]
+    if gone:
+        write_run(config, sources, workdir, resuming=False)
+        hosts.say(f"{', '.join(gone)} had gone from {workdir} meanwhile, and was written again.")
+
+
 def write_config(config: Config, workdir: epath.Path, *, resuming: bool) -> None:
     """Writes config.json; when resuming, only if it describes the same run as before.
 
     Raises:
-      ConfigError: naming the fields that differ.
+      ConfigError: naming the fields that differ, or it is lost.
     """
     path = workdir / "config.json"
-    if resuming and path.exists():
+    if resuming:
+        if not path.exists():
+            raise ConfigError(
+                f"workdir {str(workdir)!r} has checkpoints but no config.json any longer, so that "
+                "nothing shows how they were trained; allowed: that file put back (the same "
+                "command with a new --workdir writes one), or another --workdir"
+            )
         free = _FREE_ON_RESUME
         if config.train.schedule == "constant":
             free = (*free, "train.steps")  # more steps continue the same trajectory

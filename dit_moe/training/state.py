@@ -64,6 +64,11 @@ def build_optimizer(config: TrainConfig) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(config.gradient_clip), adamw)
 
 
+def updates_done(optimizer: optax.OptState) -> jax.Array:
+    """int32 scalar: behind the step by the updates that were skipped."""
+    return optax.tree.get(optimizer, "ScaleByScheduleState").count
+
+
 def init_state(config: Config, mesh: Mesh) -> TrainState:
     """A fresh state, created in place on the mesh."""
     init = functools.partial(_init, config)

@@ -15,9 +15,10 @@ from dit_moe.moe.statistics import expert_traffic, prototype_similarity, routing
 from dit_moe.nn.embeddings import drop_labels
 from dit_moe.nn.parameters import Parameters, functional
 from dit_moe.training.ema_tracks import update_tracks
-from dit_moe.training.state import TrainState, build_optimizer, build_schedule
+from dit_moe.training.state import TrainState, build_optimizer, build_schedule, updates_done
 
 Metrics = dict[str, jax.Array]
+SKIPPED, SKIPPED_FOR_DATA = 1, 2
 Step = Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, Metrics]]
 
 
@@ -33,7 +34,8 @@ def build_step(config: Config) -> Step:
     EMA too; with accumulation, the mean over the parts.
 
     When the loss or the norm of its gradient is not finite, everything but the step's number stays
-    as it was, and the metric `skipped` is 1, otherwise 0.
+    as it was, and the metric `skipped` is `SKIPPED`, or `SKIPPED_FOR_DATA` where x is not finite
+    itself; otherwise it is 0.
     """
     bind = functional(config.model)
     objective = build_objective(config.objective)
@@ -102,10 +104,9 @@ def build_step(config: Config) -> Step:
         gradient, (metrics, router_state) = gradients(state.parameters, key_N, x_NxHxWxC, y_N)
         metrics["gradient_norm"] = optax.tree.norm(gradient)
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
-        metrics["skipped"] = 1 - finite.astype(jnp.int32)
-        # Behind state.step by the updates that were skipped.
-        updates_done = optax.tree.get(state.optimizer, "ScaleByScheduleState").count
-        metrics["learning_rate"] = jnp.asarray(schedule(updates_done))
+        why = jnp.where(jnp.isfinite(x_NxHxWxC).all(), SKIPPED, SKIPPED_FOR_DATA)
+        metrics["skipped"] = jnp.where(finite, 0, why)
+        metrics["learning_rate"] = jnp.asarray(schedule(updates_done(state.optimizer)))
         # Selecting leaf by leaf would need a second state in memory.
         new_state = jax.lax.cond(
             finite, update, lambda state, *_: state, state, gradient, router_state

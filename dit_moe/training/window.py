@@ -10,8 +10,9 @@ import numpy as np
 
 from dit_moe.config import Config
 from dit_moe.plan.devices import Device
+from dit_moe.training.health import BAD_DATA
 from dit_moe.training.logging import summarize
-from dit_moe.training.step import Metrics
+from dit_moe.training.step import SKIPPED_FOR_DATA, Metrics
 
 
 class Window:
@@ -83,5 +84,7 @@ class Window:
 def _why_skipped(metrics: Metrics) -> str | None:
     if not metrics["skipped"]:
         return None
+    if metrics["skipped"] == SKIPPED_FOR_DATA:
+        return BAD_DATA
     name = "gradient_norm" if np.isfinite(metrics["loss"]) else "loss"
     return f"{name} is {float(metrics[name])}"

@@ -7,6 +7,7 @@ import pytest
 from dit_moe.config import ConfigError, DataConfig
 from dit_moe.data import digits, patches
 from dit_moe.data.pipeline import batches
+from dit_moe.data.records import RecordError
 from dit_moe.data.sources import build_sources
 from tests.prepared_sets import AUTOENCODER, write_latents, write_pictures
 from tests.tiny import tiny
@@ -242,6 +243,25 @@ def test_sets_of_other_classes_do_not_mix(tmp_path):
     write_pictures(tmp_path / "b", image, np.arange(4), classes=9)
     with pytest.raises(ConfigError, match="which has other classes; allowed: sets with the same"):
         build_sources(prepared(tmp_path / "a", tmp_path / "b"))
+
+
+def test_a_damaged_record_is_named(tmp_path):
+    pictures(tmp_path)
+    (source,) = build_sources(prepared(tmp_path))
+    shards = sorted(tmp_path.glob("*.array_record-*"))
+    content = bytearray(shards[1].read_bytes())
+    for place in range(200, 60_000):  # between the headers
+        content[place] ^= 1
+    shards[1].write_bytes(content)
+    half = len(source) // 2
+    assert source[half - 1]["image"][0, 3, 0] == half - 1
+    with pytest.raises(RecordError) as raised:
+        source[half + 3]
+    assert str(raised.value).startswith(f"record 3 of {shards[1]} cannot be read (")
+    with pytest.raises(RecordError, match=r"cannot be read .* prepare it again"):
+        list(itertools.islice(batches(prepared(tmp_path), [source]), 10))
+    with pytest.raises(IndexError):
+        source[len(source)]
 
 
 def test_an_unfinished_or_damaged_set_is_refused(tmp_path):

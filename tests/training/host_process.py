@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from dit_moe import hosts
+from dit_moe.command_line import end
 from dit_moe.config_io import load_json
 from dit_moe.training import loop
 
@@ -31,4 +32,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main)

@@ -6,7 +6,8 @@ import types
 import pytest
 
 from dit_moe.config import ConfigError
-from dit_moe.training.health import Skips, Warnings
+from dit_moe.training.checkpoint import TrainingError
+from dit_moe.training.health import BAD_DATA, Skips, Warnings
 from dit_moe.training.logging import MetricsWriter
 
 
@@ -55,6 +56,28 @@ def test_skips_say_which_steps_and_why():
     ]
 
 
+def test_data_that_are_not_finite_are_no_matter_of_the_learning_rate():
+    for reasons, advice in (
+        ([BAD_DATA] * 2, "look at the data set"),
+        ([BAD_DATA, "loss is inf"], "try a smaller learning_rate"),
+    ):
+        with pytest.raises(TrainingError, match=f"^2 updates .*{advice}"):
+            Skips(2, print).report(2, reasons, None)
+
+
+def test_a_run_tells_at_its_end_how_many_updates_it_made():
+    said: list[str] = []
+    skips = Skips(5, said.append)
+    skips.conclude(1000, 1000)
+    assert said == []
+    skips.conclude(1000, 998)
+    assert said == ["2 of 1,000 updates were skipped"]
+    skips.report(3, [BAD_DATA, "loss is inf", BAD_DATA], None)
+    message = "^none of the 3 updates could be made, because loss is inf and the data are not"
+    with pytest.raises(TrainingError, match=message):
+        skips.conclude(3, 0)
+
+
 def test_wandb_receives_the_metrics_of_one_run(tmp_path, monkeypatch):
     inits, logged = [], []
     run = types.SimpleNamespace(
@@ -78,3 +101,41 @@ def test_wandb_that_is_not_installed(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ConfigError, match=r"^--wandb is 'p', but wandb is not installed: pip"):
         MetricsWriter(tmp_path, 0, "p")
+
+
+def raises(error: Exception):
+    def fail(*_, **__):
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("code", "why"),
+    [
+        ("def init(**_): raise RuntimeError('No API key configured.')", "No API key configured"),
+        ("raise ImportError('cannot import name x from wandb.proto')", "cannot import name x"),
+        ("import a_package_that_wandb_wants", "No module named 'a_package_that_wandb_wants'"),
+    ],
+)
+def test_wandb_that_does_not_start(tmp_path, monkeypatch, code, why):
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    (tmp_path / "wandb.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"^--wandb is 'p', but wandb does not start") as raised:
+        MetricsWriter(tmp_path, 0, "p")
+    assert why in str(raised.value)
+    sys.modules.pop("wandb", None)
+
+
+def test_wandb_that_fails_later_costs_no_training(tmp_path, monkeypatch, capsys):
+    run = types.SimpleNamespace(log=raises(ValueError("gone")), finish=raises(ValueError("gone")))
+    module = types.ModuleType("wandb")
+    module.init = lambda **_: run
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    (tmp_path / "config.json").write_text("{}")
+    with MetricsWriter(tmp_path, 0, "p") as writer, pytest.raises(OSError, match="W&B: gone"):
+        writer.write(1, {"loss": 0.5})
+    assert (tmp_path / "metrics.csv").read_text() == "step,loss\n1,0.5\n"
+    assert capsys.readouterr().out == "W&B could not end its run: gone\n"

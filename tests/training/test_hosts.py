@@ -107,6 +107,25 @@ def test_a_signal_is_noted_though_it_cannot_be_answered(error, monkeypatch):
         assert signal.getsignal(signal.SIGINT) == before
 
 
+def test_a_closed_terminal_is_noted_as_often_as_it_tells():
+    before = signal.getsignal(signal.SIGHUP)
+    with Interrupt() as interrupt:
+        for number in (signal.SIGHUP, signal.SIGHUP):  # by the shell and by the system
+            signal.raise_signal(number)
+        assert interrupt.signal == signal.SIGHUP
+    assert signal.getsignal(signal.SIGHUP) == before
+
+
+def test_nohup_stays_in_force():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interrupt() as interrupt:
+            signal.raise_signal(signal.SIGHUP)
+            assert interrupt.signal is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_a_failure_of_the_lead_reaches_all_even_without_a_message(monkeypatch):
     def fail() -> None:
         raise OSError
@@ -115,6 +134,56 @@ def test_a_failure_of_the_lead_reaches_all_even_without_a_message(monkeypatch):
     monkeypatch.setattr(hosts.multihost_utils, "broadcast_one_to_all", lambda text: text)
     with pytest.raises(ConfigError, match="OSError"):
         hosts.on_lead(fail)
+
+
+def test_an_unexpected_failure_of_the_lead_reaches_all_too(monkeypatch):
+    def fail() -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    sent = []
+    monkeypatch.setattr(
+        hosts.multihost_utils, "broadcast_one_to_all", lambda text: (sent.append(text), text)[1]
+    )
+    with pytest.raises(RuntimeError, match="a bug"):
+        hosts.on_lead(fail)
+    monkeypatch.setattr(hosts, "is_lead", lambda: False)
+    monkeypatch.setattr(hosts.multihost_utils, "broadcast_one_to_all", lambda _: sent[0])
+    with pytest.raises(ConfigError, match=r"^the lead process failed: RuntimeError\('a bug'\)$"):
+        hosts.on_lead(fail)
+
+
+FAILING = """
+import sys
+from dit_moe import command_line, hosts
+command_line._PATIENCE = 1.0
+port, process = sys.argv[1:]
+
+def main():
+    hosts.join(f"localhost:{port}", 2, int(process))
+    from jax.experimental import multihost_utils
+    multihost_utils.sync_global_devices("start")
+    if hosts.is_lead():
+        raise RuntimeError("a bug")
+    multihost_utils.sync_global_devices("never")
+    return 0
+
+command_line.end(main)
+"""
+
+
+def test_a_failure_of_the_lead_alone_ends_the_others():
+    port = free_port()
+    results = run_together(
+        2,
+        lambda process_id: [sys.executable, "-c", FAILING, port, process_id],
+        {**os.environ, "PYTHONPATH": str(ROOT)},
+        timeout=90,  # JAX alone would have them wait for 300 seconds
+    )
+    (lead, _, error), (other, _, _) = results
+    assert lead == 1
+    assert error.endswith("RuntimeError: a bug\n")
+    assert other != 0
 
 
 def test_an_address_without_a_port():

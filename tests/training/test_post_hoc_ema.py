@@ -398,6 +398,10 @@ class TestTraining:
         for step in (4, 6):
             for path, value in read_track(whole, step, "0.1", LIKE).items():
                 np.testing.assert_array_equal(value, read_track(again, step, "0.1", LIKE)[path])
+        # Killed after its last checkpoint.
+        shutil.rmtree(snapshot_folder(again) / "6")
+        train(config, again)
+        assert snapshot_steps(again) == [2, 4, 6]
         assert command(again, tmp_path / "new", "0.05") == 0
         averaged = load_run(tmp_path / "new").parameters
         for path, value in read_track(whole, 6, "0.05", LIKE).items():

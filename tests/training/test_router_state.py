@@ -15,7 +15,7 @@ from dit_moe.nn.parameters import functional
 from dit_moe.training import loop
 from dit_moe.training.loop import train
 from dit_moe.training.state import init_state
-from dit_moe.training.step import build_step
+from dit_moe.training.step import SKIPPED_FOR_DATA, build_step
 from tests.tiny import DIFFMOE, tiny
 from tests.training.test_training import batch, final_state, one_device
 
@@ -53,7 +53,7 @@ def test_thresholds_follow_the_predictions_and_nothing_else():
     )
 
     skipped, metrics = step(after, jnp.full_like(x, jnp.nan), y)
-    assert metrics["skipped"] == 1
+    assert metrics["skipped"] == SKIPPED_FOR_DATA
     np.testing.assert_array_equal(skipped.parameters[PATH], after.parameters[PATH])
 
 

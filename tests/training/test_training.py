@@ -27,6 +27,7 @@ from dit_moe.data.sources import Pictures, build_sources
 from dit_moe.loading import load, load_run
 from dit_moe.nn.parameters import functional
 from dit_moe.training.checkpoint import Checkpoints
+from dit_moe.training.grids import GridSampler
 from dit_moe.training.loop import train
 from dit_moe.training.mesh import batch_sharding, build_mesh
 from dit_moe.training.state import (
@@ -179,8 +180,8 @@ def final_state(config: Config, workdir) -> TrainState:
         return checkpoints.restore(config.train.steps, like)
 
 
-def interrupt_at(monkeypatch, step: int) -> None:
-    """Sends SIGINT to this process as the batch of the given step is drawn."""
+def interrupt_at(monkeypatch, step: int, by: signal.Signals = signal.SIGINT) -> None:
+    """Sends a signal to this process as the batch of the given step is drawn."""
     from dit_moe.training import loop
 
     original = loop.device_batches
@@ -189,7 +190,7 @@ def interrupt_at(monkeypatch, step: int) -> None:
         stream = original(config, sources, first_step, sharding)
         for number, item in enumerate(stream, start=first_step + 1):
             if number == step:
-                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), by)
             yield item
 
     monkeypatch.setattr(loop, "device_batches", batches)
@@ -225,8 +226,8 @@ def test_averages_on_the_host_change_no_number(tmp_path, monkeypatch):
     )
     assert train(config, tmp_path / "device") is None
     with monkeypatch.context() as patch:
-        interrupt_at(patch, 3)
-        assert train(on_host, tmp_path / "host") == signal.SIGINT
+        interrupt_at(patch, 3, by=signal.SIGHUP)
+        assert train(on_host, tmp_path / "host") == signal.SIGHUP
     assert train(on_host, tmp_path / "host") is None
     expected = final_state(config, tmp_path / "device")
     actual = final_state(on_host, tmp_path / "host")
@@ -239,9 +240,7 @@ def test_averages_on_the_host_change_no_number(tmp_path, monkeypatch):
 
 
 def test_an_interrupt_while_a_grid_is_drawn_is_saved(tmp_path, monkeypatch):
-    from dit_moe.training import loop
-
-    monkeypatch.setattr(loop.GridSampler, "draw", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(GridSampler, "draw", lambda *_: os.kill(os.getpid(), signal.SIGINT))
     assert train(tiny(sample_every=2), tmp_path) == signal.SIGINT
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.latest_step() == 3
@@ -310,6 +309,17 @@ def test_another_config_is_refused(undisturbed):
     assert load_run(undisturbed).config == tiny()
 
 
+def test_a_lost_config_is_not_replaced_by_another(tmp_path, undisturbed):
+    workdir = shutil.copytree(undisturbed, tmp_path / "run")
+    (workdir / "config.json").unlink()
+    with pytest.raises(ConfigError, match=r"has checkpoints but no config\.json any longer"):
+        train(tiny(learning_rate=1.0), workdir)
+    assert not (workdir / "config.json").exists()
+    # As the message says.
+    (workdir / "config.json").write_text(to_json(tiny()))
+    assert train(tiny(), workdir) is None
+
+
 def test_other_records_are_refused(tmp_path, undisturbed):
     workdir = shutil.copytree(undisturbed, tmp_path / "run")
     source = build_sources(tiny())[0]
@@ -337,6 +347,26 @@ def test_old_checkpoints_are_removed_and_grids_drawn(tmp_path):
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["3", "4"]
     names = sorted(p.name for p in (tmp_path / "samples").iterdir())
     assert names == ["step_00000002.png", "step_00000004.png"]
+
+
+def test_a_grid_that_a_kill_prevented_is_drawn_by_the_next_start(
+    tmp_path, monkeypatch, undisturbed
+):
+    drawn = []
+
+    def draw(self, state, path):
+        drawn.append((int(state.step), path.name))
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+
+    monkeypatch.setattr(GridSampler, "draw", draw)
+    workdir = shutil.copytree(undisturbed, tmp_path / "run")
+    for _ in range(2):
+        train(tiny(sample_every=3), workdir)
+        assert drawn == [(6, "step_00000006.png")]
+    shutil.rmtree(workdir / "samples")
+    train(tiny(sample_every=4), workdir)  # at the end, though 6 is no multiple
+    assert len(drawn) == 2
 
 
 def test_batch_must_fit_the_devices(tmp_path):

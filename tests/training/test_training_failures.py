@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import errno
+import functools
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +16,8 @@ import orbax.checkpoint as ocp
 import pytest
 
 from dit_moe.config import Config, ConfigError, MeshConfig
+from dit_moe.data.pipeline import Batch
+from dit_moe.data.records import RecordError
 from dit_moe.loading import load_run
 from dit_moe.training import loop
 from dit_moe.training.checkpoint import Checkpoints, TrainingError
@@ -22,7 +25,7 @@ from dit_moe.training.health import Skips
 from dit_moe.training.loop import train
 from dit_moe.training.mesh import batch_sharding, build_mesh, replicated
 from dit_moe.training.state import TrainState, abstract_state, init_state
-from dit_moe.training.step import build_step
+from dit_moe.training.step import SKIPPED, SKIPPED_FOR_DATA, build_step
 from tests.lost_output import LostOutput
 from tests.tiny import tiny
 
@@ -94,11 +97,15 @@ def test_a_bad_update_changes_nothing_but_the_step():
         state, metrics = update(state, 1)
         assert metrics["skipped"] == 0
         assert metrics["learning_rate"] == 0
-        for factor, loss_is_finite in ((np.nan, False), (1e12, True)):
+        for factor, loss_is_finite, why in (
+            (np.nan, False, SKIPPED_FOR_DATA),
+            (1e12, True, SKIPPED),
+            (1e30, False, SKIPPED),
+        ):
             after, metrics = update(state, factor)
             assert np.isfinite(metrics["loss"]) == loss_is_finite
             assert not np.isfinite(metrics["gradient_norm"])
-            assert metrics["skipped"] == 1
+            assert metrics["skipped"] == why
             assert after.step == state.step + 1
             assert_equal(after, dataclasses.replace(state, step=after.step))
             state = after
@@ -112,21 +119,33 @@ def test_a_bad_update_changes_nothing_but_the_step():
         assert any(np.any(before[path] != after[path]) for path in before)
 
 
-def spoil(monkeypatch: pytest.MonkeyPatch, is_bad: Callable[[int], bool]) -> None:
+def on_batch(monkeypatch: pytest.MonkeyPatch, change: Callable[[int, Batch], Batch]) -> None:
+    """Puts a change of every batch, by its step, between the data and the training."""
     original = loop.device_batches
 
     def batches(config, sources, first_step, sharding):
         stream = original(config, sources, first_step, sharding)
         for number, item in enumerate(stream, start=first_step + 1):
-            yield item._replace(x=item.x * np.nan) if is_bad(number) else item
+            yield change(number, item)
 
     monkeypatch.setattr(loop, "device_batches", batches)
+
+
+def spoil(
+    monkeypatch: pytest.MonkeyPatch, is_bad: Callable[[int], bool], factor: float = np.nan
+) -> None:
+    on_batch(
+        monkeypatch,
+        lambda number, item: item._replace(x=item.x * factor) if is_bad(number) else item,
+    )
 
 
 def test_skipped_updates_are_told_and_left_out_of_the_means(tmp_path, monkeypatch, capsys):
     spoil(monkeypatch, lambda number: number in (3, 4))
     train(small(log_every=6), tmp_path / "a")
-    assert "update 3, 4 skipped: loss is nan" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "update 3, 4 skipped: the data are not finite" in out
+    assert "2 of 6 updates were skipped" in out
     train(small(log_every=1), tmp_path / "b")
     (window,), single = rows(tmp_path / "a"), rows(tmp_path / "b")
     assert window["skipped"] == "2"
@@ -142,12 +161,22 @@ def test_skipped_updates_are_told_and_left_out_of_the_means(tmp_path, monkeypatc
 def test_too_many_in_a_row_stop_and_replace_no_checkpoint(tmp_path, monkeypatch):
     spoil(monkeypatch, lambda number: number == 2 or number >= 4)
     message = (
-        "^3 updates in a row were skipped up to step 6, because loss is nan; "
-        "the last good checkpoint is step 3: "
+        "^3 updates in a row were skipped up to step 6, because the data are not finite; "
+        "the last good checkpoint is step 3: look at the data set"
     )
     with pytest.raises(TrainingError, match=message):
         train(small(steps=20, checkpoint_every=1, keep_checkpoints=2, max_skipped=3), tmp_path)
     assert saved(tmp_path) == ["1", "3"]
+
+
+def test_a_run_without_any_update_is_not_done(tmp_path, monkeypatch):
+    spoil(monkeypatch, lambda number: True, factor=1e30)
+    message = (
+        r"^none of the 6 updates could be made, because loss is inf: try a smaller learning_rate"
+    )
+    with pytest.raises(TrainingError, match=message):
+        train(small(checkpoint_every=2, max_skipped=100), tmp_path)
+    assert saved(tmp_path) == []
 
 
 def test_a_row_of_skipped_updates_may_span_windows():
@@ -237,6 +266,53 @@ def test_the_abstract_state_is_the_state_without_its_values():
         assert real.sharding.is_equivalent_to(abstract.sharding, real.ndim)
 
     jax.tree.map(check, state, abstract_state(config, mesh))
+
+
+# What is taken away
+
+
+def test_a_damaged_record_costs_no_step_that_was_done(tmp_path, monkeypatch, finished):
+    def fail(number: int, item: Batch) -> Batch:
+        if number == 4:
+            raise RecordError("record 7 of a/file cannot be read")
+        return item
+
+    with monkeypatch.context() as patch:
+        on_batch(patch, fail)
+        for _ in range(2):  # at the first step of a start, there is nothing new to save
+            with pytest.raises(TrainingError, match=r"^record 7 of a/file cannot be read$"):
+                train(small(), tmp_path)
+            assert saved(tmp_path) == ["3"]
+    train(small(), tmp_path)
+    assert_equal(read(tmp_path, 6), read(finished, 6))
+
+
+def test_a_config_that_was_removed_meanwhile_is_written_again(tmp_path, monkeypatch, capsys):
+    def remove(number: int, item: Batch) -> Batch:
+        if number == 4:
+            (tmp_path / "config.json").unlink()
+        return item
+
+    on_batch(monkeypatch, remove)
+    train(small(), tmp_path)
+    assert "config.json had gone from" in capsys.readouterr().out
+    assert load_run(tmp_path).config == small()
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_workdir_that_was_removed_meanwhile(last, tmp_path, monkeypatch):
+    """Before the last save it is made again; after it, the run is not said to be done."""
+    workdir = tmp_path / "run"
+    remove = functools.partial(shutil.rmtree, workdir, ignore_errors=True)
+    if last:
+        wait = loop.Checkpoints.wait
+        monkeypatch.setattr(loop.Checkpoints, "wait", lambda self: (wait(self), remove())[0])
+        with pytest.raises(TrainingError, match=r"^the last state, of step 6, could not be saved"):
+            train(small(), workdir)
+    else:
+        on_batch(monkeypatch, lambda number, item: (number == 4 and remove(), item)[1])
+        train(small(), workdir)
+        assert load_run(workdir).step == 6
 
 
 # A full disk

@@ -1,0 +1,69 @@
+"""What a run draws and keeps beside its checkpoints: grids of samples, snapshots of EMA tracks."""
+
+from etils import epath
+from jax.sharding import Mesh
+
+from dit_moe import hosts
+from dit_moe.config import Config
+from dit_moe.data.latents import LatentSpace
+from dit_moe.training.ema_snapshots import drop_snapshots_after, save_snapshot, snapshot_steps
+from dit_moe.training.grids import GridSampler
+from dit_moe.training.state import TrainState
+
+
+class Milestones:
+    """Grids and snapshots, each at the multiples of its own number of steps and at the end.
+
+    Args:
+      config: of the run.
+      space: what its latents are; None for pictures.
+      mesh: of its devices.
+      workdir: the run folder.
+
+    Raises:
+      ConfigError: no samples can be drawn as the config says.
+    """
+
+    def __init__(self, config: Config, space: LatentSpace | None, mesh: Mesh, workdir: epath.Path):
+        self._settings = config.train
+        self._workdir = workdir
+        self._grids = GridSampler(config, space, mesh) if config.train.sample_every else None
+
+    def due(self, number: int) -> bool:
+        """Whether there is anything to write after step `number`."""
+        return self._grid_due(number) or self._snapshot_due(number)
+
+    def write(self, number: int, state: TrainState) -> None:
+        """Writes what is due after step `number`, of which the state is."""
+        if self._snapshot_due(number):
+            save_snapshot(self._workdir, number, state.tracks)
+        if self._grid_due(number):
+            self._draw(number, state)
+
+    def resume(self, number: int, state: TrainState) -> None:
+        """Removes snapshots of later steps, which will be done again, and makes up for what was
+        due at this one: the run may have been killed after its checkpoint."""
+        if self._settings.post_hoc_ema:
+            drop_snapshots_after(self._workdir, number)
+        if self._snapshot_due(number) and number not in snapshot_steps(self._workdir):
+            save_snapshot(self._workdir, number, state.tracks)
+        if self._grid_due(number) and hosts.any_process(not self._grid(number).exists()):
+            self._draw(number, state)
+
+    def _grid_due(self, number: int) -> bool:
+        return self._grids is not None and self._due(number, self._settings.sample_every)
+
+    def _snapshot_due(self, number: int) -> bool:
+        settings = self._settings
+        return bool(settings.post_hoc_ema) and self._due(number, settings.post_hoc_ema_every)
+
+    def _due(self, number: int, every: int) -> bool:
+        return number > 0 and (number % every == 0 or number == self._settings.steps)
+
+    def _grid(self, number: int) -> epath.Path:
+        return self._workdir / "samples" / f"step_{number:08d}.png"
+
+    def _draw(self, number: int, state: TrainState) -> None:
+        assert self._grids is not None
+        with hosts.surviving("samples"):
+            self._grids.draw(state, self._grid(number))

@@ -1,0 +1,81 @@
+"""Weights & Biases, where it is asked for: it costs no training."""
+
+import json
+import secrets
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+
+from dit_moe import hosts
+from dit_moe.config import ConfigError
+from dit_moe.files import atomic
+
+
+class WandbRun:
+    """A run of W&B; it raises an OSError where W&B raises anything, like the other logs."""
+
+    def __init__(self, run: Any):
+        self._run = run
+
+    def log(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Records the scalars of one step.
+
+        Raises:
+          OSError: W&B does not take them.
+        """
+        try:
+            self._run.log(dict(scalars), step=step)
+        except Exception as error:
+            raise OSError(f"W&B: {error}") from error
+
+    def finish(self) -> None:
+        """Ends the run; that it cannot be ended is printed."""
+        try:
+            self._run.finish()
+        except Exception as error:
+            hosts.say(f"W&B could not end its run: {error}")
+
+
+def start_wandb(workdir: epath.Path, project: str) -> WandbRun:
+    """Begins or resumes the run of a workdir, which has its config.json already.
+
+    Raises:
+      ConfigError: wandb is not installed, or does not start.
+      OSError: the run's identity cannot be kept in the workdir.
+    """
+    try:
+        import wandb  # pyright: ignore[reportMissingImports]
+    except ModuleNotFoundError as error:
+        if error.name != "wandb":
+            raise _unusable(project, error) from error
+        raise ConfigError(
+            f"--wandb is {project!r}, but wandb is not installed: pip install wandb"
+        ) from None
+    except Exception as error:  # such as a protobuf that it was not built for
+        raise _unusable(project, error) from error
+    path = workdir / "wandb_id.txt"
+    if not path.exists():
+        with atomic(path) as temporary:
+            temporary.write_text(secrets.token_hex(8))
+    try:
+        return WandbRun(
+            wandb.init(
+                project=project,
+                id=path.read_text().strip(),
+                resume="allow",
+                name=workdir.name,
+                dir=str(workdir),
+                config=json.loads((workdir / "config.json").read_text()),
+            )
+        )
+    except Exception as error:
+        raise _unusable(project, error) from error
+
+
+def _unusable(project: str, error: Exception) -> ConfigError:
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    return ConfigError(
+        f"--wandb is {project!r}, but wandb does not start ({reason}); allowed: no --wandb, or "
+        "wandb made to work first (`wandb login`, or WANDB_MODE=offline where there is no network)"
+    )
