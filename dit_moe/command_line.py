@@ -1,6 +1,7 @@
 """What the commands have in common."""
 
 import argparse
+import io
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -37,6 +38,9 @@ def run_command(
     """
     from dit_moe.config import ConfigError  # not before the arguments are parsed
 
+    # Names of files need not be text in the terminal's encoding.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return work() or 0
     except (ConfigError, OSError, *errors) as error:

@@ -2,11 +2,20 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, PositiveInt
+from pydantic import BeforeValidator
 from pydantic.dataclasses import dataclass
 
 from dit_moe.config.moe import MoEConfig
-from dit_moe.config.rules import RULES, PositiveFloat, Probability, divisors, listing, require
+from dit_moe.config.rules import (
+    MAX_SIZE,
+    RULES,
+    PositiveFloat,
+    PositiveInt,
+    Probability,
+    divisors,
+    listing,
+    require,
+)
 
 
 @dataclass(frozen=True, config=RULES)
@@ -83,9 +92,9 @@ class ModelConfig:
             ratios["moe.shared_hidden_ratio"] = self.moe.shared_hidden_ratio
         for field, ratio in ratios.items():
             require(
-                float(ratio * self.width).is_integer(),
+                float(ratio * self.width).is_integer() and ratio * self.width <= MAX_SIZE,
                 f"{field} is {ratio}; allowed: a ratio that gives a whole number of hidden units "
-                f"at width {self.width}",
+                f"at width {self.width}, up to {MAX_SIZE}",
             )
 
     @property
