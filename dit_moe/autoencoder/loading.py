@@ -58,7 +58,7 @@ def _read(
     files: Files, shapes: Mapping[str, tuple[int, ...]], num_levels: int
 ) -> dict[str, np.ndarray]:
     """Parameters float32 by dotted path, or a ConfigError that tells how the tensors differ."""
-    parameters, typed, shaped = {}, [], []
+    parameters, typed, shaped, infinite = {}, [], [], []
     try:
         with safetensors.safe_open(files.weights, framework="numpy") as file:
             names = strip(file.keys())
@@ -72,6 +72,8 @@ def _read(
                 tensor = _to_layout(file.get_tensor(names[name]), len(shapes[path]))
                 if tensor.shape != shapes[path]:
                     shaped.append(name)
+                if not np.isfinite(tensor).all():
+                    infinite.append(name)
                 parameters[path] = tensor
     except safetensors.SafetensorError as error:
         raise ConfigError(f"{files.weights} is not a whole safetensors file: {error}") from None
@@ -80,6 +82,7 @@ def _read(
         "unexpected": sorted(set(names) - set(published.values())),
         "not of a plain float type": typed,
         "of another shape": shaped,
+        "with numbers that are not finite": infinite,
     }
     if any(wrong.values()):
         listing = "; ".join(
