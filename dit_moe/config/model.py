@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
 from dit_moe.config.moe import MoEConfig
@@ -22,10 +22,11 @@ from dit_moe.config.rules import (
 class ModelConfig:
     """The network: a diffusion transformer, dense or with mixtures of experts."""
 
-    width: PositiveInt
-    depth: PositiveInt
+    # The bounds are far beyond any network; near them, memory alone says no.
+    width: Annotated[PositiveInt, Field(le=2**20)]
+    depth: Annotated[PositiveInt, Field(le=2**16)]
     heads: PositiveInt
-    image_size: PositiveInt = 32
+    image_size: Annotated[PositiveInt, Field(le=2**16)] = 32
     """Side of the square input: the latent's for latent diffusion, in its own pixels."""
     channels: PositiveInt = 4
     patch_size: PositiveInt = 2

@@ -18,6 +18,7 @@ from dit_moe.data.sources import build_sources
 from dit_moe.files import lock
 from dit_moe.plan.devices import find_device
 from dit_moe.plan.estimate import estimate
+from dit_moe.plan.host import check_host_memory
 from dit_moe.training.checkpoint import Checkpoints, TrainingError
 from dit_moe.training.ema_snapshots import drop_snapshots_after, save_snapshot
 from dit_moe.training.grids import GridSampler
@@ -68,6 +69,7 @@ def train(
     check_mesh(mesh, config.model)
     device = find_device(jax.devices()[0].device_kind)
     plan = estimate(config, mesh.shape, device)
+    check_host_memory(plan)
     sources = build_sources(config)
     settings = config.train
 
