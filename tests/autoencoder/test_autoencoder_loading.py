@@ -128,6 +128,12 @@ class TestRefusals:
         with pytest.raises(ConfigError, match=r"does not exist; allowed: .*sd-vae-ft-mse"):
             load(source)
 
+    def test_a_path_that_records_cannot_keep(self, folder):
+        with pytest.raises(
+            ConfigError, match=r"autoencoder is '.*\\udcff'; allowed: text in UTF-8"
+        ):
+            load(str(folder.rename(folder.with_name("\udcff"))))
+
     def test_folder_without_weights(self, folder):
         assert is_local(str(folder))
         (folder / "diffusion_pytorch_model.safetensors").unlink()
