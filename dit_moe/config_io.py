@@ -23,6 +23,7 @@ from dit_moe.config import (
     RouterConfig,
 )
 from dit_moe.files import FilePath
+from dit_moe.records import check_plain, read_json, shown
 
 _VARIANT = re.compile(r"--config\.(.*\.)?(objective|router)\.name=")
 _VARIANTS = {
@@ -38,6 +39,7 @@ def from_dict(values: dict[str, Any]) -> Config:
     Raises:
       ConfigError: naming the first wrong field, its value and what is allowed.
     """
+    check_plain(values, "config")
     try:
         return pydantic.TypeAdapter(Config).validate_python(values)
     except pydantic.ValidationError as error:
@@ -61,12 +63,13 @@ def load_json(path: FilePath) -> Config:
       ConfigError: if the file is missing, not JSON, or not a valid config.
     """
     try:
-        values = json.loads(path.read_text())
+        values = read_json(path)
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist; expected the config.json of a run") from None
-    except ValueError as error:
-        raise ConfigError(f"{path} is not valid JSON: {error}") from None
-    return from_dict(values)
+    try:
+        return from_dict(values)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
 
 
 def load_file(spec: str, overrides: Sequence[str] = ()) -> Config:
@@ -176,7 +179,7 @@ def describe(error: pydantic.ValidationError) -> str:
             return f"{where}.{first['msg'].removeprefix('Value error, ')}"
         case "union_tag_invalid":
             context = first.get("ctx", {})
-            return f"{where}.name is {context['tag']!r}; allowed: {context['expected_tags']}"
+            return f"{where}.name is {shown(context['tag'])}; allowed: {context['expected_tags']}"
         case _:
             message = first["msg"][0].lower() + first["msg"][1:]
-            return f"{where} is {first['input']!r}; {message}"
+            return f"{where} is {shown(first['input'])}; {message}"

@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from dit_moe.config import Config, ConfigError
 from dit_moe.config_io import load_json
 from dit_moe.convert import published
+from dit_moe.convert.weights import check_weights
 from dit_moe.hub import is_hub_name
 from dit_moe.nn.dit import DiT
 from dit_moe.nn.parameters import Parameters, abstract_parameters, functional
@@ -54,14 +56,16 @@ def load_run(
     Args:
       workdir: see `locate`.
       ema: the moving average of the parameters rather than the parameters. A folder that
-        `dit_moe.convert` exported holds one of them, for either.
+        `dit_moe.convert` exported, or made of a checkpoint's average, holds one of them alone.
       like: the parameters with their shardings, of one process or several, to which they are
         read; None: the first local device.
 
     Raises:
-      ConfigError: if the folder is not a run or has no checkpoint yet.
+      ConfigError: if the folder is not a run, has no checkpoint yet, or holds the other one alone;
+        if the weights are damaged or not finite.
     """
     workdir = locate(workdir)
+    check_weights(workdir, ema=ema)
     config = load_json(workdir / "config.json")
     like = like or on_one_device(abstract_parameters(config.model))
     if published.is_published(workdir):
@@ -73,7 +77,18 @@ def load_run(
         if step is None:
             raise ConfigError(f"workdir {str(workdir)!r} has no checkpoint yet; train it first")
         parameters = checkpoints.restore_parameters(step, like, ema)
+    wrong = [path for path, is_finite in _finite(parameters).items() if not is_finite]
+    if wrong:
+        raise ConfigError(
+            f"{wrong[0]} and {len(wrong) - 1} more parameters of {workdir} at step {step:,} hold "
+            "numbers that are not finite; allowed: a checkpoint from before the training failed"
+        )
     return Run(config, step, parameters)
+
+
+@jax.jit
+def _finite(parameters: Parameters) -> dict[str, jax.Array]:
+    return {path: jnp.isfinite(p).all() for path, p in parameters.items()}
 
 
 def _place(array: np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:

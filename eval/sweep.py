@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 
 from dit_moe.files import atomic
+from dit_moe.records import read_json
 from eval.evaluate import METRICS, title_of
 from eval.image_sets import ImageSet, ImageSetError
 
@@ -44,7 +45,7 @@ def judge_sets(
         content = json.dumps({**identity, "samples": images.sha256}, sort_keys=True)
         part = parts / f"{hashlib.sha256(content.encode()).hexdigest()[:32]}.json"
         try:
-            result = json.loads(part.read_text())
+            result = read_json(part)
         except (FileNotFoundError, ValueError):  # not judged yet, or damaged
             text = json.dumps(judge(images, drawn))
             with atomic(part) as temporary:

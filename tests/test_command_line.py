@@ -1,3 +1,4 @@
+import io
 import os
 import pty
 import subprocess
@@ -48,6 +49,14 @@ def test_errors_of_the_program_are_not_the_users(capsys):
         run_command(fails(RuntimeError("a bug")))
     assert run_command(fails(RuntimeError("torn")), RuntimeError) == 2
     assert capsys.readouterr().err == "error: torn\n"
+
+
+def test_names_that_the_terminal_cannot_write(monkeypatch):
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    monkeypatch.setattr("sys.stdout", terminal)
+    assert run_command(lambda: print("Wrote \udcff.")) == 0
+    terminal.flush()
+    assert terminal.buffer.getvalue() == b"Wrote \\udcff.\n"
 
 
 def test_numbers():

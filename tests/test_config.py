@@ -11,6 +11,7 @@ from dit_moe.config import (
     MoEConfig,
     PrototypeRouterConfig,
     SolverConfig,
+    divisors,
 )
 from dit_moe.config_io import (
     differences,
@@ -89,6 +90,15 @@ def test_json_round_trip(tmp_path):
         ("seed=4294967296", "config.seed is '4294967296'; input should be less than 4294967296"),
         ("train.gradient_clip.x=1", "config.train.gradient_clip.x is not a field; config.train.g"),
         ("mesh.data=0", "config.mesh.data is 0; allowed: -1 or a positive number"),
+        ("mesh.fsdp=4294967296", "config.mesh.fsdp is 4294967296; allowed: -1 or a positive"),
+        ("model.width=2147483648", "config.model.width is '2147483648'; input should be less than"),
+        ("data.classes=2147483648", "config.data.classes.0 is '2147483648'; input should be less"),
+        ("model.mlp_ratio=1e300", "config.model.mlp_ratio is 1e+300; allowed: a ratio that gives"),
+        ("sample.guidance_interval=nan,1", "config.sample.guidance_interval.0 is 'nan'; input sh"),
+        ("sample.eta=nan", "config.sample.eta is 'nan'; input should be a finite number"),
+        ("train.ema_decay=nan", "config.train.ema_decay is 'nan'; input should be a finite number"),
+        (f"model.width={'9' * 9999}", "...; unable to parse input string as an integer"),
+        ("name=\udcff", "config.name is '\\udcff'; allowed: text in UTF-8"),
         ("train.accumulation=3", "config.train.accumulation is 3; allowed: a divisor of batch_siz"),
         ("train.warmup_steps=400000", "config.train.warmup_steps is 400000; allowed: 0 to steps"),
     ],
@@ -98,6 +108,12 @@ def test_bad_overrides_are_one_sentence(text, message):
         override(CONFIG, f"--config.{text}".split())
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_divisors():
+    for number in (1, 2, 12, 36, 97):
+        assert divisors(number) == [d for d in range(1, number + 1) if number % d == 0]
+    assert divisors(2**31 - 1) == [1, 2**31 - 1]  # a prime, of which no one waits for the half
 
 
 def test_unknown_argument():
@@ -198,6 +214,13 @@ def test_config_json_errors(tmp_path):
     path.write_text("{")
     with pytest.raises(ConfigError, match="is not valid JSON"):
         load_json(path)
+    path.write_text("[" * 100_000)
+    with pytest.raises(ConfigError, match="is nested deeper than 50 levels"):
+        load_json(path)
+    for values in (None, [], "x", {"name": [], "model": 3}, {"objective": {"name": {}}}):
+        path.write_text(json.dumps(values))
+        with pytest.raises(ConfigError, match=r"config\.json: config"):
+            load_json(path)
     path.write_text(json.dumps(to_dict(CONFIG) | {"extra": 1}))
     with pytest.raises(ConfigError, match=r"config\.extra is not a field of the config"):
         load_json(path)

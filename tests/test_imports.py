@@ -14,6 +14,7 @@ LAYERS = [
         "dit_moe.files",
         "dit_moe.hub",
         "dit_moe.images",
+        "dit_moe.pickles",
         "dit_moe.records",
     },
     {"dit_moe.hosts"},
@@ -54,7 +55,15 @@ FORBIDDEN = [
 ]
 
 # It judges files, not models,
-EVAL_MAY_IMPORT = ("dit_moe.command_line", "dit_moe.data", "dit_moe.files", "eval")
+EVAL_MAY_IMPORT = (
+    "dit_moe.command_line",
+    "dit_moe.config",
+    "dit_moe.data",
+    "dit_moe.files",
+    "dit_moe.pickles",
+    "dit_moe.records",
+    "eval",
+)
 # but for the command's way from a run to images.
 EVAL_EXCEPTIONS = {("eval.run_samples", "dit_moe.sample_set")}
 

@@ -19,6 +19,7 @@ from dit_moe.plan.command import choose
 from dit_moe.plan.devices import DEVICES, peak_flops
 from dit_moe.plan.estimate import UTILISATION, estimate
 from dit_moe.plan.flops import dispatch_in_rounds, image_flops, recomputed_flops
+from dit_moe.plan.host import check_host_memory
 from dit_moe.plan.memory import abstract_mesh, device_bytes, parameter_bytes, saved_bytes
 from dit_moe.presets import preset
 from dit_moe.training.mesh import AXES, batch_sharding
@@ -341,6 +342,9 @@ def test_command(capsys):
         (["--config", "no.py"], "--config is 'no.py', which is not a file"),
         (["--preset", "DiT-S/2", "--device", "abacus"], "device is 'abacus'; allowed: l4, "),
         (["--preset", "DiT-S/2", "--devices", "0"], "devices is 0; allowed: 1 or more"),
+        (["--preset", "DiT-S/2", "--devices", "999999999999"], "devices is 999999999999; allowed"),
+        (["--preset", "DiT-S/2", "--batch_size", "999999999999"], "batch_size is '999999999999'"),
+        (["--preset", "DiT-S/2", "--devices", "2147483647"], "on 2147483647 devices; allowed"),
         (["--preset", "DiT-S/2", "--devices", "8", "--fsdp", "3"], "mesh is fsdp 3 on 8 devices"),
         (["--preset", "DiT-S/2", "--devices", "8", "--data", "4"], "mesh is data 4 on 8 devices"),
         (["--preset", "DiT-S/2", "--fsdp", "0"], "mesh is fsdp 0 on 1 devices; allowed: positive"),
@@ -356,6 +360,14 @@ def test_errors(arguments, message, capsys):
     assert err.startswith("error: ")
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_a_model_that_this_machine_cannot_hold():
+    config = preset("DiT-S/2")
+    check_host_memory(estimate(config, {}))
+    wide = dataclasses.replace(config.model, width=2**20, heads=1)
+    with pytest.raises(ConfigError, match=r"needs .* GB for parameters.*; allowed: the .* GB that"):
+        check_host_memory(estimate(dataclasses.replace(config, model=wide), {}))
 
 
 def test_mesh_that_does_not_divide():

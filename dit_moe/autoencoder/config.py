@@ -1,15 +1,15 @@
 """The autoencoder's shape, read from the `config.json` that diffusers writes."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from dit_moe.config import ConfigError
-from dit_moe.config.rules import RULES
+from dit_moe.config.rules import RULES, PositiveFloat, PositiveInt
+from dit_moe.records import read_json, shown
 
 
 @dataclass(frozen=True, config=RULES)
@@ -40,9 +40,9 @@ class AutoencoderConfig:
     """A 1x1 convolution between encoder and moments."""
     use_post_quant_conv: bool = True
     """A 1x1 convolution between latent and decoder."""
-    scaling_factor: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.18215
+    scaling_factor: PositiveFloat = 0.18215
     """Brings latents to about unit variance, for the diffusion model."""
-    shift_factor: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    shift_factor: float | None = None
     """Subtracted from latents before they are scaled; None: 0."""
 
     def __post_init__(self) -> None:
@@ -66,11 +66,9 @@ def read_config(path: Path) -> AutoencoderConfig:
       ConfigError: naming the first field that is missing, wrong or not supported.
     """
     try:
-        values = json.loads(path.read_text())
+        values = read_json(path)
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist; expected an autoencoder's config.json") from None
-    except ValueError as error:
-        raise ConfigError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds no object; expected an autoencoder's config.json")
     try:
@@ -109,7 +107,9 @@ def _describe(error: pydantic.ValidationError) -> str:
     first = error.errors()[0]
     field = ".".join(map(str, first["loc"]))
     if first["type"] == "unexpected_keyword_argument":
-        return f"{field} is {first['input']!r}; allowed: null, as this network has no such part"
+        return (
+            f"{field} is {shown(first['input'])}; allowed: null, as this network has no such part"
+        )
     if first["type"] == "value_error":
         return first["msg"].removeprefix("Value error, ")
-    return f"{field} is {first['input']!r}; {first['msg'][0].lower()}{first['msg'][1:]}"
+    return f"{field} is {shown(first['input'])}; {first['msg'][0].lower()}{first['msg'][1:]}"

@@ -16,6 +16,7 @@ from dit_moe.autoencoder.sources import Files, locate
 from dit_moe.config import ConfigError
 from dit_moe.files import sha256
 from dit_moe.nn.flat import bind, variables
+from dit_moe.records import check_plain
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
@@ -41,16 +42,18 @@ def load(source: str, dtype: Literal["float32", "bfloat16"] = "float32") -> Load
       dtype: of the computation, float32 or bfloat16; parameters are float32 in either.
 
     Raises:
-      ConfigError: if the source is not there, or its tensors or config do not fit.
+      ConfigError: if the source is not there, its path is no text in UTF-8, or its tensors or
+        config do not fit.
     """
+    # The path is kept with data sets and runs, which are used from other folders too.
+    place = str(Path(source).resolve()) if Path(source).exists() else source
+    check_plain(place, "autoencoder")
     files = locate(source)
     config = AutoencoderConfig() if files.config is None else read_config(files.config)
     abstract = nnx.eval_shape(lambda: Autoencoder(config, jnp.dtype(dtype), nnx.Rngs(0)))
     shapes = {path: variable.shape for path, variable in variables(abstract).items()}
     parameters = _read(files, shapes, len(config.block_out_channels))
     model = bind(abstract, {path: jnp.asarray(value) for path, value in parameters.items()})
-    # The path is kept with data sets and runs, which are used from other folders too.
-    place = str(Path(source).resolve()) if Path(source).exists() else source
     return Loaded(model, config, sha256(files.weights), place)
 
 
@@ -58,7 +61,7 @@ def _read(
     files: Files, shapes: Mapping[str, tuple[int, ...]], num_levels: int
 ) -> dict[str, np.ndarray]:
     """Parameters float32 by dotted path, or a ConfigError that tells how the tensors differ."""
-    parameters, typed, shaped = {}, [], []
+    parameters, typed, shaped, infinite = {}, [], [], []
     try:
         with safetensors.safe_open(files.weights, framework="numpy") as file:
             names = strip(file.keys())
@@ -72,6 +75,8 @@ def _read(
                 tensor = _to_layout(file.get_tensor(names[name]), len(shapes[path]))
                 if tensor.shape != shapes[path]:
                     shaped.append(name)
+                if not np.isfinite(tensor).all():
+                    infinite.append(name)
                 parameters[path] = tensor
     except safetensors.SafetensorError as error:
         raise ConfigError(f"{files.weights} is not a whole safetensors file: {error}") from None
@@ -80,6 +85,7 @@ def _read(
         "unexpected": sorted(set(names) - set(published.values())),
         "not of a plain float type": typed,
         "of another shape": shaped,
+        "with numbers that are not finite": infinite,
     }
     if any(wrong.values()):
         listing = "; ".join(

@@ -1,5 +1,7 @@
 """Where the weights of an autoencoder are: in a folder, in a file, or on the Hugging Face hub."""
 
+import json
+import shlex
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,11 +11,11 @@ from dit_moe.config import ConfigError
 from dit_moe.hub import is_hub_name, reason
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
+# For a shell's single quotes.
 _CONVERSION = (
-    "python -c \"import torch; from safetensors.torch import save_file; t = torch.load('{path}', "
-    "map_location='cpu', weights_only=True); t = t.get('state_dict', t); "
-    "save_file({{k: v.contiguous() for k, v in t.items() if hasattr(v, 'contiguous')}}, "
-    "'{path.stem}.safetensors')\""
+    "import torch; from safetensors.torch import save_file; t = torch.load({source}, "
+    'map_location="cpu", weights_only=True); t = t.get("state_dict", t); '
+    'save_file({{k: v.contiguous() for k, v in t.items() if hasattr(v, "contiguous")}}, {target})'
 )
 
 
@@ -74,9 +76,11 @@ def _folder(folder: Path) -> Files:
 
 def _check_format(path: Path) -> None:
     if path.suffix in (".ckpt", ".pt", ".pth", ".bin"):
+        source, target = (json.dumps(str(p)) for p in (path, f"{path.stem}.safetensors"))
+        code = _CONVERSION.format(source=source, target=target)
         raise ConfigError(
             f"{path} is a pickle, which could run any code when read; take the .safetensors file "
-            f"that is published beside it, or convert it with: {_CONVERSION.format(path=path)}"
+            f"that is published beside it, or convert it with: python -c {shlex.quote(code)}"
         )
     if path.suffix != ".safetensors":
         raise ConfigError(f"autoencoder is {str(path)!r}; allowed: a .safetensors file or a folder")

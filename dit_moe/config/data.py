@@ -2,10 +2,9 @@
 
 from typing import Literal
 
-from pydantic import NonNegativeInt
 from pydantic.dataclasses import dataclass
 
-from dit_moe.config.rules import RULES, Listed, PositiveFloat, require
+from dit_moe.config.rules import RULES, Listed, NonNegativeInt, PositiveFloat, require
 
 
 @dataclass(frozen=True, config=RULES)

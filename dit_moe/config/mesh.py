@@ -2,7 +2,7 @@
 
 from pydantic.dataclasses import dataclass
 
-from dit_moe.config.rules import RULES, require
+from dit_moe.config.rules import MAX_SIZE, RULES, require
 
 
 @dataclass(frozen=True, config=RULES)
@@ -19,7 +19,10 @@ class MeshConfig:
     def __post_init__(self) -> None:
         sizes = {name: getattr(self, name) for name in ("data", "fsdp", "expert")}
         for name, size in sizes.items():
-            require(size == -1 or size > 0, f"{name} is {size}; allowed: -1 or a positive number")
+            require(
+                size == -1 or 0 < size <= MAX_SIZE,
+                f"{name} is {size}; allowed: -1 or a positive number up to {MAX_SIZE}",
+            )
         free = [name for name, size in sizes.items() if size == -1]
         require(
             len(free) <= 1,

@@ -2,21 +2,31 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, PositiveInt
+from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
 from dit_moe.config.moe import MoEConfig
-from dit_moe.config.rules import RULES, PositiveFloat, Probability, divisors, listing, require
+from dit_moe.config.rules import (
+    MAX_SIZE,
+    RULES,
+    PositiveFloat,
+    PositiveInt,
+    Probability,
+    divisors,
+    listing,
+    require,
+)
 
 
 @dataclass(frozen=True, config=RULES)
 class ModelConfig:
     """The network: a diffusion transformer, dense or with mixtures of experts."""
 
-    width: PositiveInt
-    depth: PositiveInt
+    # The bounds are far beyond any network; near them, memory alone says no.
+    width: Annotated[PositiveInt, Field(le=2**20)]
+    depth: Annotated[PositiveInt, Field(le=2**16)]
     heads: PositiveInt
-    image_size: PositiveInt = 32
+    image_size: Annotated[PositiveInt, Field(le=2**16)] = 32
     """Side of the square input: the latent's for latent diffusion, in its own pixels."""
     channels: PositiveInt = 4
     patch_size: PositiveInt = 2
@@ -83,9 +93,9 @@ class ModelConfig:
             ratios["moe.shared_hidden_ratio"] = self.moe.shared_hidden_ratio
         for field, ratio in ratios.items():
             require(
-                float(ratio * self.width).is_integer(),
+                float(ratio * self.width).is_integer() and ratio * self.width <= MAX_SIZE,
                 f"{field} is {ratio}; allowed: a ratio that gives a whole number of hidden units "
-                f"at width {self.width}",
+                f"at width {self.width}, up to {MAX_SIZE}",
             )
 
     @property

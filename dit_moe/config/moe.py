@@ -2,10 +2,10 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from dit_moe.config.rules import RULES, Decay, NonNegativeFloat, PositiveFloat, require
+from dit_moe.config.rules import RULES, Decay, NonNegativeFloat, PositiveFloat, PositiveInt, require
 
 
 @dataclass(frozen=True, config=RULES)

@@ -13,7 +13,7 @@ class DDPMConfig:
     """Denoising diffusion with noise prediction (Ho et al. 2020, Nichol & Dhariwal 2021)."""
 
     name: Literal["ddpm"] = "ddpm"
-    timesteps: Annotated[int, Field(ge=2)] = 1000
+    timesteps: Annotated[int, Field(ge=2, le=1_000_000)] = 1000
     betas: Literal["linear", "cosine"] = "linear"
     variance: Literal["fixed_small", "fixed_large", "learned_range"] = "fixed_small"
     """`learned_range` (DiT) needs model.learn_sigma and adds the variational term to the loss."""

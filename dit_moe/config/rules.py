@@ -1,5 +1,6 @@
 """What all configs share: their error, their checks and the types of their fields."""
 
+import math
 from collections.abc import Sequence
 from typing import Annotated, TypeAlias, TypeVar
 
@@ -7,10 +8,14 @@ import pydantic
 from pydantic import Field
 
 T = TypeVar("T")
-RULES = pydantic.ConfigDict(extra="forbid")
-"""Of every config, and every record in a file: an unknown field is an error."""
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+RULES = pydantic.ConfigDict(extra="forbid", allow_inf_nan=False)
+"""Of every config, and every record in a file: an unknown field or infinity is an error."""
+MAX_SIZE = 2**31 - 1
+"""Steps, sizes and labels are 32-bit numbers on every device."""
+PositiveInt = Annotated[int, Field(gt=0, le=MAX_SIZE)]
+NonNegativeInt = Annotated[int, Field(ge=0, le=MAX_SIZE)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -36,8 +41,10 @@ class ConfigError(ValueError):
 
 
 def divisors(number: int) -> list[int]:
-    """From 1 to the number itself."""
-    return [d for d in range(1, number + 1) if number % d == 0]
+    """From 1 to the number itself, in about its square root of steps."""
+    small = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
+    large = [number // d for d in reversed(small)]
+    return small + large[1:] if small and small[-1] == large[0] else small + large
 
 
 def require(condition: bool, message: str) -> None:

@@ -2,7 +2,6 @@
 
 from typing import Literal
 
-from pydantic import NonNegativeInt, PositiveInt
 from pydantic.dataclasses import dataclass
 
 from dit_moe.config.rules import (
@@ -10,7 +9,9 @@ from dit_moe.config.rules import (
     Decay,
     Listed,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
+    PositiveInt,
     SigmaRel,
     require,
 )

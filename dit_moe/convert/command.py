@@ -1,10 +1,15 @@
 """Converts models: published checkpoints in, open formats out, dense runs to sparse ones."""
 
 import argparse
+import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dit_moe.command_line import command_parser, run_command
 from dit_moe.convert import FAMILIES
+
+if TYPE_CHECKING:
+    from dit_moe.convert.networks import Network
 
 EPILOG = """\
 examples:
@@ -32,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
         "--checkpoint",
         type=Path,
         metavar="FILE",
-        help="to import: .safetensors, a folder of them or of diffusers, or .pt or .pth",
+        help="to import: .safetensors, a folder of them or of diffusers, or .pt, .pth, .bin, .ckpt",
     )
     ways.add_argument("--workdir", metavar="RUN", help="to export: a run folder")
     ways.add_argument("--upcycle", metavar="RUN", help="to make sparse: a run folder")
@@ -115,7 +120,7 @@ def _import(arguments: argparse.Namespace) -> None:
     # Here and below after the arguments are parsed: JAX takes seconds to import.
     from dit_moe.convert.importing import import_checkpoint
 
-    config = import_checkpoint(
+    config, network = import_checkpoint(
         arguments.family,
         arguments.checkpoint,
         arguments.output,
@@ -125,17 +130,29 @@ def _import(arguments: argparse.Namespace) -> None:
     model = config.model
     print(
         f"{config.name}: {model.depth} blocks of width {model.width}, {model.heads} heads, "
-        f"objective {config.objective.name}. Wrote {arguments.output}."
+        f"objective {config.objective.name}. Took {_taken(network)}. Wrote {arguments.output}."
     )
-    print(f"Next: python sample.py --workdir {arguments.output} --output out/")
+    print(f"Next: python sample.py --workdir {shlex.quote(str(arguments.output))} --output out/")
+
+
+def _taken(network: "Network") -> str:
+    place = f" under {network.name!r}" if network.name else ""
+    match network.kind:
+        case "ema":
+            return f"the moving average (ema){place}"
+        case "raw":
+            return f"the parameters (raw){place}, not a moving average"
+        case None:
+            return f"its one network{place}, which may be a moving average (ema) or not (raw)"
 
 
 def _export(arguments: argparse.Namespace) -> None:
     from dit_moe.convert.export import export_run, upload
 
     form = arguments.format or "safetensors"
-    export_run(arguments.workdir, arguments.output, form, ema=arguments.parameters != "raw")
-    print(f"Wrote {arguments.output}.")
+    ema = export_run(arguments.workdir, arguments.output, form, ema=_wanted(arguments))
+    taken = "the moving average (ema)" if ema else "the parameters (raw)"
+    print(f"Took {taken}. Wrote {arguments.output}.")
     if arguments.upload is not None:
         print(f"Uploaded to {upload(arguments.output, arguments.upload)}.")
 
@@ -150,7 +167,13 @@ def _upcycle(arguments: argparse.Namespace, overrides: list[str]) -> None:
         config,
         arguments.output,
         noise=arguments.noise or 0.0,
-        ema=arguments.parameters != "raw",
+        ema=_wanted(arguments),
     )
     print(f"{config.name} from {arguments.upcycle}. Wrote {arguments.output}.")
-    print(f"Next: train.py with the same --config, --init_from {arguments.output} and a --workdir")
+    output = shlex.quote(str(arguments.output))
+    print(f"Next: train.py with the same --config, --init_from {output} and a --workdir")
+
+
+def _wanted(arguments: argparse.Namespace) -> bool | None:
+    """Whether the moving average is asked for; None where nothing is."""
+    return None if arguments.parameters is None else arguments.parameters == "ema"

@@ -8,7 +8,6 @@ The weights are read as DiT's code means them. diffusers' class computes another
 one place: its frequencies of the time are 10000^(-i/127), DiT's 10000^(-i/128).
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,9 @@ from typing import Any
 import numpy as np
 
 from dit_moe.config import ConfigError, ModelConfig
-from dit_moe.convert.tensors import StoredTensor, read_file
+from dit_moe.convert.checkpoint_files import read_file
+from dit_moe.convert.tensors import StoredTensor
+from dit_moe.records import read_json
 
 STEM = "diffusion_pytorch_model"
 _CLASSES = ("DiTTransformer2DModel", "Transformer2DModel")
@@ -66,7 +67,8 @@ def read_diffusers(folder: Path) -> tuple[dict[str, StoredTensor], dict[str, Any
         embeddings of their own.
     """
     arguments = _read_arguments(folder / "config.json")
-    names = [f"{STEM}.safetensors.index.json", f"{STEM}.safetensors", f"{STEM}.bin"]
+    forms = ("safetensors.index.json", "safetensors", "bin.index.json", "bin")
+    names = [f"{STEM}.{form}" for form in forms]
     weights = next((folder / name for name in names if (folder / name).is_file()), None)
     if weights is None:
         raise ConfigError(f"checkpoint is {str(folder)!r}, which has none of {', '.join(names)}")
@@ -120,9 +122,9 @@ def diffusers_config(model: ModelConfig) -> dict[str, Any]:
 
 def _read_arguments(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text())
+        config = read_json(path)
         kind = config["_class_name"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ConfigError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{path} tells no diffusers class: {type(error).__name__}: {error}"
         ) from None

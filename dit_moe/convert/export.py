@@ -2,13 +2,14 @@
 
 import csv
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from dit_moe.config import Config, ConfigError
+from dit_moe.config import ConfigError
 from dit_moe.config_io import to_json
 from dit_moe.convert import Family
 from dit_moe.convert.clocks import OTHER_CLOCK, exchange_clocks
@@ -17,16 +18,18 @@ from dit_moe.convert.diffusers_format import STEM, diffusers_config, to_diffuser
 from dit_moe.convert.peers import to_peer
 from dit_moe.convert.published import write_shards, write_tensors
 from dit_moe.convert.tensors import write_safetensors
+from dit_moe.convert.weights import has_average
 from dit_moe.data.latents import read_latent_space, write_latent_space
 from dit_moe.files import atomic, new_folder
 from dit_moe.hub import reason
 from dit_moe.loading import Run, load_run, locate
+from dit_moe.records import read_json
 
 Format = Literal["safetensors", "diffusers"] | Family
 
 
-def export_run(workdir: str | Path, output: Path, form: Format, *, ema: bool = True) -> Config:
-    """Writes a run's model in another form, and returns its config.
+def export_run(workdir: str | Path, output: Path, form: Format, *, ema: bool | None = None) -> bool:
+    """Writes a run's model in another form, and returns whether it is the moving average.
 
     Args:
       workdir: a run folder, an open folder, or a name on the Hugging Face hub.
@@ -34,7 +37,8 @@ def export_run(workdir: str | Path, output: Path, form: Format, *, ema: bool = T
         `.pt` or `.pth` where PyTorch is installed. The constructor's arguments are written beside
         it, as `.json`.
       form: `safetensors`, `diffusers`, or the family whose names the tensors shall have.
-      ema: the moving average of the parameters rather than the parameters.
+      ema: the moving average of the parameters rather than the parameters; None: where there is
+        one.
 
     Raises:
       ConfigError: the run cannot be read, or the family has no such network.
@@ -43,6 +47,7 @@ def export_run(workdir: str | Path, output: Path, form: Format, *, ema: bool = T
     folder = locate(workdir)
     if form not in ("safetensors", "diffusers"):
         _check_file(output)
+    ema = has_average(folder) if ema is None else ema
     run = load_run(folder, ema)
     if form == "safetensors":
         _write_open_folder(run, folder, output, ema=ema)
@@ -50,17 +55,20 @@ def export_run(workdir: str | Path, output: Path, form: Format, *, ema: bool = T
         _write_diffusers(run, output)
     else:
         _write_for_peer(run, form, output)
-    return run.config
+    return ema
 
 
 def _write_open_folder(run: Run, workdir: Path, output: Path, *, ema: bool) -> None:
     with new_folder(output) as target:
-        write_tensors(target, {path: np.asarray(p) for path, p in run.parameters.items()})
+        parameters = {path: np.asarray(p) for path, p in run.parameters.items()}
+        write_tensors(target, parameters, ema=ema)
         with atomic(target / "config.json") as temporary:
             temporary.write_text(to_json(run.config))
         write_latent_space(target, read_latent_space(workdir), resuming=False)
         with atomic(target / "README.md") as temporary:
-            temporary.write_text(model_card(run, workdir, ema=ema, name=output.name))
+            card = model_card(run, workdir, ema=ema, name=output.name)
+            # The folder's name need not be text in UTF-8.
+            temporary.write_text(card, encoding="utf-8", errors="backslashreplace")
 
 
 def _write_diffusers(run: Run, output: Path) -> None:
@@ -161,13 +169,13 @@ tags: [diffusion, diffusion-transformer{", mixture-of-experts" if moe else ""}]
 ## Use
 
 ```
-python sample.py --workdir {name} --output out/
+python sample.py --workdir {shlex.quote(name)}{"" if ema else " --parameters raw"} --output out/
 ```
 
 ```python
 import dit_moe
 
-model = dit_moe.load("{name}")
+model = dit_moe.load({json.dumps(name)}{"" if ema else ", ema=False"})
 prediction = model(x, t, y)  # x [N,H,W,C], t in the network's own unit, y [N] labels
 ```
 """
@@ -178,7 +186,7 @@ def _measured(workdir: Path) -> str:
     rows = []
     for path in sorted(workdir.glob("*.json")):
         try:
-            metrics = json.loads(path.read_text())["metrics"]
+            metrics = read_json(path)["metrics"]
             found = {f"{m} {k}": v for m, values in metrics.items() for k, v in values.items()}
         except (ValueError, KeyError, TypeError, AttributeError):
             continue
@@ -207,8 +215,9 @@ def upload(folder: Path, name: str) -> str:
         hub.create_repo(name, exist_ok=True)
         hub.upload_folder(repo_id=name, folder_path=folder)
     except Exception as error:  # the client's errors have no common class, but one remedy
+        command = shlex.join(["hf", "upload", name, str(folder)])
         raise ConfigError(
             f"{name!r} cannot be uploaded ({reason(error)}); {folder} is written: "
-            f"log in with `hf auth login`, then: hf upload {name} {folder}"
+            f"log in with `hf auth login`, then: {command}"
         ) from error
     return f"https://huggingface.co/{name}"

@@ -1,16 +1,16 @@
 """Peers' checkpoints become run folders."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from dit_moe.config import Config, ConfigError
 from dit_moe.convert import Family
 from dit_moe.convert.clocks import OTHER_CLOCK, exchange_clocks
 from dit_moe.convert.diffusers_format import find_diffusers, read_diffusers
+from dit_moe.convert.networks import Network, read_checkpoint
 from dit_moe.convert.peers import Pieces
 from dit_moe.convert.recognise import read_arguments, recognise
 from dit_moe.convert.run_writer import write_run
-from dit_moe.convert.tensors import read_checkpoint
 from dit_moe.data.latents import LatentSpace
 from dit_moe.data.prepared import AutoencoderCard
 
@@ -28,6 +28,14 @@ SD_VAE = LatentSpace(
 diffusion_pytorch_model.safetensors."""
 
 
+class Imported(NamedTuple):
+    """What a checkpoint became."""
+
+    config: Config
+    network: Network
+    """What was taken of the checkpoint."""
+
+
 def import_checkpoint(
     family: Family,
     checkpoint: Path,
@@ -35,12 +43,12 @@ def import_checkpoint(
     *,
     model_json: Path | None = None,
     which: Literal["ema", "raw"] | None = None,
-) -> Config:
-    """Writes a peer's checkpoint as a run folder, and returns its config.
+) -> Imported:
+    """Writes a peer's checkpoint as a run folder.
 
     Args:
       family: whose checkpoint it is.
-      checkpoint: see `tensors.read_checkpoint`; of DiT, a folder of diffusers, too.
+      checkpoint: see `networks.read_checkpoint`; of DiT, a folder of diffusers, too.
       output: a new folder.
       model_json: the peer's constructor arguments, for what shapes do not tell.
       which: the moving average or the parameters; None takes the average where there is one.
@@ -52,19 +60,21 @@ def import_checkpoint(
     arguments = read_arguments(model_json) if model_json else None
     folder = find_diffusers(checkpoint)
     if folder is None:
-        tensors = read_checkpoint(checkpoint, which)
+        network = read_checkpoint(checkpoint, which)
     elif family == "dit":
         tensors, told = read_diffusers(folder)
+        network = Network(tensors, "", which)
         arguments = {**told, **(arguments or {})}
     else:
         raise ConfigError(f"family is {family!r}, but {folder} is diffusers'; allowed: 'dit'")
-    config = recognise(family, {key: t.shape for key, t in tensors.items()}, arguments)
-    pieces = Pieces(config.model, tensors)
+    config = recognise(family, {key: t.shape for key, t in network.tensors.items()}, arguments)
+    pieces = Pieces(config.model, network.tensors)
     if family in OTHER_CLOCK:  # which only tensors that fit can be changed to
-        pieces = Pieces(config.model, exchange_clocks(tensors))
+        pieces = Pieces(config.model, exchange_clocks(network.tensors))
     if config.model.channels not in (1, 3, 4):
         raise ConfigError(
             f"channels is {config.model.channels}; allowed: 4 (latents), or 1 or 3 (pictures)"
         )
-    write_run(output, config, SD_VAE if config.model.channels == 4 else None, pieces)
-    return config
+    space = SD_VAE if config.model.channels == 4 else None
+    write_run(output, config, space, pieces, only_average=network.kind == "ema")
+    return Imported(config, network)

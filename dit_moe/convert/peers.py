@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dit_moe.config import BatchPoolRouterConfig, ConfigError, ModelConfig, PrototypeSettings
+from dit_moe.convert.tensors import finite
 from dit_moe.nn.block import group_size
 from dit_moe.nn.embeddings import position_embedding
 from dit_moe.nn.parameters import abstract_parameters
@@ -72,10 +73,14 @@ class Pieces:
         return list(self._entries[path])
 
     def read(self, path: str, index: tuple[int, ...]) -> np.ndarray:
-        """The piece of a parameter at a leading index, float32."""
+        """The piece of a parameter at a leading index, float32.
+
+        Raises:
+          ConfigError: a number in it is not finite.
+        """
         target = np.empty(self.shapes[path][len(index) :], np.float32)
         for entry in self._entries[path][index]:
-            value = np.asarray(self._tensors[entry.key])
+            value = finite(entry.key, "the checkpoint", np.asarray(self._tensors[entry.key]))
             _part(target, entry)[...] = _import_layout(value, entry, self._config)
         return target
 
@@ -113,9 +118,9 @@ class Pieces:
         return [
             f"values of {key}: they are not the fixed ones of this network"
             for key, expected in fixed.items()
-            # bfloat16 keeps 8 bits.
+            # bfloat16 keeps 8 bits. What is not finite is not below.
             if key in self._tensors
-            and np.abs(np.asarray(self._tensors[key], np.float32) - expected).max() >= 0.01
+            and not np.abs(np.asarray(self._tensors[key], np.float32) - expected).max() < 0.01
         ]
 
 

@@ -1,4 +1,4 @@
-"""A model as an open folder: safetensors, config.json, latents.json, README.md.
+"""A model as an open folder: safetensors, weights.json, config.json, latents.json, README.md.
 
 The tensors have this package's names, one for each group of blocks: "groups.3.blocks.0.attention.
 qkv.kernel" is number 3 of the stack "groups.blocks.0.attention.qkv.kernel". Above `SHARD_BYTES`
@@ -13,14 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from dit_moe.config import ConfigError, ModelConfig
-from dit_moe.convert.tensors import (
-    INDEX,
-    WEIGHTS,
-    StoredTensor,
-    read_safetensors,
-    read_shards,
-    write_safetensors,
-)
+from dit_moe.convert.checkpoint_files import INDEX, WEIGHTS, read_shards
+from dit_moe.convert.tensors import StoredTensor, finite, read_safetensors, write_safetensors
+from dit_moe.convert.weights import write_weights
 from dit_moe.files import atomic
 from dit_moe.hub import reason
 from dit_moe.nn.parameters import abstract_parameters
@@ -52,9 +47,16 @@ def download(name: str) -> Path:
         ) from error
 
 
-def write_tensors(folder: Path, parameters: Mapping[str, np.ndarray]) -> None:
-    """Writes parameters by dotted path as `model.safetensors`, or as shards with an index."""
+def write_tensors(folder: Path, parameters: Mapping[str, np.ndarray], *, ema: bool) -> None:
+    """Writes parameters by dotted path as `model.safetensors`, or as shards with an index.
+
+    Args:
+      folder: is there, and empty.
+      parameters: all of a network.
+      ema: they are the moving average.
+    """
     write_shards(folder, "model", dict(_by_group(parameters)), form="dit_moe")
+    write_weights(folder, ema=ema, files=tuple(path.name for path in folder.iterdir()))
 
 
 def write_shards(folder: Path, stem: str, tensors: Mapping[str, np.ndarray], *, form: str) -> None:
@@ -93,7 +95,8 @@ def read_tensors(folder: Path, config: ModelConfig) -> dict[str, np.ndarray]:
     """Parameters by dotted path, float32, from a folder of `write_tensors`.
 
     Raises:
-      ConfigError: the files are damaged or do not fit the config.
+      ConfigError: the files are damaged, do not fit the config, or hold numbers that are not
+        finite.
     """
     sharded = (folder / INDEX).is_file()
     tensors: dict[str, StoredTensor] = (
@@ -117,7 +120,7 @@ def read_tensors(folder: Path, config: ModelConfig) -> dict[str, np.ndarray]:
             "more are missing, unexpected, of another shape or no floats"
         )
     for name, view in views.items():
-        view[...] = np.asarray(tensors[name])
+        view[...] = finite(name, folder, np.asarray(tensors[name]))
     return parameters
 
 

@@ -5,7 +5,6 @@ published model of the same size, or from the peer's constructor arguments (`--m
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from dit_moe.config import (
 from dit_moe.config_io import from_dict, to_dict
 from dit_moe.convert import Family
 from dit_moe.presets import DS_MOE_ROUTING, DS_MOE_SIZES, SIZES, preset
+from dit_moe.records import read_json
 
 _TITLES = {
     "dit": "DiT",
@@ -84,11 +84,9 @@ def read_arguments(path: Path) -> dict[str, Any]:
       ConfigError: it is not there, or no JSON object.
     """
     try:
-        arguments = json.loads(path.read_text())
+        arguments = read_json(path)
     except OSError as error:
         raise ConfigError(f"model_json is {str(path)!r}, which cannot be read: {error}") from None
-    except ValueError as error:
-        raise ConfigError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(arguments, dict):
         raise ConfigError(f"{path} holds no JSON object; allowed: constructor arguments by name")
     return arguments

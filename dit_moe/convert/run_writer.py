@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from dit_moe.config import Config
 from dit_moe.config_io import to_json
+from dit_moe.convert.weights import write_weights
 from dit_moe.data.latents import LatentSpace, write_latent_space
 from dit_moe.files import atomic, new_folder
 from dit_moe.training import about, fingerprint
@@ -43,7 +44,14 @@ class Source(Protocol):
         ...
 
 
-def write_run(output: Path, config: Config, space: LatentSpace | None, source: Source) -> None:
+def write_run(
+    output: Path,
+    config: Config,
+    space: LatentSpace | None,
+    source: Source,
+    *,
+    only_average: bool = False,
+) -> None:
     """Writes a run folder whose checkpoint, of step 0, holds the source.
 
     At step 0 a run's parameters and their moving average are the same; they are the same files.
@@ -53,6 +61,7 @@ def write_run(output: Path, config: Config, space: LatentSpace | None, source: S
       config: of the run.
       space: of a model of latents.
       source: all parameters of the config's model.
+      only_average: they are the moving average of a model whose parameters are not known.
 
     Raises:
       ConfigError: the folder holds something.
@@ -62,6 +71,8 @@ def write_run(output: Path, config: Config, space: LatentSpace | None, source: S
         with atomic(folder / "config.json") as temporary:
             temporary.write_text(to_json(config))
         write_latent_space(folder, space, resuming=False)
+        if only_average:
+            write_weights(folder, ema=True)
         step = folder / "checkpoints" / "0"
         with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
             checkpointer.save(step / "step", args=ocp.args.StandardSave({"value": np.int32(0)}))

@@ -34,6 +34,7 @@ from dit_moe.config import (
     SigmoidTopKRouterConfig,
 )
 from dit_moe.convert.run_writer import InMemory, write_run
+from dit_moe.convert.weights import has_average
 from dit_moe.data.latents import read_latent_space
 from dit_moe.loading import load_run, locate
 from dit_moe.moe.routers import build_router
@@ -48,7 +49,7 @@ _LAST_OF_EXPERT = ("w_out", "b_out")
 
 
 def upcycle_run(
-    dense: str | Path, config: Config, output: Path, *, noise: float = 0.0, ema: bool = True
+    dense: str | Path, config: Config, output: Path, *, noise: float = 0.0, ema: bool | None = None
 ) -> None:
     """Writes a sparse run folder made from a dense one, or from one with a single expert.
 
@@ -58,7 +59,7 @@ def upcycle_run(
       output: a new folder.
       noise: normal noise that is added to every matrix of the routed experts, each its own, in
         standard deviations of the matrix.
-      ema: the old model's moving average rather than its parameters.
+      ema: the old model's moving average rather than its parameters; None: where there is one.
 
     Raises:
       ConfigError: the one cannot become the other; the message says why.
@@ -67,7 +68,7 @@ def upcycle_run(
     if not 0 <= noise < float("inf"):
         raise ConfigError(f"noise is {noise}; allowed: 0 or more")
     folder = locate(dense)
-    old = load_run(folder, ema)
+    old = load_run(folder, has_average(folder) if ema is None else ema)
     check(old.config, config)
     shapes = {path: p.shape for path, p in abstract_parameters(config.model).items()}
     read = functools.partial(_read, old.config.model, old.parameters, config, shapes, noise)

@@ -4,7 +4,7 @@ import numpy as np
 from pydantic.dataclasses import dataclass
 
 from dit_moe.config import ConfigError
-from dit_moe.config.rules import RULES
+from dit_moe.config.rules import RULES, require
 from dit_moe.data.prepared import AutoencoderCard, Card
 from dit_moe.files import FilePath
 from dit_moe.records import read_record, write_record
@@ -19,6 +19,12 @@ class LatentSpace:
     autoencoder: AutoencoderCard
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        require(
+            len(self.mean) == len(self.std),
+            f"mean has {len(self.mean)} channels and std {len(self.std)}; allowed: as many",
+        )
 
     def normalize(self, latent: np.ndarray) -> np.ndarray:
         """Latents [..., c] as the autoencoder makes them to the network's, float32."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from tqdm import tqdm
 
 from dit_moe.config import Config, ConfigError, MeshConfig, divisors
+from dit_moe.config.rules import MAX_SIZE
 from dit_moe.config_io import load_file, override
 from dit_moe.plan.devices import DEVICES, Device
 from dit_moe.plan.estimate import Estimate, estimate, span
@@ -50,8 +51,8 @@ def plan(
     """
     if device not in DEVICES:
         raise ConfigError(f"device is {device!r}; allowed: {', '.join(DEVICES)}")
-    if num_devices < 1:
-        raise ConfigError(f"devices is {num_devices}; allowed: 1 or more")
+    if not 1 <= num_devices <= MAX_SIZE:
+        raise ConfigError(f"devices is {num_devices}; allowed: 1 or more, up to {MAX_SIZE}")
     if config_spec is not None:
         config = load_file(config_spec, overrides)
     else:

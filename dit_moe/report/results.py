@@ -1,12 +1,12 @@
 """What eval wrote, as tables."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dit_moe.config import ConfigError
+from dit_moe.records import read_json
 
 
 @dataclass(frozen=True)
@@ -23,15 +23,12 @@ def find_results(workdir: Path, given: Sequence[Path]) -> list[Results]:
     """Tables of the given files, and of those in a run folder and its sub-folders.
 
     Raises:
-      ConfigError: a given file is no result of eval.
+      ConfigError: a given file is not JSON, or no result of eval.
       OSError: it cannot be read.
     """
     tables = []
     for path in given:
-        try:
-            table = _table(path.name, path)
-        except ValueError as error:
-            raise ConfigError(f"results has {str(path)!r}, which is not JSON: {error}") from None
+        table = _table(path.name, path)
         if table is None:
             raise ConfigError(
                 f"results has {str(path)!r}, which eval did not write; allowed: the --output of "
@@ -44,7 +41,7 @@ def find_results(workdir: Path, given: Sequence[Path]) -> list[Results]:
             continue
         try:
             table = _table(path.relative_to(workdir).as_posix(), path)
-        except (ValueError, OSError):  # something else of the user's
+        except (ConfigError, OSError):  # something else of the user's
             continue
         if table is not None:
             tables.append(table)
@@ -55,10 +52,10 @@ def _table(title: str, path: Path) -> Results | None:
     """None if it is not eval's.
 
     Raises:
-      ValueError: it is not JSON.
+      ConfigError: it is not JSON.
       OSError: it cannot be read.
     """
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = read_json(path)
     try:
         if "by_guidance_scale" in content:
             results = content["by_guidance_scale"]

@@ -17,6 +17,7 @@ from dit_moe.data.sources import build_sources
 from dit_moe.files import check_reachable, lock
 from dit_moe.plan.devices import find_device
 from dit_moe.plan.estimate import estimate
+from dit_moe.plan.host import check_host_memory
 from dit_moe.training.checkpoint import Checkpoints, TrainingError
 from dit_moe.training.health import Skips, Warnings
 from dit_moe.training.interrupt import Interrupt
@@ -67,6 +68,7 @@ def train(
     check_mesh(mesh, config.model)
     device = find_device(jax.devices()[0].device_kind)
     plan = estimate(config, mesh.shape, device)
+    check_host_memory(plan)
     sources = build_sources(config)
     settings = config.train
 

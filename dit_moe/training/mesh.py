@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dit_moe.config import ConfigError, MeshConfig, ModelConfig, divisors
+from dit_moe.config.rules import listing
 
 AXES = ("data", "fsdp", "expert")
 
@@ -82,7 +83,7 @@ def check_mesh(mesh: Mesh | AbstractMesh, model: ModelConfig) -> None:
 
 
 def _common_divisors(*numbers: int) -> str:
-    return ", ".join(map(str, divisors(math.gcd(*numbers))))
+    return listing(divisors(math.gcd(*numbers)))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

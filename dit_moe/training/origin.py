@@ -11,6 +11,7 @@ from dit_moe import hosts
 from dit_moe.config import Config, ConfigError
 from dit_moe.config.rules import RULES
 from dit_moe.config_io import differences, load_json
+from dit_moe.convert.weights import has_average
 from dit_moe.data.latents import LatentSpace, read_latent_space, same_latents
 from dit_moe.loading import load_run, locate
 from dit_moe.nn.parameters import Parameters
@@ -96,7 +97,8 @@ def prepare_origin(init_from: str | None, workdir: epath.Path, *, resuming: bool
 def start_parameters(
     init_from: str, workdir: epath.Path, like: Mapping[str, jax.ShapeDtypeStruct]
 ) -> Parameters:
-    """Reads the moving average of a model's parameters, and keeps in the run folder whose it is.
+    """Reads a model's parameters, averaged where it has an average, and keeps in the run folder
+    whose they are.
 
     Args:
       init_from: as for `check_origin`, which was called.
@@ -106,10 +108,12 @@ def start_parameters(
     Raises:
       ConfigError: it has no checkpoint, or the newest is damaged.
     """
-    run = load_run(init_from, like=like)
+    ema = has_average(locate(init_from, "init_from"))
+    run = load_run(init_from, ema, like)
+    averaged = "averaged " if ema else ""
     origin = Origin(_identity(init_from), run.step)
     hosts.on_lead(lambda: write_record(workdir / _FILE, origin))
-    hosts.say(f"Starts from the averaged parameters of {init_from} at step {run.step:,}.")
+    hosts.say(f"Starts from the {averaged}parameters of {init_from} at step {run.step:,}.")
     return run.parameters
 
 

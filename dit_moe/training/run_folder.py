@@ -12,6 +12,7 @@ from dit_moe.config_io import differences, load_json, to_json
 from dit_moe.data.latents import write_latent_space
 from dit_moe.data.sources import Source
 from dit_moe.files import atomic
+from dit_moe.records import read_json
 from dit_moe.training.state import TrainState
 
 # Fields (and what begins so) that do not change what is learned.
@@ -91,11 +92,9 @@ def write_data_digests(sources: Sequence[Source], workdir: epath.Path, *, resumi
     path = workdir / "data.json"
     digests = [source.digest for source in sources]
     try:
-        known = json.loads(path.read_text()) if resuming and path.exists() else digests
-    except ValueError as error:
-        raise ConfigError(
-            f"{path} is damaged: {error}; remove it if the data are those of before"
-        ) from None
+        known = read_json(path) if resuming and path.exists() else digests
+    except ConfigError as error:
+        raise ConfigError(f"{error}; remove it if the data are those of before") from None
     if known != digests:
         raise ConfigError(
             f"workdir {str(workdir)!r} was trained on other records (see {path}); allowed: the "

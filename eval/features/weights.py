@@ -6,11 +6,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from dit_moe.command_line import command_parser, run_command
+from dit_moe.config import ConfigError
+from dit_moe.pickles import load_pickle
 
 _EXAMPLE = """\
 examples:
@@ -83,8 +84,9 @@ def read(path: Path, network: str) -> dict[str, np.ndarray]:
     tensors = {name: x for name, x in tensors.items() if not name.endswith(unused)}
     _check_layout(path, network, tensors, NETWORKS[network].layout())
     tensors = {name: x.astype(np.float32, copy=False) for name, x in tensors.items()}
-    if not all(np.isfinite(x).all() for x in tensors.values()):
-        raise WeightsError(f"{path} holds weights that are not finite.")
+    wrong = [name for name, x in tensors.items() if not np.isfinite(x).all()]
+    if wrong:
+        raise WeightsError(f"{path} holds weights that are not finite: {_some(wrong)}.")
     return tensors
 
 
@@ -124,20 +126,11 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
     if path.suffix not in (".pth", ".pt"):
         raise WeightsError(f"{path} must end in .safetensors, .pth or .pt.")
     try:
-        import torch  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise WeightsError(
-            f"{path} needs PyTorch to be read (pip install torch); python -m eval.features.weights "
-            "converts it to .safetensors, which does not."
-        ) from None
-    try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        # PyTorch's own message is a page long and tells how to execute the file after all.
-        raise WeightsError(
-            f"{path} is damaged, or holds more than tensors, which is refused because reading it "
-            f"can execute code ({type(error).__name__})."
-        ) from error
+        content = load_pickle(path)
+    except ConfigError as error:
+        raise WeightsError(str(error)) from None
+    import torch  # pyright: ignore[reportMissingImports]
+
     if not isinstance(content, Mapping) or not all(
         isinstance(name, str) and isinstance(x, torch.Tensor) for name, x in content.items()
     ):

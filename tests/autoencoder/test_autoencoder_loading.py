@@ -2,6 +2,7 @@ import hashlib
 import json
 import pickle
 import re
+import shlex
 
 import huggingface_hub.constants
 import jax
@@ -127,6 +128,12 @@ class TestRefusals:
         with pytest.raises(ConfigError, match=r"does not exist; allowed: .*sd-vae-ft-mse"):
             load(source)
 
+    def test_a_path_that_records_cannot_keep(self, folder):
+        with pytest.raises(
+            ConfigError, match=r"autoencoder is '.*\\udcff'; allowed: text in UTF-8"
+        ):
+            load(str(folder.rename(folder.with_name("\udcff"))))
+
     def test_folder_without_weights(self, folder):
         assert is_local(str(folder))
         (folder / "diffusion_pytorch_model.safetensors").unlink()
@@ -142,10 +149,16 @@ class TestRefusals:
             def __reduce__(self):
                 return (tmp_path.joinpath("harm").write_text, ("done",))
 
-        path = tmp_path / f"model{suffix}"
+        path = tmp_path / f"it's a model{suffix}"
         path.write_bytes(pickle.dumps(Harm()))
-        with pytest.raises(ConfigError, match=r"convert it with: python -c .*weights_only=True"):
+        with pytest.raises(
+            ConfigError, match=r"convert it with: python -c .*weights_only=True"
+        ) as e:
             load(str(path))
+        # A shell and Python can read the command, whatever the name.
+        _, _, code = shlex.split(str(e.value)[str(e.value).index("python -c") :])
+        compile(code, "code", "exec")
+        assert f'torch.load("{path}"' in code
         assert not (tmp_path / "harm").exists()
 
     def test_other_files(self, tmp_path):
@@ -167,6 +180,7 @@ class TestRefusals:
         tensors["extra"] = np.zeros(1, np.float32)
         tensors["quant_conv.bias"] = tensors["quant_conv.bias"].astype(np.int8)
         tensors["decoder.conv_out.bias"] = np.zeros(2, np.float32)
+        tensors["decoder.conv_in.bias"][1] = np.nan
         save_file(tensors, folder / "diffusion_pytorch_model.safetensors")
         with pytest.raises(ConfigError) as caught:
             load(str(folder))
@@ -176,6 +190,7 @@ class TestRefusals:
         assert "1 unexpected (extra)" in message
         assert "1 not of a plain float type (quant_conv.bias)" in message
         assert "1 of another shape (decoder.conv_out.bias)" in message
+        assert "1 with numbers that are not finite (decoder.conv_in.bias)" in message
         assert "\n" not in message
 
     def test_file_alone_is_taken_for_f8(self, folder):

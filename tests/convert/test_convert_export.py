@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import resource
+import shlex
 import shutil
 from pathlib import Path
 
@@ -16,10 +17,15 @@ import dit_moe
 from dit_moe.config import BatchPoolRouterConfig, ConfigError, MoEConfig, RectifiedFlowConfig
 from dit_moe.convert import command, published
 from dit_moe.convert.constructors import constructor_arguments
+from dit_moe.convert.run_writer import InMemory, write_run
+from dit_moe.convert.weights import write_weights
 from dit_moe.data.latents import read_latent_space
 from dit_moe.loading import load_run
+from dit_moe.nn.parameters import abstract_parameters
 from dit_moe.presets import DIFFMOE
 from dit_moe.sample_set import RunSampler
+from dit_moe.training.checkpoint import on_one_device
+from dit_moe.training.origin import start_parameters
 from tests.convert.converted import imported
 
 NAME = "promoe_tiny"
@@ -41,8 +47,8 @@ def exported(run):
     return folder
 
 
-def assert_same_run(folder, run):
-    a, b = load_run(folder), load_run(run)
+def assert_same_run(folder, run, ema=True):
+    a, b = load_run(folder, ema), load_run(run, ema)
     assert a.config == b.config
     assert a.parameters.keys() == b.parameters.keys()
     for path, value in b.parameters.items():
@@ -71,7 +77,7 @@ def test_shards(run, tmp_path, monkeypatch):
     assert total == index["metadata"]["total_size"]
     assert_same_run(tmp_path / "shards", run)
     files[0].unlink()
-    with pytest.raises(ConfigError, match=files[0].name):
+    with pytest.raises(ConfigError, match=f"{files[0].name} is missing"):
         load_run(tmp_path / "shards")
 
 
@@ -82,6 +88,79 @@ def test_a_tensor_of_no_float_type(exported, tmp_path):
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(ConfigError, match=r"fit config.json: label.table and 0 more are missing"):
         load_run(tmp_path)
+
+
+def damaged(exported, folder, change):
+    """A copy of the exported folder with changed tensors, which its digests are made to fit."""
+    shutil.copytree(exported, folder)
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+    write_weights(folder, ema=True, files=("model.safetensors",))
+    return folder
+
+
+def test_a_flipped_bit(exported, tmp_path):
+    folder = shutil.copytree(exported, tmp_path / "flipped")
+    path = folder / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"model\.safetensors is damaged or another file"):
+        load_run(folder)
+    (folder / "weights.json").unlink()  # as older folders are without
+    assert load_run(folder).config == load_run(exported).config
+
+
+def test_numbers_that_are_not_finite(exported, tmp_path):
+    def change(tensors):
+        tensors["groups.1.blocks.0.modulation.bias"][3] = np.inf
+
+    folder = damaged(exported, tmp_path / "infinite", change)
+    with pytest.raises(
+        ConfigError, match=r"groups\.1\.blocks\.0\.modulation\.bias of .* not finite"
+    ):
+        load_run(folder)
+
+
+def test_a_run_with_numbers_that_are_not_finite(run, tmp_path):
+    loaded = load_run(run)
+    shapes = {path: p.shape for path, p in loaded.parameters.items()}
+    broken = {path: np.array(p) for path, p in loaded.parameters.items()}
+    broken["patch_out.bias"][0] = np.nan
+    source = InMemory(shapes, lambda path, index: broken[path][index])
+    write_run(tmp_path / "broken", loaded.config, None, source)
+    with pytest.raises(
+        ConfigError, match=r"patch_out\.bias and 0 more parameters of .* not finite"
+    ):
+        load_run(tmp_path / "broken")
+
+
+def test_one_of_average_and_parameters(exported, run, tmp_path, capsys):
+    with pytest.raises(ConfigError, match=r"average of the parameters alone.*--parameters ema"):
+        load_run(exported, ema=False)
+    output = tmp_path / "it's raw"
+    assert command.main([f"--workdir={run}", f"--output={output}", "--parameters=raw"]) == 0
+    assert "Took the parameters (raw)." in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=r"the parameters themselves alone.*--parameters raw"):
+        load_run(output)
+    assert_same_run(output, run, ema=False)
+    card = (output / "README.md").read_text()
+    assert f"python sample.py --workdir {shlex.quote(output.name)} --parameters raw" in card
+    assert 'dit_moe.load("it\'s raw", ema=False)' in card
+    # What does not ask for one of them takes what there is.
+    assert command.main([f"--workdir={output}", f"--output={tmp_path / 'again'}"]) == 0
+    assert_same_run(tmp_path / "again", run, ema=False)
+    like = on_one_device(abstract_parameters(load_run(run).config.model))
+    started = start_parameters(str(output), tmp_path / "new", like)
+    np.testing.assert_array_equal(started["label.table"], load_run(run).parameters["label.table"])
+    assert f"Starts from the parameters of {output}" in capsys.readouterr().out
+
+
+def test_a_folder_whose_name_is_no_text(run, tmp_path):
+    output = tmp_path / "\udcff"
+    assert command.main([f"--workdir={run}", f"--output={output}"]) == 0
+    assert "--workdir '\\udcff' --output" in (output / "README.md").read_text()
 
 
 def test_model_card(exported, run):
@@ -148,7 +227,7 @@ def test_upload(works, run, tmp_path, monkeypatch, capsys):
     flags = [f"--workdir={run}", f"--output={tmp_path / 'out'}", "--upload=someone/promoe"]
     assert command.main(flags) == (0 if works else 2)
     if works:
-        files = ["README.md", "config.json", "latents.json", "model.safetensors"]
+        files = ["README.md", "config.json", "latents.json", "model.safetensors", "weights.json"]
         assert calls == {"someone/promoe": files}
     else:
         assert "401 Unauthorized" in capsys.readouterr().err

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import shutil
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +18,7 @@ import sample
 from dit_moe.config import BatchPoolRouterConfig, ConfigError, RectifiedFlowConfig
 from dit_moe.convert import command, peers
 from dit_moe.convert.importing import SD_VAE
-from dit_moe.convert.recognise import recognise
+from dit_moe.convert.recognise import read_arguments, recognise
 from dit_moe.convert.run_writer import InMemory, write_run
 from dit_moe.data.latents import read_latent_space
 from dit_moe.diffusion.rectified_flow import RectifiedFlow
@@ -204,13 +206,37 @@ class TestForms:
         both |= {f"net.{k}": -x for k, x in tensors.items()}
         self.check(tmp_path, store(tmp_path / "a.safetensors", both), tensors)
 
+    @pytest.mark.parametrize("inner", ["", "diffusion_model."])
+    def test_an_average_under_names_without_dots(self, inner, tmp_path, capsys):
+        """As Lightning's LitEma keeps it, of what is trained alone."""
+        tensors = tensors_of(self.name)
+        table = tensors.pop("pos_embed")
+        both = {f"model.{inner}{k}": -x for k, x in tensors.items()} | {
+            f"model.{inner}pos_embed": table
+        }
+        both |= {f"model_ema.{(inner + k).replace('.', '')}": x for k, x in tensors.items()}
+        both |= {"model_ema.decay": np.ones(1, np.float32)}
+        file = store(tmp_path / "a.safetensors", both)
+        self.check(tmp_path, file, tensors)
+        assert "Took the moving average (ema) under 'model_ema" in capsys.readouterr().out
+        shutil.rmtree(tmp_path / "run")
+        self.check(tmp_path, file, {k: -x for k, x in tensors.items()}, "--parameters=raw")
+        assert "Took the parameters (raw) under 'model" in capsys.readouterr().out
+
+    def test_an_average_alone_is_not_drawn_as_parameters(self, tmp_path):
+        tensors = tensors_of(self.name)
+        file = store(tmp_path / "a.safetensors", {f"ema.{k}": x for k, x in tensors.items()})
+        self.check(tmp_path, file, tensors)
+        with pytest.raises(ConfigError, match=r"holds the moving average of the parameters alone"):
+            load_run(tmp_path / "run", ema=False)
+
     @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
     def test_types_become_float32(self, dtype, tmp_path):
         tensors = {k: x.astype(dtype) for k, x in tensors_of(self.name).items()}
         file = store(tmp_path / "a.safetensors", tensors)
         self.check(tmp_path, file, {k: x.astype(np.float32) for k, x in tensors.items()})
 
-    def test_shards(self, tmp_path):
+    def test_shards(self, tmp_path, capsys):
         tensors = tensors_of(self.name)
         folder = tmp_path / "shards"
         folder.mkdir()
@@ -222,6 +248,10 @@ class TestForms:
         self.check(tmp_path, folder, tensors)
         (folder / names["pos_embed"]).unlink()
         assert convert(folder, tmp_path / "other", self.name) == 2
+        index["weight_map"]["pos_embed"] = "../a.safetensors"
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        assert convert(folder, tmp_path / "other", self.name) == 2
+        assert "names '../a.safetensors'; allowed: files beside it" in capsys.readouterr().err
 
 
 class TestRefusals:
@@ -438,6 +468,46 @@ class TestRefusals:
             "model.gguf": "allowed: .safetensors, .pt",
         }.items():
             assert message in self.refuse(capsys, tmp_path, tmp_path / file)
+
+    @pytest.mark.parametrize(
+        ("beside", "message"),
+        [
+            ("model_ema.x_embedderprojweight", "the tensors' blocks are none"),
+            ("ema.shadow_params.0", "holds an average as a list (ema.shadow_params.0 to 0)"),
+            ("callbacks.EMA.weights.3", "in a form that is not known (callbacks.EMA.weights.3)"),
+        ],
+    )
+    def test_averages_that_cannot_be_read(self, beside, message, capsys, tmp_path):
+        tensors = {f"model.{k}": x for k, x in tensors_of(self.name).items()}
+        tensors[beside] = tensors["model.x_embedder.proj.weight"]
+        file = store(tmp_path / "a.safetensors", tensors)
+        error = self.refuse(capsys, tmp_path, file)
+        assert message in error
+        assert convert(file, tmp_path / "raw", self.name, "--parameters=raw") == 0
+
+    def test_an_average_whose_names_nothing_tells(self, capsys, tmp_path):
+        tensors = {f"model_ema.{k.replace('.', '')}": x for k, x in tensors_of(self.name).items()}
+        error = self.refuse(capsys, tmp_path, store(tmp_path / "a.safetensors", tensors))
+        assert "no network beside that tells the whole names" in error
+
+    def test_numbers_that_are_not_finite(self, capsys, tmp_path):
+        tensors = tensors_of(self.name)
+        tensors["blocks.1.attn.proj.weight"][3, 2] = np.nan
+        file = store(tmp_path / "a.safetensors", tensors)
+        assert convert(file, tmp_path / "run", self.name) == 2
+        error = capsys.readouterr().err
+        assert "blocks.1.attn.proj.weight of the checkpoint holds numbers that are not" in error
+        assert [*tmp_path.iterdir()] == [file]
+
+    def test_a_name_on_the_hub(self, capsys, tmp_path):
+        error = self.refuse(capsys, tmp_path, Path("some-group/DiT-XL"))
+        assert "hf download some-group/DiT-XL --local-dir DiT-XL" in error
+
+    def test_hostile_arguments(self, tmp_path):
+        path = tmp_path / "model.json"
+        path.write_text("[" * 100_000)
+        with pytest.raises(ConfigError, match="nested deeper than 50 levels"):
+            read_arguments(path)
 
     def test_no_pytorch(self, capsys, tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, "torch", None)

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shlex
 
 import jax.numpy as jnp
 import numpy as np
@@ -189,6 +190,62 @@ def test_only_a_moving_average(tmp_path, capsys):
     torch.save({"ema": net.state_dict()}, tmp_path / "a.pt")
     assert convert(tmp_path, family, arguments, tmp_path / "a.pt", "--parameters=raw") == 2
     assert "holds no raw parameters: its networks are 'ema'" in capsys.readouterr().err
+
+
+def test_an_average_as_a_list(tmp_path, capsys):
+    """As torch-ema and diffusers' EMAModel keep it: all parameters, or those that are trained."""
+    import torch
+
+    family, arguments, net = build("dit_no_sigma")
+    trained = [p for p in net.parameters() if p.requires_grad]
+    for number, parameters in enumerate((list(net.parameters()), trained)):
+        ema = {"decay": 0.9, "shadow_params": [2 * p.detach() for p in parameters]}
+        if parameters[0].shape == net.pos_embed.shape:
+            ema["shadow_params"][0] = net.pos_embed
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        torch.save({"model": net.state_dict(), "ema": ema}, folder / "a.pt")
+        assert convert(folder, family, arguments, folder / "a.pt") == 0
+        assert "Took the moving average (ema) under 'ema.shadow_params'" in capsys.readouterr().out
+        back = folder / "back.safetensors"
+        command.main([f"--workdir={folder / 'run'}", "--format=dit", f"--output={back}"])
+        tensors = load_file(back)
+        for key, tensor in net.state_dict().items():
+            if key != "pos_embed":
+                np.testing.assert_array_equal(tensors[key], 2 * tensor.numpy(), err_msg=key)
+    ema["shadow_params"].pop()
+    torch.save({"model": net.state_dict(), "ema": ema}, tmp_path / "short.pt")
+    assert convert(tmp_path, family, arguments, tmp_path / "short.pt") == 2
+    assert "which does not follow the names of a network" in capsys.readouterr().err
+
+
+def test_shards_of_pickles(tmp_path):
+    import torch
+
+    family, arguments, net = build("dit_no_sigma")
+    shards = {}
+    for i, (key, tensor) in enumerate(net.state_dict().items()):
+        shards.setdefault(f"pytorch_model-0000{i % 2 + 1}-of-00002.bin", {})[key] = tensor
+    for name, tensors in shards.items():
+        torch.save(tensors, tmp_path / name)
+    index = {"weight_map": {key: name for name, tensors in shards.items() for key in tensors}}
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    assert convert(tmp_path, family, arguments, tmp_path) == 0
+
+
+def test_what_lies_beside_the_tensors_is_named(tmp_path, capsys):
+    import torch
+
+    family, arguments, net = build("dit_no_sigma")
+    torch.save({"ema": net.state_dict(), "best": np.float64(0.3)}, tmp_path / "a.pt")
+    assert convert(tmp_path, family, arguments, tmp_path / "a.pt") == 2
+    error = capsys.readouterr().err
+    assert "multiarray.scalar beside its tensors" in error
+    assert error.count("\n") == 1
+    # The command that it tells leaves what can be read.
+    _, _, code = shlex.split(error[error.index("python -c") :])
+    exec(code, {})
+    assert convert(tmp_path, family, arguments, tmp_path / "a-weights.pt") == 0
 
 
 class Malicious:

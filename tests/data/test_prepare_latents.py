@@ -8,10 +8,12 @@ from PIL import Image
 from skimage import data
 
 from dit_moe.autoencoder.loading import load
+from dit_moe.config import ConfigError
+from dit_moe.data.latents import LatentSpace, read_latent_space, write_latent_space
 from dit_moe.data.prepare import shard
 from dit_moe.data.prepare.command import main
 from dit_moe.data.prepare.encoder import Encoder
-from dit_moe.data.prepared import Prepared
+from dit_moe.data.prepared import AutoencoderCard, Prepared
 from tests.data import tiny_autoencoder
 
 SIZE, COUNT, PER_SHARD, BATCH = 32, 45, 20, 2
@@ -168,8 +170,20 @@ def test_autoencoders_that_cannot_be_used(crops, autoencoder, tmp_path, capsys):
     assert main(flags(crops[0], output, tmp_path / "absent")) == 2
     assert "absent" in capsys.readouterr().err
     # Weights that overflow: no record is made of them.
-    wild = tiny_autoencoder.write(tmp_path / "wild", gain=float("inf"))
+    wild = tiny_autoencoder.write(tmp_path / "wild", gain=1e38)
     assert main(flags(crops[0], output, wild)) == 2
     assert "the autoencoder's output is not finite" in capsys.readouterr().err
     assert json.loads((output / "job.json").read_text())["entries"] == COUNT
     assert not list((output / ".progress").glob("0*"))
+
+
+def test_latents_that_do_not_belong_together(tmp_path):
+    space = LatentSpace(AutoencoderCard("a", "0" * 64, 1.0), (0.0, 0.0), (1.0, 1.0))
+    write_latent_space(tmp_path, space, resuming=False)
+    assert read_latent_space(tmp_path) == space
+    path = tmp_path / "latents.json"
+    kept = json.loads(path.read_text())
+    for std, message in (([1.0], "mean has 2 channels and std 1"), (None, "std: Input should be")):
+        path.write_text(json.dumps(kept | {"std": std}))
+        with pytest.raises(ConfigError, match=rf"latents\.json cannot be read: .*{message}"):
+            read_latent_space(tmp_path)

@@ -226,7 +226,7 @@ def test_errors(run, text, tmp_path, capsys):
         (["--workdir", str(copy)], "has no checkpoint yet"),
         (["--workdir", str(run), "--analysis", str(tmp_path)], "which has no analysis.json"),
         (["--workdir", str(run), "--results", str(tmp_path / "other.json")], "eval did not write"),
-        (["--workdir", str(run), "--results", str(run / "metrics.csv")], "which is not JSON"),
+        (["--workdir", str(run), "--results", str(run / "metrics.csv")], "is not valid JSON"),
         (["--workdir", str(run), "--results", str(tmp_path / "none.json")], "none.json"),
         (["--workdir", str(run), "--output", str(tmp_path / "x.txt")], "ending in .html"),
     ]

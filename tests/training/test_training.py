@@ -329,7 +329,9 @@ def test_other_records_are_refused(tmp_path, undisturbed):
     with pytest.raises(ConfigError, match="was trained on other records"):
         train(tiny(), workdir)
     (workdir / "data.json").write_bytes(b"\xff")
-    with pytest.raises(ConfigError, match=r"data\.json is damaged: 'utf-8' codec.*; remove it"):
+    with pytest.raises(
+        ConfigError, match=r"data\.json is not valid JSON: 'utf-8' codec.*; remove it"
+    ):
         train(tiny(), workdir)
 
 

@@ -18,7 +18,7 @@ from dit_moe.data.picture_files import printable
 from dit_moe.data.prepare import inputs
 from dit_moe.data.prepared import AutoencoderCard, Card, Shard
 from dit_moe.files import atomic, lock, sha256
-from dit_moe.records import read_record, write_record
+from dit_moe.records import read_json, read_record, write_record
 
 if TYPE_CHECKING:
     from dit_moe.autoencoder.loading import Loaded
@@ -220,7 +220,7 @@ def _check_identity(job: Job) -> None:
     wanted = job.identity()
     missing = object()
     try:
-        known = json.loads(path.read_text())
+        known = read_json(path)
         changed = sorted(
             name
             for name in {*known, *wanted}

@@ -68,7 +68,7 @@ def test_misfits_are_listed_in_one_sentence(small, tmp_path):
 def test_weights_must_be_finite(small, tmp_path):
     path = tmp_path / "w.safetensors"
     save_file(small | {"a.bias": np.array([0, np.nan], np.float32)}, path)
-    with pytest.raises(WeightsError, match="not finite"):
+    with pytest.raises(WeightsError, match=r"not finite: a\.bias\."):
         weights.read(path, "inception")
 
 
