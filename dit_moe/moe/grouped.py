@@ -50,18 +50,25 @@ def keep(tree: Tree) -> Tree:
     return jax.tree.map(lambda array: checkpoint_name(array, DISPATCH_RESIDUAL), tree)
 
 
+# Differentiation keeps the input alone, not the steps to the result: which of those it would keep
+# differs between versions of JAX. `prevent_cse` is for code outside of loops.
+@partial(jax.checkpoint, static_argnums=1, prevent_cse=False)
 def expert_activation(h_AxG: jax.Array, activation: str) -> jax.Array:
     """The non-linearity between the two projections: [A, G] to [A, F], same dtype.
 
     Raises:
         ValueError: the activation is unknown.
     """
-    if activation == "swiglu":
-        gate_AxF, up_AxF = jnp.split(h_AxG, 2, axis=-1)
-        return jax.nn.silu(gate_AxF) * up_AxF
-    if activation == "gelu":
-        return jax.nn.gelu(h_AxG, approximate=True)
-    raise ValueError(f"activation is {activation!r}, allowed are 'swiglu' and 'gelu'")
+    match activation:
+        case "swiglu":
+            gate_AxF, up_AxF = jnp.split(h_AxG, 2, axis=-1)
+            return jax.nn.silu(gate_AxF) * up_AxF
+        case "gelu":
+            return jax.nn.gelu(h_AxG, approximate=True)
+        case "silu":
+            return jax.nn.silu(h_AxG)
+    allowed = "'swiglu', 'gelu' and 'silu'"
+    raise ValueError(f"activation is {activation!r}, allowed are {allowed}")
 
 
 def sort_by_expert(expert_A: jax.Array, num_experts: int) -> tuple[jax.Array, jax.Array]:
