@@ -36,7 +36,7 @@ class ExpertWeights:
     b_out: jax.Array | None = None
     """[E, D] float32."""
     activation: str = flax.struct.field(pytree_node=False, default="swiglu")
-    """"swiglu": G = 2 F, the first F columns are the gate. "gelu": G = F, tanh approximation."""
+    """"swiglu": G = 2 F, the first F columns are the gate. "gelu" (tanh), "silu": G = F."""
 
 
 DISPATCH_RESIDUAL = "dispatch"
@@ -50,8 +50,8 @@ def keep(tree: Tree) -> Tree:
     return jax.tree.map(lambda array: checkpoint_name(array, DISPATCH_RESIDUAL), tree)
 
 
-# Differentiation keeps the input alone, not the steps to the result: which of those it would keep
-# differs between versions of JAX. `prevent_cse` is for code outside of loops.
+# Differentiation keeps the input alone. What it would keep of the steps to the result is several
+# times as much, and differs between versions of JAX. Inside of loops XLA cannot merge the two.
 @partial(jax.checkpoint, static_argnums=1, prevent_cse=False)
 def expert_activation(h_AxG: jax.Array, activation: str) -> jax.Array:
     """The non-linearity between the two projections: [A, G] to [A, F], same dtype.
@@ -67,8 +67,7 @@ def expert_activation(h_AxG: jax.Array, activation: str) -> jax.Array:
             return jax.nn.gelu(h_AxG, approximate=True)
         case "silu":
             return jax.nn.silu(h_AxG)
-    allowed = "'swiglu', 'gelu' and 'silu'"
-    raise ValueError(f"activation is {activation!r}, allowed are {allowed}")
+    raise ValueError(f"activation is {activation!r}, allowed are 'swiglu', 'gelu' and 'silu'")
 
 
 def sort_by_expert(expert_A: jax.Array, num_experts: int) -> tuple[jax.Array, jax.Array]:
