@@ -14,13 +14,14 @@ RUN = runs/digits-$(MODEL)
 OUT = out/digits-$(MODEL)
 BIN = $(VENV)/bin
 
-.PHONY: demo folder test test-slow test-peers bench bench-gpu lint help
+.PHONY: demo folder test test-slow test-peers test-floors bench bench-gpu lint help
 
 help:
 	@echo "make demo       train on real digits, sample, evaluate (MODEL=promoe|dit-moe|dit)"
 	@echo "make folder     the same from your pictures: IMAGES=FOLDER [IMAGE_SIZE=32 STEPS=10000]"
 	@echo "make test       the test suite"
 	@echo "make test-peers comparisons with PyTorch packages, in an environment of their own"
+	@echo "make test-floors the suite on the oldest releases that pyproject.toml allows"
 	@echo "make test-slow  train the demo, kill runs, four processes: ten minutes"
 	@echo "make lint       ruff and pyright"
 	@echo "make bench      the benchmarks, into docs/benchmarks.md: a quarter of an hour"
@@ -55,6 +56,12 @@ test-slow: $(VENV)/.installed
 test-peers:
 	$(MAKE) VENV=$(VENV)-peers EXTRAS=dev,peers,beam $(VENV)-peers/.installed
 	$(VENV)-peers/bin/python -m pytest -m peers
+
+test-floors:
+	mkdir -p $(VENV)-floors
+	$(PYTHON) tests/floors.py > $(VENV)-floors/constraints.txt
+	PIP_CONSTRAINT=$(VENV)-floors/constraints.txt $(MAKE) VENV=$(VENV)-floors $(VENV)-floors/.installed
+	$(MAKE) VENV=$(VENV)-floors test
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.report cpu

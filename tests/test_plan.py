@@ -153,6 +153,7 @@ def test_training_with_recomputation(name, remat, accelerator):
         ("ProMoE-EC-L/2", "none", "float32"),
         ("DiffMoE-B/2-E8", "none", "bfloat16"),
         ("DiffMoE-B/2-E8", "dots", "bfloat16"),
+        ("DSMoE-S/2-E16", "none", "bfloat16"),
     ],
 )
 def test_saved_activations(name, remat, dtype, accelerator):

@@ -54,8 +54,7 @@ class FeedForward(nnx.Module):
         h = x @ w.w_in[0].astype(x.dtype)
         if w.b_in is not None:
             h = h + w.b_in[0].astype(x.dtype)
-        h = jax.nn.silu(h) if w.activation == "silu" else expert_activation(h, w.activation)
-        y = h @ w.w_out[0].astype(x.dtype)
+        y = expert_activation(h, w.activation) @ w.w_out[0].astype(x.dtype)
         if w.b_out is not None:
             y = y + w.b_out[0].astype(x.dtype)
         return y

@@ -36,7 +36,7 @@ class ExpertWeights:
     b_out: jax.Array | None = None
     """[E, D] float32."""
     activation: str = flax.struct.field(pytree_node=False, default="swiglu")
-    """"swiglu": G = 2 F, the first F columns are the gate. "gelu": G = F, tanh approximation."""
+    """"swiglu": G = 2 F, the first F columns are the gate. "gelu" (tanh), "silu": G = F."""
 
 
 DISPATCH_RESIDUAL = "dispatch"
@@ -50,18 +50,24 @@ def keep(tree: Tree) -> Tree:
     return jax.tree.map(lambda array: checkpoint_name(array, DISPATCH_RESIDUAL), tree)
 
 
+# Differentiation keeps the input alone. What it would keep of the steps to the result is several
+# times as much, and differs between versions of JAX. Inside of loops XLA cannot merge the two.
+@partial(jax.checkpoint, static_argnums=1, prevent_cse=False)
 def expert_activation(h_AxG: jax.Array, activation: str) -> jax.Array:
     """The non-linearity between the two projections: [A, G] to [A, F], same dtype.
 
     Raises:
         ValueError: the activation is unknown.
     """
-    if activation == "swiglu":
-        gate_AxF, up_AxF = jnp.split(h_AxG, 2, axis=-1)
-        return jax.nn.silu(gate_AxF) * up_AxF
-    if activation == "gelu":
-        return jax.nn.gelu(h_AxG, approximate=True)
-    raise ValueError(f"activation is {activation!r}, allowed are 'swiglu' and 'gelu'")
+    match activation:
+        case "swiglu":
+            gate_AxF, up_AxF = jnp.split(h_AxG, 2, axis=-1)
+            return jax.nn.silu(gate_AxF) * up_AxF
+        case "gelu":
+            return jax.nn.gelu(h_AxG, approximate=True)
+        case "silu":
+            return jax.nn.silu(h_AxG)
+    raise ValueError(f"activation is {activation!r}, allowed are 'swiglu', 'gelu' and 'silu'")
 
 
 def sort_by_expert(expert_A: jax.Array, num_experts: int) -> tuple[jax.Array, jax.Array]:

@@ -118,7 +118,8 @@ def saved_bytes(model: ModelConfig, *, fused_attention: bool, expert_parallel: b
     is q, k, v, their mixture (not the scores), the projection, both layers of a feed-forward, both
     projections of the routed experts (only their sum under expert parallelism), the
     router's scores (and the layers of its predictor), the modulation.
-    `none`: what differentiation of the elementwise functions needs as well.
+    `none`: what differentiation of the other elementwise functions needs as well, and the
+    activations' results.
     """
     remat = model.remat
     # After the scan: the last normalisation.
@@ -145,21 +146,17 @@ def _group_bytes(
         # Both normalisations, with their float32 inputs; q, k, v; scores before and after softmax.
         scores = 0.0 if fused_attention else model.heads * model.num_tokens
         attention = 9 * d * size + 4 * d * FLOAT32 + scores * (FLOAT32 + size)
-        total = blocks * attention + dense * (_ACTIVATION * hidden + d) * size
+        total = blocks * attention + dense * (2 * hidden + d) * size
     if model.moe is not None:
         total += _moe_bytes(model, model.moe, remat, expert_parallel)
     return total
-
-
-# Arrays of the hidden width that the derivative of GELU (tanh) or SwiGLU needs.
-_ACTIVATION = 6
 
 
 def _moe_bytes(model: ModelConfig, moe: MoEConfig, remat: str, expert_parallel: bool) -> float:
     """Bytes per token that one mixture of experts keeps."""
     size, d = itemsize(model), model.width
     hidden, shared = moe.hidden_ratio * d, moe.shared_hidden_ratio * d
-    gated = 2 if moe.expert == "swiglu" else 1
+    gated = 2 if moe.expert == "swiglu" else 1  # the width of the activation's input
     total = moe.num_experts * FLOAT32  # the router's scores
     predictor = moe.router.name == "batch_pool"
     if remat == "dots":
@@ -170,14 +167,14 @@ def _moe_bytes(model: ModelConfig, moe: MoEConfig, remat: str, expert_parallel: 
     # The router's float32 input; the prototypes' routers normalise it, a predictor has a layer.
     prototypes = moe.router.name in ("prototype", "prototype_expert_choice")
     total += d * FLOAT32 * (3 if prototypes else 6 if predictor else 1)
-    total += (_ACTIVATION * shared + (d if shared else 0)) * size
+    total += ((gated + 1) * shared + (d if shared else 0)) * size
     if expert_parallel:
         return total + d * size
     # Rows before and after the experts, these in float32 too; about eight indices and weights.
-    rows = (_ACTIVATION * hidden + d) * size + (d + 8) * FLOAT32
+    rows = ((gated + 1) * hidden + d) * size + (d + 8) * FLOAT32
     rows += d * size if size < FLOAT32 else 0
-    # A byte for each value that is masked. Where experts choose, all are known to be in use.
-    masks = 2 * d + hidden if moe.tokens_choose else 0
+    # A byte for each value that is masked. Where experts choose, all layers have the same mask.
+    masks = (2 * d + hidden) / (1 if moe.tokens_choose else num_groups(model))
     return total + moe.top_k * (rows + masks)
 
 
