@@ -59,6 +59,8 @@ def check_guidance(
             f"guidance_channels is 'first_three' but the model has {config.model.channels} "
             f"channel{'s' * (config.model.channels > 1)}; allowed: all"
         )
+    everywhere = schedule == "constant" and tuple(interval) == (0, 1) and channels == "all"
+    _check_learnt(config.model.label_dropout, guidance, scale, everywhere=everywhere)
     if guidance == "self_contrast":
         return _weak_routing(config.model, weak_routing)
     if weak_routing is not None:
@@ -67,6 +69,32 @@ def check_guidance(
             "guidance 'self_contrast'"
         )
     return None
+
+
+def _check_learnt(dropout: float, guidance: str, scale: float, *, everywhere: bool) -> None:
+    """Checks that training showed the labels, null label included, that these samples need.
+
+    Args:
+      dropout: model.label_dropout.
+      guidance: see `GUIDES`.
+      scale: of the guidance.
+      everywhere: the scale holds at all times and in all channels.
+
+    Raises:
+      ConfigError: it did not; the message names both settings.
+    """
+    if dropout == 0 and guidance == "cfg" and scale != 1:
+        raise ConfigError(
+            f"guidance_scale is {scale:g} with model.label_dropout 0, whose training never shows "
+            "the null label that guidance pushes away from; allowed: guidance_scale 1, guidance "
+            "'auto' or 'self_contrast', or a run with a label_dropout such as 0.1"
+        )
+    if dropout == 1 and not (guidance == "cfg" and scale == 0 and everywhere):
+        raise ConfigError(
+            f"guidance_scale is {scale:g} with model.label_dropout 1, whose training shows no "
+            "class; allowed: guidance_scale 0 with guidance 'cfg', at all times and in all "
+            "channels, which asks for none, or a run with a label_dropout such as 0.1"
+        )
 
 
 def _weak_routing(model: ModelConfig, weak_routing: str | None) -> str:
