@@ -93,8 +93,6 @@ def build_settings(
         )
     if not 2 <= time_bins <= 1000:
         raise ConfigError(f"time_bins is {time_bins}; allowed: 2 to 1000")
-    if steps > 50_000:
-        raise ConfigError(f"steps is {steps}; allowed: 1 to 50000")
     return Settings(
         inputs=("training", "sampling") if inputs == "both" else (inputs,),
         num_images=num_images,

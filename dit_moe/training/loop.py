@@ -12,15 +12,18 @@ from tqdm import tqdm
 
 from dit_moe import hosts
 from dit_moe.config import Config, ConfigError
+from dit_moe.data.classes import Classes, count_classes, write_classes
 from dit_moe.data.latents import write_latent_space
 from dit_moe.data.pipeline import device_batches
 from dit_moe.data.sources import build_sources
 from dit_moe.files import lock
+from dit_moe.images import NotFiniteError
 from dit_moe.plan.devices import find_device
 from dit_moe.plan.estimate import estimate
+from dit_moe.sampling import Request
 from dit_moe.training.checkpoint import Checkpoints, TrainingError
 from dit_moe.training.ema_snapshots import drop_snapshots_after, save_snapshot
-from dit_moe.training.grids import GridSampler
+from dit_moe.training.grids import GridSampler, grid_request
 from dit_moe.training.health import Skips, Warnings
 from dit_moe.training.interrupt import Interrupt
 from dit_moe.training.logging import MetricsWriter
@@ -58,8 +61,8 @@ def train(
       None when done, or the number of the signal that stopped it after a save.
 
     Raises:
-      ConfigError: the config does not fit the data, the devices, the run in the workdir or the
-        model to start from, or no checkpoint of the workdir can be read.
+      ConfigError: the config does not fit itself, the data, the devices, the run in the workdir or
+        the model to start from, or no checkpoint of the workdir can be read.
       TrainingError: the loss is no longer finite, or the first or last checkpoint could not be
         saved.
     """
@@ -69,7 +72,8 @@ def train(
     device = find_device(jax.devices()[0].device_kind)
     plan = estimate(config, mesh.shape, device)
     sources = build_sources(config)
-    settings = config.train
+    settings, classes = config.train, count_classes(sources)
+    request = _grid_request(config, classes)
 
     with contextlib.ExitStack() as held, jax.set_mesh(mesh), Interrupt() as interrupt:
         busy = ConfigError(
@@ -88,6 +92,7 @@ def train(
             write_config(config, workdir, resuming=resuming)
             write_latent_space(workdir, sources[0].latent_space, resuming=resuming)
             write_data_digests(sources, workdir, resuming=resuming)
+            write_classes(workdir, classes)
             prepare_origin(init_from, workdir, resuming=resuming)
             write_parameter_overview(like, workdir)
 
@@ -116,8 +121,8 @@ def train(
             out_shardings=(jax.tree.map(lambda a: a.sharding, like), replicated(mesh)),
         )
         grids = None
-        if settings.sample_every:
-            grids = GridSampler(config, sources[0].latent_space, mesh)
+        if request is not None:
+            grids = GridSampler(config, request, sources[0].latent_space, mesh)
         window = Window(config, plan.flops_per_image, device, mesh.size)
         skips = Skips(settings.max_skipped, hosts.say)
         warnings = Warnings(config.model.moe.num_experts if config.model.moe else 0, hosts.say)
@@ -173,6 +178,18 @@ def train(
     return stopped_by or None
 
 
+def _grid_request(config: Config, classes: Classes) -> Request | None:
+    """What grids show, or None without grids; without them too, what samples will lack is said."""
+    try:
+        request = grid_request(config, classes.learnt())
+    except ConfigError as error:
+        if config.train.sample_every:
+            raise
+        hosts.say(f"Samples of this run will need other settings: {error}.")
+        return None
+    return request if config.train.sample_every else None
+
+
 class _Stderr:
     """Standard error. What cannot be written is lost: Ctrl-C ends `2>&1 | tee log` too."""
 
@@ -205,10 +222,10 @@ def _progress_bar(first_step: int, steps: int) -> tqdm:
 
 @contextlib.contextmanager
 def _reporting_failure(what: str) -> Iterator[None]:
-    """A full disk costs no training, as long as the last checkpoint can be saved in the end."""
+    """Neither a full disk, if the last checkpoint can be saved, nor a bad sample ends training."""
     try:
         yield
-    except OSError as error:
+    except (OSError, NotFiniteError) as error:
         hosts.say(f"{what} could not be written: {error}")
 
 
