@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-from numpy.lib import format as npy
 
 from dit_moe import files
+from dit_moe.data.npz import NpzError, open_archive, open_member, read_member
 from eval.image_sets import ImageSet, ImageSetError, check_shape
 
 _CHUNK = 2**24  # bytes that are skipped at once
@@ -21,21 +21,21 @@ _CHUNK = 2**24  # bytes that are skipped at once
 
 def is_npz(path: Path) -> bool:
     """Whether a zip file holds NumPy arrays."""
-    with _readable(path), zipfile.ZipFile(path) as archive:
+    with _opened(path) as archive:
         return any(name.endswith(".npy") for name in archive.namelist())
 
 
 def has_images(path: Path) -> bool:
     """Whether an `.npz` file has a member `arr_0`."""
-    with _readable(path), zipfile.ZipFile(path) as archive:
+    with _opened(path) as archive:
         return "arr_0.npy" in archive.namelist()
 
 
 def read_arrays(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
     """Those of the named members that an `.npz` file has; raises ImageSetError as `open_npz`."""
-    with _readable(path), zipfile.ZipFile(path) as archive:
+    with _opened(path) as archive:
         present = set(archive.namelist())
-        return {n: _array(path, archive, n) for n in names if f"{n}.npy" in present}
+        return {n: read_member(path, archive, n) for n in names if f"{n}.npy" in present}
 
 
 def open_npz(path: Path) -> ImageSet:
@@ -52,15 +52,15 @@ def open_npz(path: Path) -> ImageSet:
     if not zipfile.is_zipfile(path):
         raise ImageSetError(f"{path} is not an .npz file, or it was cut short.")
 
-    with _readable(path), zipfile.ZipFile(path) as archive:
+    with _opened(path) as archive:
         names = archive.namelist()
         if "arr_0.npy" not in names:
             raise ImageSetError(f"{path} has no images (arr_0).")
-        with _open_member(path, archive, "arr_0") as (file, shape, dtype):
+        with open_member(path, archive, "arr_0") as (file, shape, dtype):
             if dtype != np.uint8:
                 raise ImageSetError(_wrong_dtype(path, file, shape, dtype))
             check_shape(f"{path} (arr_0)", shape)
-        label_N = _array(path, archive, "arr_1") if "arr_1.npy" in names else None
+        label_N = read_member(path, archive, "arr_1") if "arr_1.npy" in names else None
 
     if label_N is not None:
         if not np.issubdtype(label_N.dtype, np.integer):
@@ -83,19 +83,10 @@ def open_npz(path: Path) -> ImageSet:
     )
 
 
-def _array(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    with _open_member(path, archive, name) as (file, shape, dtype):
-        content = file.read()
-        if len(content) != int(np.prod(shape)) * dtype.itemsize:
-            raise ImageSetError(f"{path}: {name} was cut short.")
-        return np.frombuffer(content, dtype).reshape(shape)
-
-
 def _batches(path: Path, size: int, start: int) -> Iterator[np.ndarray]:
     with (
-        _readable(path),
-        zipfile.ZipFile(path) as archive,
-        _open_member(path, archive, "arr_0") as (file, shape, _),
+        _opened(path) as archive,
+        open_member(path, archive, "arr_0") as (file, shape, _),
     ):
         image_bytes = int(np.prod(shape[1:]))
         to_skip = start * image_bytes
@@ -115,39 +106,6 @@ def _exactly(path: Path, file: IO[bytes], num: int) -> bytes:
     return content
 
 
-@contextlib.contextmanager
-def _open_member(
-    path: Path, archive: zipfile.ZipFile, name: str
-) -> Iterator[tuple[IO[bytes], tuple[int, ...], np.dtype]]:
-    """The member past its header, its shape and its type: never objects, always in C order."""
-    info = archive.getinfo(f"{name}.npy")
-    with archive.open(info) as file:
-        version = npy.read_magic(file)
-        read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-        if version not in read_header:
-            raise ImageSetError(f"{path}: {name} has the unknown .npy version {version}.")
-        shape, fortran_order, dtype = read_header[version](file)
-        if dtype.hasobject:
-            raise ImageSetError(
-                f"{path}: {name} holds pickled Python objects, which are refused because "
-                "reading them can execute code."
-            )
-        if fortran_order and len(shape) > 1:
-            raise ImageSetError(
-                f"{path}: {name} is in Fortran order; save numpy.ascontiguousarray of it."
-            )
-        # Python's whole numbers do not overflow.
-        num_bytes = dtype.itemsize
-        for length in shape:
-            num_bytes *= int(length)
-        if min(shape, default=0) < 0 or num_bytes != info.file_size - file.tell():
-            raise ImageSetError(
-                f"{path} cannot be read ({name} says it has shape {shape}, but holds "
-                f"{info.file_size - file.tell()} bytes)."
-            )
-        yield file, shape, dtype
-
-
 def _wrong_dtype(path: Path, file: IO[bytes], shape: tuple[int, ...], dtype: np.dtype) -> str:
     message = f"{path}: the images (arr_0) are {dtype}, but must be uint8, 0 to 255"
     if not np.issubdtype(dtype, np.floating) or not shape:
@@ -164,13 +122,9 @@ def _wrong_dtype(path: Path, file: IO[bytes], shape: tuple[int, ...], dtype: np.
 
 
 @contextlib.contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
     try:
-        yield
-    except (ImageSetError, GeneratorExit):
-        raise
-    except Exception as error:
-        # Damaged archives and headers raise almost anything: BadZipFile, zlib.error, TokenError,
-        # OverflowError, TypeError, ...
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ImageSetError(f"{path} cannot be read ({reason}).") from error
+        with open_archive(path, ImageSetError) as archive:
+            yield archive
+    except NpzError as error:
+        raise ImageSetError(str(error)) from error

@@ -287,7 +287,7 @@ def test_two_processes_with_one_output(run, tmp_path):
 def test_a_set_too_large_for_the_disk(run, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=6_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(ConfigError, match="num_samples is 100, which takes 6.4e-06 GB, but"):
+    with pytest.raises(ConfigError, match=r"is 100, which takes 6\.4e-06 GB, but output"):
         make(run, tmp_path / "out", num_samples=100)
     assert not (tmp_path / "out").exists()
     make(run, tmp_path / "out", num_samples=10)
