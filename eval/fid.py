@@ -133,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
         "--classes",
         default="",
         metavar="0,1,2",
-        help="classes in turn (default: those of the data)",
+        help="classes in turn (default: the data's)",
     )
     add("--seed", type=int, default=0, help="of all images together (default: 0)")
     add(

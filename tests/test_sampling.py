@@ -60,7 +60,7 @@ def test_a_set(run, tmp_path):
     np.testing.assert_array_equal(again, x)
 
 
-def test_a_complete_set_is_not_drawn_again(run, tmp_path, monkeypatch):
+def test_a_complete_set_is_not_drawn_again(run, tmp_path, monkeypatch, capsys):
     x, _ = make(run, tmp_path)
 
     def generate(*args, **kwargs):
@@ -75,6 +75,7 @@ def test_a_complete_set_is_not_drawn_again(run, tmp_path, monkeypatch):
             make(run, tmp_path, seed=1)
     other, _ = make(run, tmp_path, seed=1)
     assert (other != x).any()
+    assert "samples.npz differs in seed; it is replaced when" in capsys.readouterr().out
 
 
 def test_an_image_does_not_depend_on_the_batch(run, tmp_path):
