@@ -1,7 +1,6 @@
 """Which network guides: guides by name, what they need, and their checks."""
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import get_args
 
@@ -19,6 +18,9 @@ its tokens at other experts."""
 
 WEAK_ROUTINGS = ("least_likely", "top_1")
 """Of `self_contrast`: the experts with the lowest scores, or the best one alone."""
+
+MAX_SCALE = 1000
+"""Beyond, nothing is left of a picture, and numbers overflow."""
 
 
 def weakly_routed(model: ModelConfig, weak_routing: str) -> ModelConfig:
@@ -46,8 +48,10 @@ def check_guidance(
     """
     if guidance not in GUIDES:
         raise ConfigError(f"guidance is {guidance!r}; allowed: {', '.join(GUIDES)}")
-    if not (math.isfinite(scale) and scale >= 0):
-        raise ConfigError(f"guidance_scale is {scale}; allowed: 0 or more (1 is no guidance)")
+    if not 0 <= scale <= MAX_SCALE:
+        raise ConfigError(
+            f"guidance_scale is {scale}; allowed: 0 to {MAX_SCALE} (1 is no guidance)"
+        )
     if schedule not in get_args(GuidanceSchedule):
         allowed = ", ".join(get_args(GuidanceSchedule))
         raise ConfigError(f"guidance_schedule is {schedule!r}; allowed: {allowed}")
