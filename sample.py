@@ -29,8 +29,8 @@ examples:
 writes out/samples.npz (arr_0: uint8 images [N,H,W,C]; arr_1: labels), out/grid.png, and what they
 are made of in out/samples.json. What is not given comes from the run's config. Image i is the
 same whatever the batch size. A run that was interrupted goes on where it stopped when the same
-command is given again. Samples of a latent model are decoded by the autoencoder that encoded its
-training data, or by that of --autoencoder.
+command is given again, also with another --num_samples or --batch_size. Samples of a latent model
+are decoded by the autoencoder that encoded its training data, or by that of --autoencoder.
 """
 
 
@@ -41,7 +41,12 @@ def main(argv: list[str] | None = None) -> int:
     add("--workdir", required=True, type=Path, help="run folder, exported folder or hub name")
     add("--output", required=True, type=Path, help="folder for samples.npz and grid.png")
     add("--num_samples", type=int, default=64, help="images to draw (default: 64)")
-    add("--classes", default="", metavar="0,1,2", help="classes in turn (default: all)")
+    add(
+        "--classes",
+        default="",
+        metavar="0,1,2",
+        help="classes in turn (default: the data's)",
+    )
     add("--guidance_scale", type=float, help="1 is no guidance (default: the run's own)")
     add("--seed", type=int, default=0, help="of all images together (default: 0)")
     add("--batch_size", type=int, default=64, help="images per pass over all devices (default: 64)")

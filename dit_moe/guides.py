@@ -1,7 +1,6 @@
 """Which network guides: guides by name, what they need, and their checks."""
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import get_args
 
@@ -19,6 +18,9 @@ its tokens at other experts."""
 
 WEAK_ROUTINGS = ("least_likely", "top_1")
 """Of `self_contrast`: the experts with the lowest scores, or the best one alone."""
+
+MAX_SCALE = 1000
+"""Beyond, nothing is left of a picture, and numbers overflow."""
 
 
 def weakly_routed(model: ModelConfig, weak_routing: str) -> ModelConfig:
@@ -46,8 +48,10 @@ def check_guidance(
     """
     if guidance not in GUIDES:
         raise ConfigError(f"guidance is {guidance!r}; allowed: {', '.join(GUIDES)}")
-    if not (math.isfinite(scale) and scale >= 0):
-        raise ConfigError(f"guidance_scale is {scale}; allowed: 0 or more (1 is no guidance)")
+    if not 0 <= scale <= MAX_SCALE:
+        raise ConfigError(
+            f"guidance_scale is {scale}; allowed: 0 to {MAX_SCALE} (1 is no guidance)"
+        )
     if schedule not in get_args(GuidanceSchedule):
         allowed = ", ".join(get_args(GuidanceSchedule))
         raise ConfigError(f"guidance_schedule is {schedule!r}; allowed: {allowed}")
@@ -59,6 +63,8 @@ def check_guidance(
             f"guidance_channels is 'first_three' but the model has {config.model.channels} "
             f"channel{'s' * (config.model.channels > 1)}; allowed: all"
         )
+    everywhere = schedule == "constant" and tuple(interval) == (0, 1) and channels == "all"
+    _check_learnt(config.model.label_dropout, guidance, scale, everywhere=everywhere)
     if guidance == "self_contrast":
         return _weak_routing(config.model, weak_routing)
     if weak_routing is not None:
@@ -67,6 +73,32 @@ def check_guidance(
             "guidance 'self_contrast'"
         )
     return None
+
+
+def _check_learnt(dropout: float, guidance: str, scale: float, *, everywhere: bool) -> None:
+    """Checks that training showed the labels, null label included, that these samples need.
+
+    Args:
+      dropout: model.label_dropout.
+      guidance: see `GUIDES`.
+      scale: of the guidance.
+      everywhere: the scale holds at all times and in all channels.
+
+    Raises:
+      ConfigError: it did not; the message names both settings.
+    """
+    if dropout == 0 and guidance == "cfg" and scale != 1:
+        raise ConfigError(
+            f"guidance_scale is {scale:g} with model.label_dropout 0, whose training never shows "
+            "the null label that guidance pushes away from; allowed: guidance_scale 1, guidance "
+            "'auto' or 'self_contrast', or a run with a label_dropout such as 0.1"
+        )
+    if dropout == 1 and not (guidance == "cfg" and scale == 0 and everywhere):
+        raise ConfigError(
+            f"guidance_scale is {scale:g} with model.label_dropout 1, whose training shows no "
+            "class; allowed: guidance_scale 0 with guidance 'cfg', at all times and in all "
+            "channels, which asks for none, or a run with a label_dropout such as 0.1"
+        )
 
 
 def _weak_routing(model: ModelConfig, weak_routing: str | None) -> str:

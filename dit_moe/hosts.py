@@ -17,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from dit_moe.config import ConfigError
+from dit_moe.images import NotFiniteError
 
 _MESSAGE_BYTES = 4096
 _DELAY = 2  # steps
@@ -70,11 +71,11 @@ def say(text: str) -> None:
 
 @contextlib.contextmanager
 def surviving(what: str) -> Iterator[None]:
-    """Tells of files that cannot be written: a full disk costs no training, as long as the last
-    checkpoint can be saved in the end."""
+    """Tells of files that cannot be written: neither a full disk, as long as the last checkpoint can
+    be saved in the end, nor a bad sample ends training."""
     try:
         yield
-    except OSError as error:
+    except (OSError, NotFiniteError) as error:
         say(f"{what} could not be written: {error}")
 
 

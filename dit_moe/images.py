@@ -5,9 +5,35 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from dit_moe.config import ConfigError
+
+
+class NotFiniteError(ConfigError):
+    """Samples with values that are NaN or infinite, which would look like black pictures."""
+
+
+def check_finite(x_NxHxWxC: np.ndarray, what: str = "images") -> None:
+    """Checks that all values are numbers.
+
+    Raises:
+      NotFiniteError: some are not.
+    """
+    wrong = np.flatnonzero(~np.isfinite(x_NxHxWxC).reshape(len(x_NxHxWxC), -1).all(axis=1))
+    if len(wrong):
+        raise NotFiniteError(
+            f"{len(wrong):,} of {len(x_NxHxWxC):,} {what} have values that are not finite (NaN or "
+            "infinite): the weights are damaged or training diverged, or guidance is too strong; "
+            "allowed: an earlier checkpoint, --parameters raw or ema, or a lower guidance_scale"
+        )
+
 
 def to_uint8(x_NxHxWxC: np.ndarray) -> np.ndarray:
-    """Maps [-1, 1] to 0..255: round(127.5 (x + 1)), clipped."""
+    """Maps [-1, 1] to 0..255: round(127.5 (x + 1)), clipped.
+
+    Raises:
+      NotFiniteError: not all of them are numbers.
+    """
+    check_finite(x_NxHxWxC)
     return np.clip(np.rint((np.asarray(x_NxHxWxC, np.float32) + 1) * 127.5), 0, 255).astype(
         np.uint8
     )

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from dit_moe import hosts
 from dit_moe.config import Config, ConfigError
 from dit_moe.config_io import load_json
 from dit_moe.convert import published
@@ -18,6 +19,8 @@ from dit_moe.nn.dit import DiT
 from dit_moe.nn.parameters import Parameters, abstract_parameters, functional
 from dit_moe.presets import preset
 from dit_moe.training.checkpoint import Checkpoints, on_one_device
+from dit_moe.training.ema_start import start_warning
+from dit_moe.training.post_hoc_ema import RECIPE_FILE
 
 
 class Run(NamedTuple):
@@ -51,7 +54,7 @@ def load_run(
     ema: bool = True,
     like: Mapping[str, jax.ShapeDtypeStruct] | None = None,
 ) -> Run:
-    """Reads config and parameters of a model.
+    """Reads config and parameters of a model; says so if the average still is mostly its start.
 
     Args:
       workdir: see `locate`.
@@ -83,12 +86,20 @@ def load_run(
             f"{wrong[0]} and {len(wrong) - 1} more parameters of {workdir} at step {step:,} hold "
             "numbers that are not finite; allowed: a checkpoint from before the training failed"
         )
+    warning = start_warning(config.train, step) if ema and _averaged_here(workdir, step) else None
+    if warning:
+        hosts.say(f"{workdir}: {warning}")
     return Run(config, step, parameters)
 
 
 @jax.jit
 def _finite(parameters: Parameters) -> dict[str, jax.Array]:
     return {path: jnp.isfinite(p).all() for path, p in parameters.items()}
+
+
+def _averaged_here(workdir: Path, step: int) -> bool:
+    """Whether training made the average as config.json says: not by conversion, nor afterwards."""
+    return step > 0 and not (workdir / RECIPE_FILE).exists()
 
 
 def _place(array: np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:

@@ -1,9 +1,11 @@
 """A set of samples on disk, made in parts so that an interrupted one can go on."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
+import math
 import shutil
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,21 +15,27 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from PIL.Image import Image
 from tqdm import tqdm
 
-from dit_moe import images, sampling
+from dit_moe import hosts, images, sampling
 from dit_moe.config import Config, ConfigError, MeshConfig
+from dit_moe.config.rules import listing
+from dit_moe.config_io import load_json
+from dit_moe.data.classes import read_classes
 from dit_moe.data.latents import read_latent_space, same_latents
 from dit_moe.data.model_classes import ModelClasses, model_classes
-from dit_moe.files import atomic
+from dit_moe.files import atomic, lock
 from dit_moe.guides import check_guide
 from dit_moe.loading import Run, load_run, locate
 from dit_moe.nn.parameters import Parameters
 from dit_moe.rendering import Renderer, build_renderer
+from dit_moe.sample_parts import Parts, differences, read_description
 from dit_moe.steering import Steering, SteeringRequest, read_steering
 from dit_moe.training.mesh import batch_sharding, build_mesh, replicated
 
 GRID_ROWS, GRID_COLUMNS = 16, 12
+MAX_BATCH = 2**16
 
 
 class RunSampler:
@@ -61,14 +69,17 @@ class RunSampler:
         steering: SteeringRequest | None = None,
         **request: Any,
     ):
-        if batch_size < 1:
-            raise ConfigError(f"batch_size is {batch_size}; allowed: 1 or more")
+        if not 1 <= batch_size <= MAX_BATCH:
+            raise ConfigError(f"batch_size is {batch_size}; allowed: 1 to {MAX_BATCH}")
         workdir = locate(workdir)
-        run = load_run(workdir, ema)
-        self.steering = _read_steering(steering, workdir, run.config)
+        config = load_json(workdir / "config.json")
+        self.steering = _read_steering(steering, workdir, config)
         if self.steering and self.steering.labels is not None and not request.get("classes"):
             request["classes"] = self.steering.labels.tolist()
-        self.request = sampling.build_request(run.config, **request)
+        request["classes"] = _classes(request.get("classes", ()), workdir, config)
+        # All is checked before parameters are read, which may take long.
+        self.request = sampling.build_request(config, **request)
+        run = load_run(workdir, ema)
         weaker = _load_guide(guide, guide_ema, self.request.guidance, workdir, run.config)
         self.classes = model_classes(run.config, workdir)
         """What the labels stand for."""
@@ -80,9 +91,11 @@ class RunSampler:
         side, channels = run.config.model.image_size, run.config.model.channels
         self.image_shape: tuple[int, int, int] | None = None
         """[H, W, C] of the pictures; None if samples stay latents."""
+        self.image_bytes = 4 * side**2 * channels
         if self._renderer is not None:
             side *= self._renderer.scale
             self.image_shape = (side, side, min(channels, 3))
+            self.image_bytes = math.prod(self.image_shape)
         self.identity: dict[str, object] = {
             **dataclasses.asdict(self.request),
             "function_evaluations": sampling.function_evaluations(run.config, self.request),
@@ -106,9 +119,12 @@ class RunSampler:
             self._sampler = functools.partial(self._sampler, weaker=parameters)
 
     def batches(self, start: int = 0) -> Iterator[np.ndarray]:
-        """Yields images from number `start`, a multiple of `batch_size`, on.
+        """Yields images from number `start` on.
 
         uint8 [n, H, W, C], or float32 latents; n is `batch_size` but for the last batch.
+
+        Raises:
+          ConfigError: the samples are not finite, or a batch does not fit into the memory.
         """
         drawn = sampling.generate(
             self._sampler,
@@ -121,59 +137,105 @@ class RunSampler:
         )
         while True:
             # Not around the loop: the mesh belongs to a thread, and the caller may be in another.
-            with jax.set_mesh(self._mesh):
+            with jax.set_mesh(self._mesh), self._fitting():
                 x_NxHxWxC = next(drawn, None)
             if x_NxHxWxC is None:
                 return
             yield x_NxHxWxC if self._renderer is None else self._renderer.render(x_NxHxWxC)
 
+    @contextlib.contextmanager
+    def _fitting(self) -> Iterator[None]:
+        try:
+            yield
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise ConfigError(
+                f"batch_size is {self.batch_size}, for which the devices lack memory; allowed: a "
+                "smaller one"
+            ) from error
+
 
 def write_sample_set(sampler: RunSampler, output: Path) -> tuple[Path, Path]:
     """Draws a set into `output`/samples.npz and `output`/grid.png, and returns their paths.
 
-    Finished batches lie in `output`/samples.parts until the set is complete; the same call with
-    the same weights resumes after them, or returns the set if it is complete. Another one starts
-    anew. `output`/samples.json says what was drawn. Where labels are not the numbers of the data's
-    classes, or those have names, samples.npz holds `class_numbers` [K] or `class_names` [K] too.
+    Finished batches lie in `output`/samples.parts until the set is complete. The same call with
+    the same weights, whatever its number of images or batch size, goes on from them, or from the
+    complete set. Another one replaces a complete set when its own is drawn, and says so.
+    `output`/samples.json says what was drawn. Where labels are not the
+    numbers of the data's classes, or those have names, samples.npz holds `class_numbers` [K] or
+    `class_names` [K] too.
 
     Raises:
-      ConfigError: `output` holds something else.
+      ConfigError: `output` holds something else, or batches of another set, or is too small, or
+        another process draws into it; or the samples are not finite.
       OSError: the output cannot be written.
     """
-    num_samples = sampler.request.num_samples
     npz, png, made_of = (output / name for name in ("samples.npz", "grid.png", "samples.json"))
-    description = json.dumps(sampler.identity, indent=2) + "\n"
-    whole = npz.is_file() and png.is_file() and made_of.is_file()
-    if whole and made_of.read_text() == description:
+    num_samples = sampler.request.num_samples
+    known = read_description(made_of) if npz.is_file() else None
+    other = [made_of.name] if known is None else differences(known, sampler.identity)
+    if known and not other and known["num_samples"] == num_samples and png.is_file():
         print(f"{npz} is there already.")
         return npz, png
-    parts = output / "samples.parts"
-    done = _open_parts(parts, description) * sampler.batch_size
+    _check_room(sampler, output)
+    busy = ConfigError(
+        f"output is {str(output)!r}, into which another process draws; allowed: another --output"
+    )
+    with lock(output / ".lock", busy):
+        parts = Parts(output / "samples.parts", sampler.identity)
+        if other and npz.exists():
+            print(f"{npz} differs in {', '.join(other)}; it is replaced when the set is drawn.")
+        elif known and not parts.done:
+            parts.adopt(npz, known["num_samples"])
+        _draw(sampler, parts)
+        made_of.unlink(missing_ok=True)  # of the set that is replaced
+        labels = sampler.request.labels()
+        shown = _grid_choice(labels)
+        beside = {"arr_1": labels, **_class_arrays(sampler.classes)}
+        picture = _join(parts.files, beside, npz, shown)
+        with atomic(png) as temporary:
+            _grid(sampler, picture, shown).save(temporary)
+        with atomic(made_of) as temporary:
+            temporary.write_text(json.dumps(sampler.identity, indent=2) + "\n")
+        if parts.done == num_samples:  # those of a larger set may be gone on from
+            parts.remove()
+    return npz, png
+
+
+def _check_room(sampler: RunSampler, output: Path) -> None:
+    """Checks that the disk can hold the set at all."""
+    there = next(
+        folder for folder in (output.absolute(), *output.absolute().parents) if folder.exists()
+    )
+    size, free = sampler.request.num_samples * sampler.image_bytes, shutil.disk_usage(there).free
+    if size > free:
+        raise ConfigError(
+            f"num_samples is {sampler.request.num_samples}, which takes {size / 1e9:.3g} GB, but "
+            f"output {str(output)!r} has {free / 1e9:.3g} GB free; allowed: fewer, or another "
+            "--output"
+        )
+
+
+def _draw(sampler: RunSampler, parts: Parts) -> None:
+    """Draws what is missing."""
+    num_samples = sampler.request.num_samples
+    done = min(parts.done, num_samples)
     if done:
-        print(f"Resuming after {min(done, num_samples):,} images in {parts}.")
-    with tqdm(
-        total=num_samples, initial=min(done, num_samples), unit="image", dynamic_ncols=True
-    ) as bar:
-        for number, x_NxHxWxC in enumerate(sampler.batches(done), start=done // sampler.batch_size):
-            with atomic(parts / f"{number:06d}.npy") as temporary:
-                np.save(temporary, x_NxHxWxC)
+        print(f"Goes on after {done:,} images that are there.")
+    with tqdm(total=num_samples, initial=done, unit="image", dynamic_ncols=True) as bar:
+        for x_NxHxWxC in sampler.batches(done):
+            parts.add(x_NxHxWxC)
             bar.update(len(x_NxHxWxC))
 
-    made_of.unlink(missing_ok=True)  # of the set that is replaced
-    labels = sampler.request.labels()
-    shown = _grid_choice(labels)
-    beside = {"arr_1": labels, **_class_arrays(sampler.classes)}
-    picture = _join(sorted(parts.glob("[0-9]*.npy")), beside, npz, shown)
+
+def _grid(sampler: RunSampler, picture: np.ndarray, shown: np.ndarray) -> Image:
+    """The images with the numbers `shown`, and beside each what was known of it."""
     picture = picture if sampler.image_shape else images.to_uint8(picture)
-    if sampler.steering is not None:  # what was known of an image, and then the image
+    if sampler.steering is not None:
         pairs = np.stack([sampler.steering.pictures(shown), picture], axis=1)
         picture, shown = pairs.reshape(-1, *picture.shape[1:]), np.repeat(shown, 2)
-    with atomic(png) as temporary:
-        images.grid(picture, labels[shown]).save(temporary)
-    with atomic(made_of) as temporary:
-        temporary.write_text(description)
-    shutil.rmtree(parts)
-    return npz, png
+    return images.grid(picture, sampler.request.labels()[shown])
 
 
 def _class_arrays(classes: ModelClasses) -> dict[str, np.ndarray]:
@@ -189,8 +251,8 @@ def _class_arrays(classes: ModelClasses) -> dict[str, np.ndarray]:
 def _join(
     files: Sequence[Path], beside: Mapping[str, np.ndarray], npz: Path, shown: np.ndarray
 ) -> np.ndarray:
-    """Writes the parts as one array, a part at a time, and returns the images to be shown."""
-    first = np.load(files[0], allow_pickle=False)
+    """Writes as many images as labels, a part at a time; returns those that are to be shown."""
+    first = np.load(files[0], mmap_mode="r")
     shape = (len(beside["arr_1"]), *first.shape[1:])
     header = {"descr": first.dtype.str, "fortran_order": False, "shape": shape}
     kept = np.empty((len(shown), *first.shape[1:]), first.dtype)
@@ -199,8 +261,8 @@ def _join(
         with archive.open("arr_0.npy", "w", force_zip64=True) as member:
             np.lib.format.write_array_header_1_0(member, header)
             for file in files:
-                part = np.load(file, allow_pickle=False)
-                member.write(part.tobytes())
+                part = np.load(file, mmap_mode="r")[: shape[0] - start]
+                member.write(part.data)
                 here = (shown >= start) & (shown < start + len(part))
                 kept[here] = part[shown[here] - start]
                 start += len(part)
@@ -208,6 +270,23 @@ def _join(
             with archive.open(f"{name}.npy", "w") as member:
                 np.lib.format.write_array(member, array, allow_pickle=False)
     return kept
+
+
+def _classes(asked: Sequence[int], workdir: Path, config: Config) -> Sequence[int]:
+    """The classes to draw in turn: those asked for, or those that the training data have."""
+    known = read_classes(workdir)
+    if known is None:
+        return asked
+    learnt = known.learnt()
+    if not asked and len(learnt) < config.model.num_classes:
+        hosts.say(
+            f"Draws the {len(learnt)} of {config.model.num_classes:,} classes that the training "
+            f"data have."
+        )
+    strange = sorted(set(asked) - set(learnt))
+    if strange:
+        hosts.say(f"The training data have no image of class {listing(strange)}.")
+    return asked or learnt
 
 
 def _load_guide(
@@ -262,24 +341,6 @@ def _renderer(
             "allowed: no --autoencoder"
         )
     return build_renderer(space, autoencoder, mesh)
-
-
-def _open_parts(parts: Path, description: str) -> int:
-    """How many parts of the same request exist; parts of another request are removed.
-
-    Raises:
-      ConfigError: the folder holds something that is not ours to remove.
-    """
-    request_file = parts / "request.json"
-    if request_file.is_file() and request_file.read_text() == description:
-        return len(list(parts.glob("[0-9]*.npy")))
-    if parts.exists():
-        if any(parts.iterdir()) and not request_file.is_file():
-            raise ConfigError(f"{parts} holds no samples of ours; allowed: another --output")
-        shutil.rmtree(parts)
-    with atomic(request_file) as temporary:
-        temporary.write_text(description)
-    return 0
 
 
 def _digest(parameters: Parameters) -> str:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from dit_moe import hosts
+from dit_moe import hosts, images
 from dit_moe.config import Config, ConfigError, GuidanceSchedule, SolverConfig
 from dit_moe.diffusion.denoiser import Denoiser
 from dit_moe.diffusion.guidance import Guidance, against, against_null_label, guide
@@ -23,6 +23,9 @@ from dit_moe.steering import Steering
 
 Sampler = Callable[..., jax.Array]
 """See `build_sampler`."""
+
+MAX_SAMPLES = 10**8
+"""Labels of all are in memory, and an image's number must fit into 32 bits of its key."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,8 +95,8 @@ def build_request(
     wrong = [c for c in classes if not 0 <= c < num_classes]
     if wrong:
         raise ConfigError(f"classes has {wrong[0]}; allowed: 0 to {num_classes - 1}")
-    if num_samples < 1:
-        raise ConfigError(f"num_samples is {num_samples}; allowed: 1 or more")
+    if not 1 <= num_samples <= MAX_SAMPLES:
+        raise ConfigError(f"num_samples is {num_samples}; allowed: 1 to {MAX_SAMPLES}")
     weak_routing = check_guidance(
         config,
         guidance=guidance,
@@ -236,6 +239,9 @@ def generate(
     Image i depends on the request's seed and i alone, so any start and any batch size (up to
     floating-point rounding) give the same image. `sharding` spreads a batch over devices.
     `steering` is what the sampler was built with.
+
+    Raises:
+      NotFiniteError: a batch has values that are NaN or infinite.
     """
     labels = request.labels()
 
@@ -253,7 +259,9 @@ def generate(
         measured = None if steering is None else steering.measured(number_N)
         key_N, y_N, measured = spread(index_N, labels[number_N], measured)
         x_NxHxWxC = sampler(parameters, key_N, y_N, measured=measured)
-        yield hosts.fetch(x_NxHxWxC)[: request.num_samples - first]
+        drawn = hosts.fetch(x_NxHxWxC)[: request.num_samples - first]
+        images.check_finite(drawn, f"samples from number {first:,} on")
+        yield drawn
 
 
 def round_up(batch_size: int, devices: int) -> int:

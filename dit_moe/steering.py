@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import zipfile
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -11,6 +10,7 @@ from PIL import Image
 
 from dit_moe import images
 from dit_moe.config import ConfigError, ModelConfig, divisors
+from dit_moe.data.npz import NpzError, read_npz
 from dit_moe.data.picture_files import has_picture_name
 from dit_moe.data.pictures import ImageError, read_picture
 from dit_moe.diffusion.steering import BlockMean, ChannelMean, Mask, Measurement
@@ -160,20 +160,29 @@ def _read_images(path: Path | None, steer: str) -> tuple[np.ndarray, np.ndarray 
 
 def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            x = arrays["arr_0"]
-            label_M = arrays["arr_1"].astype(int) if "arr_1" in arrays else None
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, zipfile.BadZipFile):
+        arrays = read_npz(path, ("arr_0", "arr_1"))
+    except NpzError as error:
+        raise _unreadable(path, f" ({error})") from error
+    if "arr_0" not in arrays:
+        raise _unreadable(path)
+    x, label_M = arrays["arr_0"], arrays.get("arr_1")
+    if label_M is not None and not np.issubdtype(label_M.dtype, np.integer):
         raise ConfigError(
-            f"steer_images is {str(path)!r}, which cannot be read; allowed: an .npz with arr_0, or "
-            "a folder of images"
-        ) from None
+            f"steer_images is {str(path)!r} with {label_M.dtype} labels; allowed: whole numbers"
+        )
     if label_M is not None and label_M.shape != x.shape[:1]:
         raise ConfigError(
             f"steer_images is {str(path)!r} with {list(label_M.shape)} labels for images "
             f"{list(x.shape)}; allowed: one for each"
         )
     return x, label_M
+
+
+def _unreadable(path: Path, reason: str = "") -> ConfigError:
+    return ConfigError(
+        f"steer_images is {str(path)!r}, which cannot be read; allowed: an .npz with arr_0, or a "
+        f"folder of images{reason}"
+    )
 
 
 def _open(path: Path, name: str) -> Image.Image:

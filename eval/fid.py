@@ -131,7 +131,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="1.0,1.5",
         help="one scale or several, which gives a table and a plot (default: the run's own)",
     )
-    add("--classes", default="", metavar="0,1,2", help="classes in turn (default: all)")
+    add(
+        "--classes",
+        default="",
+        metavar="0,1,2",
+        help="classes in turn (default: the data's)",
+    )
     add("--seed", type=int, default=0, help="of all images together (default: 0)")
     add(
         "--parameters",

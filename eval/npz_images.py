@@ -7,16 +7,15 @@ other numbers or names: `class_numbers`, integers [K], and `class_names`, text [
 """
 
 import contextlib
-import math
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
 import numpy as np
-from numpy.lib import format as npy
 
 from dit_moe import files
+from dit_moe.data.npz import NpzError, open_archive, open_member, read_member
 from eval.image_sets import ImageSet, ImageSetError, check_shape
 from eval.labels import Labels, of_places
 
@@ -26,21 +25,21 @@ _LABELS = ("arr_1", "class_numbers", "class_names")
 
 def is_npz(path: Path) -> bool:
     """Whether a zip file holds NumPy arrays."""
-    with _readable(path), zipfile.ZipFile(path) as archive:
+    with _opened(path) as archive:
         return any(name.endswith(".npy") for name in archive.namelist())
 
 
 def has_images(path: Path) -> bool:
     """Whether an `.npz` file has a member `arr_0`."""
-    with _readable(path), zipfile.ZipFile(path) as archive:
+    with _opened(path) as archive:
         return "arr_0.npy" in archive.namelist()
 
 
 def read_arrays(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
     """Those of the named members that an `.npz` file has; raises ImageSetError as `open_npz`."""
-    with _readable(path), zipfile.ZipFile(path) as archive:
+    with _opened(path) as archive:
         present = set(archive.namelist())
-        return {n: _array(path, archive, n) for n in names if f"{n}.npy" in present}
+        return {n: read_member(path, archive, n) for n in names if f"{n}.npy" in present}
 
 
 def open_npz(path: Path) -> ImageSet:
@@ -57,15 +56,15 @@ def open_npz(path: Path) -> ImageSet:
     if not zipfile.is_zipfile(path):
         raise ImageSetError(f"{path} is not an .npz file, or it was cut short.")
 
-    with _readable(path), zipfile.ZipFile(path) as archive:
+    with _opened(path) as archive:
         names = archive.namelist()
         if "arr_0.npy" not in names:
             raise ImageSetError(f"{path} has no images (arr_0).")
-        with _open_member(path, archive, "arr_0") as (file, shape, dtype):
+        with open_member(path, archive, "arr_0") as (file, shape, dtype):
             if dtype != np.uint8:
                 raise ImageSetError(_wrong_dtype(path, file, shape, dtype))
             check_shape(f"{path} (arr_0)", shape)
-        beside = {n: _array(path, archive, n) for n in _LABELS if f"{n}.npy" in names}
+        beside = {n: read_member(path, archive, n) for n in _LABELS if f"{n}.npy" in names}
 
     labels = _labels(path, shape[0], **beside)
     return ImageSet(
@@ -123,20 +122,10 @@ def _check_integers(path: Path, what: str, array: np.ndarray) -> None:
         raise ImageSetError(f"{path}: {what} hold {array.max()}, but must be integers of 64 bits.")
 
 
-def _array(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    with _open_member(path, archive, name) as (file, shape, dtype):
-        num_bytes = math.prod(shape) * dtype.itemsize
-        content = file.read(num_bytes)  # no more, whatever the member inflates to
-        if len(content) != num_bytes:
-            raise ImageSetError(f"{path}: {name} was cut short.")
-        return np.frombuffer(content, dtype).reshape(shape)
-
-
 def _batches(path: Path, size: int, start: int) -> Iterator[np.ndarray]:
     with (
-        _readable(path),
-        zipfile.ZipFile(path) as archive,
-        _open_member(path, archive, "arr_0") as (file, shape, _),
+        _opened(path) as archive,
+        open_member(path, archive, "arr_0") as (file, shape, _),
     ):
         image_bytes = int(np.prod(shape[1:]))
         to_skip = start * image_bytes
@@ -156,39 +145,6 @@ def _exactly(path: Path, file: IO[bytes], num: int) -> bytes:
     return content
 
 
-@contextlib.contextmanager
-def _open_member(
-    path: Path, archive: zipfile.ZipFile, name: str
-) -> Iterator[tuple[IO[bytes], tuple[int, ...], np.dtype]]:
-    """The member past its header, its shape and its type: never objects, always in C order."""
-    info = archive.getinfo(f"{name}.npy")
-    with archive.open(info) as file:
-        version = npy.read_magic(file)
-        read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-        if version not in read_header:
-            raise ImageSetError(f"{path}: {name} has the unknown .npy version {version}.")
-        shape, fortran_order, dtype = read_header[version](file)
-        if dtype.hasobject:
-            raise ImageSetError(
-                f"{path}: {name} holds pickled Python objects, which are refused because "
-                "reading them can execute code."
-            )
-        if fortran_order and len(shape) > 1:
-            raise ImageSetError(
-                f"{path}: {name} is in Fortran order; save numpy.ascontiguousarray of it."
-            )
-        # Python's whole numbers do not overflow.
-        num_bytes = dtype.itemsize
-        for length in shape:
-            num_bytes *= int(length)
-        if min(shape, default=0) < 0 or num_bytes != info.file_size - file.tell():
-            raise ImageSetError(
-                f"{path} cannot be read ({name} says it has shape {shape}, but holds "
-                f"{info.file_size - file.tell()} bytes)."
-            )
-        yield file, shape, dtype
-
-
 def _wrong_dtype(path: Path, file: IO[bytes], shape: tuple[int, ...], dtype: np.dtype) -> str:
     message = f"{path}: the images (arr_0) are {dtype}, but must be uint8, 0 to 255"
     if not np.issubdtype(dtype, np.floating) or not shape:
@@ -205,13 +161,9 @@ def _wrong_dtype(path: Path, file: IO[bytes], shape: tuple[int, ...], dtype: np.
 
 
 @contextlib.contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
     try:
-        yield
-    except (ImageSetError, GeneratorExit):
-        raise
-    except Exception as error:
-        # Damaged archives and headers raise almost anything: BadZipFile, zlib.error, TokenError,
-        # OverflowError, TypeError, ...
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ImageSetError(f"{path} cannot be read ({reason}).") from error
+        with open_archive(path, ImageSetError) as archive:
+            yield archive
+    except NpzError as error:
+        raise ImageSetError(str(error)) from error

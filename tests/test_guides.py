@@ -173,6 +173,38 @@ def test_errors(moe, settings, message):
     assert message in str(error.value)
 
 
+def learning(label_dropout: float) -> Config:
+    config = tiny(DIT_MOE)
+    model = dataclasses.replace(config.model, label_dropout=label_dropout)
+    return dataclasses.replace(config, model=model)
+
+
+@pytest.mark.parametrize(
+    ("label_dropout", "settings"),
+    [
+        (0.0, {"guidance_scale": 1.5}),
+        (0.0, {"guidance_scale": 0.0}),
+        (1.0, {"guidance_scale": 1.0}),
+        (1.0, {"guidance_scale": 2.0, "guidance": "self_contrast"}),
+        (1.0, {"guidance_scale": 0.0, "guidance_schedule": "linear"}),
+        (1.0, {"guidance_scale": 0.0, "guidance_interval": (0.2, 1.0)}),
+    ],
+)
+def test_labels_that_were_never_learnt_are_not_asked_for(label_dropout, settings):
+    with pytest.raises(ConfigError, match=r"guidance_scale is .* with model\.label_dropout [01]"):
+        sampling.build_request(learning(label_dropout), num_samples=1, **settings)
+    sampling.build_request(learning(0.1), num_samples=1, **settings)
+
+
+def test_what_was_learnt_is_enough():
+    for scale, settings in (
+        (0.0, {"guidance_scale": 1.0}),
+        (0.0, {"guidance_scale": 2.0, "guidance": "self_contrast"}),
+        (1.0, {"guidance_scale": 0.0}),
+    ):
+        assert sampling.build_request(learning(scale), num_samples=1, **settings)
+
+
 def test_a_guide_for_other_images():
     config = tiny()
     model = dataclasses.replace(config.model, num_classes=3)

@@ -32,6 +32,7 @@ LAYERS = [
     },
     {"dit_moe.loading"},
     {
+        "dit_moe.sample_parts",
         "dit_moe.sample_set",
         "dit_moe.training.loop",
         "dit_moe.training.origin",

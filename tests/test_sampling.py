@@ -1,6 +1,7 @@
 """From a run folder to a set of samples: the sampler and both commands."""
 
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -18,6 +19,8 @@ import sample
 from dit_moe import images, sampling
 from dit_moe.config import Config, ConfigError, DDPMConfig, MeshConfig, ModelConfig, SampleConfig
 from dit_moe.config_io import to_json
+from dit_moe.data.classes import Classes, write_classes
+from dit_moe.files import lock
 from dit_moe.nn.parameters import init_parameters
 from dit_moe.sample_set import RunSampler, write_sample_set
 from dit_moe.steering import SteeringRequest
@@ -51,12 +54,13 @@ def test_a_set(run, tmp_path):
     assert x.shape == (10, 8, 8, 1)
     assert x.dtype == np.uint8
     np.testing.assert_array_equal(labels, np.arange(10))
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["grid.png", "samples.json", "samples.npz"]
+    names = [".lock", "grid.png", "samples.json", "samples.npz"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == names
     again, _ = make(run, tmp_path / "again")
     np.testing.assert_array_equal(again, x)
 
 
-def test_a_complete_set_is_not_drawn_again(run, tmp_path, monkeypatch):
+def test_a_complete_set_is_not_drawn_again(run, tmp_path, monkeypatch, capsys):
     x, _ = make(run, tmp_path)
 
     def generate(*args, **kwargs):
@@ -71,6 +75,7 @@ def test_a_complete_set_is_not_drawn_again(run, tmp_path, monkeypatch):
             make(run, tmp_path, seed=1)
     other, _ = make(run, tmp_path, seed=1)
     assert (other != x).any()
+    assert "samples.npz differs in seed; it is replaced when" in capsys.readouterr().out
 
 
 def test_an_image_does_not_depend_on_the_batch(run, tmp_path):
@@ -178,14 +183,20 @@ def test_an_interrupted_set_goes_on(run, tmp_path, monkeypatch):
         ({"time_grid": "shifted", "shift": 1e8}, "shift is 100000000.0; allowed: 0.001 to 1000"),
         ({"time_grid": "karras", "shift": 2.0}, "shift is 2.0 with time_grid 'karras'; allowed"),
         ({"classes": [10]}, "classes has 10; allowed: 0 to 9"),
-        ({"num_samples": 0}, "num_samples is 0; allowed: 1 or more"),
-        ({"steps": 0}, "steps is 0; allowed: 1 or more"),
+        ({"num_samples": 0}, "num_samples is 0; allowed: 1 to 100000000"),
+        ({"steps": 0}, "steps is 0; allowed: 1 to 50000"),
         ({"seed": -1}, "seed is -1; allowed: 0 to 4294967295"),
         ({"seed": 2**70}, "allowed: 0 to 4294967295"),
-        ({"guidance_scale": float("inf")}, "guidance_scale is inf; allowed: 0 or more"),
-        ({"guidance_scale": -1.0}, "guidance_scale is -1.0; allowed: 0 or more"),
-        ({"guidance_scale": float("nan")}, "guidance_scale is nan; allowed: 0 or more"),
-        ({"batch_size": 0}, "batch_size is 0; allowed: 1 or more"),
+        ({"guidance_scale": float("inf")}, "guidance_scale is inf; allowed: 0 to 1000 (1"),
+        ({"guidance_scale": 1e38}, "guidance_scale is 1e+38; allowed: 0 to 1000 (1"),
+        ({"guidance_scale": -1.0}, "guidance_scale is -1.0; allowed: 0 to 1000 (1"),
+        ({"guidance_scale": float("nan")}, "guidance_scale is nan; allowed: 0 to 1000 (1"),
+        ({"batch_size": 0}, "batch_size is 0; allowed: 1 to 65536"),
+        ({"batch_size": 10**30}, "; allowed: 1 to 65536"),
+        ({"num_samples": 10**12}, "num_samples is 1000000000000; allowed: 1 to 100000000"),
+        ({"steps": 10**9}, "steps is 1000000000; allowed: 1 to 50000"),
+        ({"steps": 10**30}, "; allowed: 1 to 50000"),
+        ({"classes": [2**70]}, "; allowed: 0 to 9"),
         ({"guidance_channels": "first_three", "guidance_scale": 2.0}, "has 1 channel"),
         ({"guidance": "auto"}, "guidance is 'auto' without guide; allowed: 'auto' with a guide"),
         ({"guide": "g"}, "guidance is 'cfg' with guide 'g'; allowed: 'auto' with a guide"),
@@ -214,26 +225,106 @@ def test_a_foreign_folder_is_left_alone(run, tmp_path):
     assert mine.read_text() == "mine"
 
 
-def test_parts_of_other_weights_are_not_reused(run, tmp_path, monkeypatch):
-    copy = tmp_path / "run"
-    shutil.copytree(run, copy)
+def stop_after(monkeypatch, batches: int, run: Path, output: Path, **settings: object) -> None:
+    """A set that is interrupted."""
     original = sampling.generate
 
     def interrupted(*args, **kwargs):
-        yield next(original(*args, **kwargs))
+        yield from itertools.islice(original(*args, **kwargs), batches)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(sampling, "generate", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            make(copy, tmp_path / "out")
+            make(run, output, **settings)
+
+
+def test_parts_of_other_weights_are_neither_reused_nor_removed(run, tmp_path, monkeypatch):
+    copy, parts = tmp_path / "run", tmp_path / "out" / "samples.parts"
+    shutil.copytree(run, copy)
+    stop_after(monkeypatch, 1, copy, tmp_path / "out")
     # Another run takes its place, at the same step.
     shutil.rmtree(copy)
     config = dataclasses.replace(tiny(steps=3, learning_rate=0.05, log_every=3), seed=1)
     train(dataclasses.replace(config, sample=SampleConfig(steps=3)), copy)
+    with pytest.raises(ConfigError, match="unfinished set that differs in weights; allowed: the"):
+        make(copy, tmp_path / "out")
+    assert len(list(parts.glob("*.npy"))) == 1
     expected, _ = make(copy, tmp_path / "fresh")
+    shutil.rmtree(parts)
     actual, _ = make(copy, tmp_path / "out")
     np.testing.assert_array_equal(actual, expected)
+
+
+def test_a_set_goes_on_whatever_its_batches_and_its_number(run, tmp_path, monkeypatch):
+    """From 16 images of 30: 20 in other batches, then 40, then 12."""
+    expected, _ = make(run, tmp_path / "whole", num_samples=40)
+    stop_after(monkeypatch, 2, run, tmp_path / "out", num_samples=30)
+    starts, original = [], sampling.generate
+
+    def counted(*args, start, **kwargs):
+        starts.append(start)
+        return original(*args, start=start, **kwargs)
+
+    monkeypatch.setattr(sampling, "generate", counted)
+    for num_samples, batch_size in ((20, 16), (40, 8), (12, 8)):
+        settings = {"num_samples": num_samples, "batch_size": batch_size}
+        actual, labels = make(run, tmp_path / "out", **settings)
+        assert np.abs(actual.astype(int) - expected[:num_samples]).max() <= 1
+        np.testing.assert_array_equal(labels, np.arange(num_samples) % 10)
+    assert starts == [16, 20, 12]
+    # What was drawn of the larger set is still there.
+    make(run, tmp_path / "out", num_samples=40)
+    assert starts[3:] == [40]
+    assert not (tmp_path / "out" / "samples.parts").exists()
+
+
+def test_two_processes_with_one_output(run, tmp_path):
+    with lock(tmp_path / "out" / ".lock", OSError()):
+        with pytest.raises(ConfigError, match="out', into which another process draws; allowed"):
+            make(run, tmp_path / "out")
+        assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]
+
+
+def test_a_set_too_large_for_the_disk(run, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=6_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(ConfigError, match=r"is 100, which takes 6\.4e-06 GB, but output"):
+        make(run, tmp_path / "out", num_samples=100)
+    assert not (tmp_path / "out").exists()
+    make(run, tmp_path / "out", num_samples=10)
+
+
+def test_samples_that_are_not_finite_are_no_set(run, tmp_path, monkeypatch):
+    def sampler(parameters, key_N, y_N, measured):
+        return jnp.ones((len(y_N), 8, 8, 1)).at[1, 2, 3].set(jnp.nan)
+
+    monkeypatch.setattr(sampling, "build_sampler", lambda *args, **kwargs: sampler)
+    with pytest.raises(ConfigError, match="1 of 8 samples from number 0 on have values that are"):
+        make(run, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_a_batch_too_large_for_the_memory(run, monkeypatch):
+    def generate(*args, **kwargs):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 byte")
+        yield
+
+    sampler = RunSampler(run, ema=False, batch_size=8, num_samples=10)
+    monkeypatch.setattr(sampling, "generate", generate)
+    with pytest.raises(ConfigError, match="batch_size is 8, for which the devices lack memory"):
+        next(sampler.batches())
+
+
+def test_classes_without_images_are_drawn_only_if_asked_for(run, tmp_path, capsys):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    write_classes(copy, Classes(("a", "b", "c"), (3, 0, 1)))
+    settings = {"ema": False, "batch_size": 8, "num_samples": 4}
+    assert RunSampler(copy, **settings).request.labels().tolist() == [0, 2, 0, 2]
+    assert "Draws the 2 of 10 classes that the training data have." in capsys.readouterr().out
+    assert RunSampler(copy, **settings, classes=[1, 2]).request.classes == (1, 2)
+    assert "The training data have no image of class 1." in capsys.readouterr().out
 
 
 def test_a_config_that_does_not_fit_the_checkpoint(run, tmp_path):

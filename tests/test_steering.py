@@ -1,7 +1,9 @@
 """From pictures on disk to samples that keep to them."""
 
 import dataclasses
+import random
 import shutil
+import zipfile
 from pathlib import Path
 
 import jax
@@ -111,6 +113,45 @@ def test_sixteen_bits_are_read_as_eight(files):
 def test_strength_0_is_no_steering(files):
     request = SteeringRequest("super_resolution", files / "small.npz", strength=0.0)
     np.testing.assert_array_equal(draw(GREY, read_steering(request, GREY)), draw(GREY, None))
+
+
+def test_damaged_files_are_told_in_a_sentence(tmp_path):
+    """Bytes of an .npz changed at random, and a header that no parser ends."""
+    arrays = {"arr_0": RNG.integers(0, 256, (20, 8, 8, 1)).astype(np.uint8), "arr_1": np.arange(20)}
+    np.savez_compressed(tmp_path / "whole.npz", **arrays)
+    whole, rng, path = (tmp_path / "whole.npz").read_bytes(), random.Random(0), tmp_path / "x.npz"
+    request, refused = SteeringRequest("super_resolution", path), 0
+    for _ in range(200):
+        damaged = bytearray(whole)
+        for _ in range(rng.choice([1, 2, 4])):
+            damaged[rng.randrange(len(damaged))] = rng.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            read_steering(request, GREY)
+        except ConfigError:
+            refused += 1
+    assert refused > 100
+    header = b"(" * 3000 + b"\n"
+    with zipfile.ZipFile(path, "w") as archive:
+        length = len(header).to_bytes(2, "little")
+        archive.writestr("arr_0.npy", b"\x93NUMPY\x01\x00" + length + header)
+    with pytest.raises(ConfigError, match=r"which cannot be read; allowed: an \.npz with"):
+        read_steering(request, GREY)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.array([2**64 - 1, 1, 2], np.uint64), "has labels from 1 to 18446744073709551615"),
+        (np.array([0.5, 1, 2]), "with float64 labels; allowed: whole numbers"),
+        (np.array(["a", 1, None], object), "pickled Python objects, which are refused"),
+    ],
+)
+def test_labels_that_are_no_classes(files, labels, message):
+    np.savez(files / "bad.npz", arrays(files / "digits.npz"), labels)
+    with pytest.raises(ConfigError) as error:
+        read_steering(SteeringRequest("super_resolution", files / "bad.npz"), GREY)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize(

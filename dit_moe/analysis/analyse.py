@@ -19,6 +19,7 @@ from dit_moe.analysis.text import markdown
 from dit_moe.analysis.visits import sampling_bins, sampling_visits, training_visits
 from dit_moe.config import Config, ConfigError, DataConfig, MeshConfig
 from dit_moe.config_io import load_json
+from dit_moe.data.classes import evenly_spaced, read_classes
 from dit_moe.data.model_classes import ModelClasses, model_classes
 from dit_moe.data.sources import Source, build_sources
 from dit_moe.loading import load_run, locate
@@ -54,6 +55,7 @@ def build_settings(
     seed: int = 0,
     ema: bool = True,
     data: Sequence[str] = (),
+    learnt: Sequence[int] = (),
 ) -> Settings:
     """Checks settings and fills what is not given from the config.
 
@@ -68,6 +70,7 @@ def build_settings(
       seed: of everything that is random.
       ema: the moving average of the parameters.
       data: folders of the training data, where they are no longer those of the config.
+      learnt: the classes that the training data have, of which the default is; empty: all.
 
     Raises:
       ConfigError: naming the value that cannot be used.
@@ -77,10 +80,8 @@ def build_settings(
             f"model.moe is none in {config.name!r}, a dense model without experts; allowed: a "
             "model with a mixture of experts"
         )
-    most = config.model.num_classes
-    chosen = sorted(set(classes)) or sorted(
-        set(np.linspace(0, most - 1, min(most, MAX_CLASSES)).astype(int).tolist())
-    )
+    learnt = learnt or range(config.model.num_classes)
+    chosen = sorted(set(classes)) or evenly_spaced(learnt, MAX_CLASSES)
     if not len(chosen) <= num_images <= MAX_IMAGES:
         raise ConfigError(
             f"num_images is {num_images} with {len(chosen)} classes; allowed: {len(chosen)} to "
@@ -97,8 +98,6 @@ def build_settings(
     )
     if not 2 <= time_bins <= 1000:
         raise ConfigError(f"time_bins is {time_bins}; allowed: 2 to 1000")
-    if steps > 50_000:
-        raise ConfigError(f"steps is {steps}; allowed: 1 to 50000")
     return Settings(
         inputs=("training", "sampling") if inputs == "both" else (inputs,),
         num_images=num_images,
@@ -215,7 +214,9 @@ def analyse(workdir: str | Path, batch_size: int, **asked: object) -> Found:
         raise ConfigError(f"batch_size is {batch_size}; allowed: 1 or more")
     folder, mesh = locate(workdir), build_mesh(MeshConfig())
     config = load_json(folder / "config.json")
-    settings = build_settings(config, **asked)  # pyright: ignore[reportArgumentType]
+    known = read_classes(folder)
+    learnt = known.learnt() if known else ()
+    settings = build_settings(config, learnt=learnt, **asked)  # pyright: ignore[reportArgumentType]
     moe = config.model.moe
     assert moe is not None
     # Before the parameters are read, which may take long.

@@ -19,6 +19,7 @@ from dit_moe.convert.peers import to_peer
 from dit_moe.convert.published import write_shards, write_tensors
 from dit_moe.convert.tensors import write_safetensors
 from dit_moe.convert.weights import has_average
+from dit_moe.data.classes import read_classes, write_classes
 from dit_moe.data.latents import read_latent_space, write_latent_space
 from dit_moe.files import atomic, new_folder
 from dit_moe.hub import reason
@@ -65,6 +66,7 @@ def _write_open_folder(run: Run, workdir: Path, output: Path, *, ema: bool) -> N
         with atomic(target / "config.json") as temporary:
             temporary.write_text(to_json(run.config))
         write_latent_space(target, read_latent_space(workdir), resuming=False)
+        write_classes(target, read_classes(workdir))
         with atomic(target / "README.md") as temporary:
             card = model_card(run, workdir, ema=ema, name=output.name)
             # The folder's name need not be text in UTF-8.

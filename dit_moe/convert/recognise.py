@@ -73,6 +73,7 @@ _PROMOE_DEFAULTS = {
 }
 _PROMOE_TOP_K = {"promoe": 2, "promoe-ec": 1}
 _DIFFMOE_COEF = 0.01
+_IMAGENET = 1000
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -128,6 +129,13 @@ def recognise(family: Family, shapes: Shapes, arguments: Mapping[str, Any] | Non
         raise ConfigError(
             "class_dropout_prob is 0 in --model_json, with which the peers' networks have no row "
             "for the null label; allowed: more than 0"
+        )
+    if rows == _IMAGENET and "num_classes" not in arguments:
+        # Its last class would be taken for the null label.
+        raise ConfigError(
+            f"y_embedder.embedding_table has {rows} rows, one for each class of ImageNet and none "
+            f"for the null label; allowed: {rows + 1} rows, or --model_json with num_classes "
+            f"{rows - 1} if the last one is the null label's"
         )
     model = {
         "width": width,

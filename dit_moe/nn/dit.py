@@ -2,10 +2,12 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jax.core import Tracer
 from jax.sharding import PartitionSpec
 
-from dit_moe.config import ModelConfig
+from dit_moe.config import ConfigError, ModelConfig
 from dit_moe.moe.grouped import DISPATCH_RESIDUAL
 from dit_moe.nn.attention import ATTENTION_RESIDUAL
 from dit_moe.nn.block import Group, group_size, modulate
@@ -69,13 +71,18 @@ class DiT(nnx.Module):
           x_NxHxWxC: [N, H, W, C] noisy images or latents, any float type. Square; of another side
             than config.image_size too, for training on mixed resolutions.
           t_N: [N] times in the unit that the objective feeds (0 to 1, or 0 to 1000).
-          y_N: [N] int32 labels; num_classes is the null label.
+          y_N: [N] integer labels; num_classes is the null label. Under `jit` they are not
+            known, and JAX clamps what is out of range.
           train: a training step; some routers choose otherwise then (DiffMoE).
 
         Returns:
           The prediction with value float32 [N, H, W, C'].
+
+        Raises:
+          ConfigError: a label is known and out of range.
         """
         config, dtype = self.config, jnp.dtype(self.config.dtype)
+        _check_labels(y_N, config.null_label)
         x_NxSxD = self.patch_in(patchify(x_NxHxWxC, config.patch_size))
         if config.position == "sincos":
             native_side = config.image_size // config.patch_size
@@ -104,6 +111,17 @@ class DiT(nnx.Module):
         value = unpatchify(self.patch_out(x_NxSxD), config.patch_size, config.out_channels)
         losses = {} if routing is None else {k: v.sum() for k, v in routing.losses.items()}
         return Prediction(value=value, routing=routing, losses=losses)
+
+
+def _check_labels(y_N: jax.typing.ArrayLike, null_label: int) -> None:
+    if isinstance(y_N, Tracer) or not getattr(y_N, "is_fully_addressable", True):
+        return
+    known_N = np.asarray(y_N)
+    wrong = known_N[(known_N < 0) | (known_N > null_label)]
+    if wrong.size:
+        raise ConfigError(
+            f"y_N has {wrong[0]}; allowed: 0 to {null_label - 1}, and {null_label} for no class"
+        )
 
 
 def _own_images(array: jax.Array) -> jax.Array:

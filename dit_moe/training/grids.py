@@ -1,17 +1,20 @@
 """Grids of samples during training."""
 
+from collections.abc import Sequence
+
 import jax
-import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
 from dit_moe import hosts, images, sampling
 from dit_moe.autoencoder.sources import is_local
-from dit_moe.config import Config
+from dit_moe.config import Config, ConfigError
+from dit_moe.data.classes import evenly_spaced
 from dit_moe.data.latents import LatentSpace
 from dit_moe.files import atomic
 from dit_moe.nn.parameters import Parameters
 from dit_moe.rendering import build_renderer
+from dit_moe.training.ema_start import start_warning
 from dit_moe.training.mesh import batch_sharding
 from dit_moe.training.state import TrainState
 
@@ -24,13 +27,30 @@ def _onto_devices(parameters: Parameters) -> Parameters:
     return jax.device_put(parameters, jax.memory.Space.Device)
 
 
+def grid_request(config: Config, learnt: Sequence[int]) -> sampling.Request:
+    """What the grids show: some of the classes that the training data have, as the config samples.
+
+    Raises:
+      ConfigError: the config's way to sample does not go with its way to train.
+    """
+    classes = evenly_spaced(learnt, GRID_CLASSES)
+    try:
+        return sampling.build_request(
+            config, num_samples=len(classes) * GRID_COLUMNS, classes=classes, seed=config.seed
+        )
+    except ConfigError as error:
+        raise ConfigError(f"config.sample.{error}") from None
+
+
 class GridSampler:
     """Draws the same few images from the moving average each time.
 
     Latents are decoded if their autoencoder is at hand; otherwise three channels are drawn.
     """
 
-    def __init__(self, config: Config, space: LatentSpace | None, mesh: Mesh):
+    def __init__(
+        self, config: Config, request: sampling.Request, space: LatentSpace | None, mesh: Mesh
+    ):
         self.render = images.to_uint8
         if space is not None and is_local(space.autoencoder.source):
             self.render = build_renderer(space, None, mesh).render
@@ -38,27 +58,28 @@ class GridSampler:
             hosts.say(
                 f"Sample grids show latents: autoencoder {space.autoencoder.source!r} is not here."
             )
-        self.averages_on_host = config.train.averages_on_host
+        self.config = config.train
         self.sharding = batch_sharding(mesh)
-        classes = min(config.model.num_classes, GRID_CLASSES)
-        self.request = sampling.build_request(
-            config,
-            num_samples=classes * GRID_COLUMNS,
-            classes=np.linspace(0, config.model.num_classes - 1, classes).astype(int).tolist(),
-            seed=config.seed,
-        )
-        self.sampler = sampling.build_sampler(config, self.request)
+        self.request = request
+        self.sampler = sampling.build_sampler(config, request)
 
     def draw(self, state: TrainState, path: epath.Path) -> None:
-        """Writes a grid of samples from the state to `path`."""
+        """Writes a grid of samples from the state to `path`.
+
+        Raises:
+          OSError: it cannot be written.
+          NotFiniteError: the samples hold no pictures.
+        """
         batch_size = sampling.round_up(self.request.num_samples, self.sharding.num_devices)
-        ema = _onto_devices(state.ema) if self.averages_on_host else state.ema
+        ema = _onto_devices(state.ema) if self.config.averages_on_host else state.ema
         (x_NxHxWxC,) = sampling.generate(
             self.sampler, ema, self.request, batch_size, sharding=self.sharding
         )
         pictures = self.render(x_NxHxWxC)
         if not hosts.is_lead():
             return
+        if warning := start_warning(self.config, int(state.step)):
+            hosts.say(f"{path.name}: {warning}")
         grid = images.grid(pictures, self.request.labels())
         with atomic(path) as temporary, temporary.open("wb") as file:
             grid.save(file, "PNG")

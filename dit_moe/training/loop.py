@@ -3,6 +3,7 @@
 import contextlib
 import math
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -11,14 +12,17 @@ from tqdm import tqdm
 
 from dit_moe import hosts
 from dit_moe.config import Config, ConfigError
+from dit_moe.data.classes import count_classes
 from dit_moe.data.pipeline import device_batches
 from dit_moe.data.records import RecordError
-from dit_moe.data.sources import build_sources
+from dit_moe.data.sources import Source, build_sources
 from dit_moe.files import check_reachable, lock
 from dit_moe.plan.devices import find_device
 from dit_moe.plan.estimate import estimate
 from dit_moe.plan.host import check_host_memory
+from dit_moe.sampling import Request
 from dit_moe.training.checkpoint import Checkpoints, TrainingError
+from dit_moe.training.grids import grid_request
 from dit_moe.training.health import Skips, Warnings
 from dit_moe.training.interrupt import Interrupt
 from dit_moe.training.logging import MetricsWriter
@@ -57,8 +61,8 @@ def train(
       None when done, or the number of the signal that stopped it after a save.
 
     Raises:
-      ConfigError: the config does not fit the data, the devices, the run in the workdir or the
-        model to start from, or no checkpoint of the workdir can be read.
+      ConfigError: the config does not fit itself, the data, the devices, the run in the workdir or
+        the model to start from, or no checkpoint of the workdir can be read.
       TrainingError: the loss is no longer finite, a record of the data cannot be read, or the
         first or last checkpoint could not be saved.
     """
@@ -71,6 +75,7 @@ def train(
     check_host_memory(plan)
     sources = build_sources(config)
     settings = config.train
+    request = _grid_request(config, sources)
 
     with contextlib.ExitStack() as held, jax.set_mesh(mesh), Interrupt() as interrupt:
         busy = ConfigError(
@@ -85,7 +90,7 @@ def train(
         if init_from is not None and not resuming:
             check_origin(init_from, config, sources[0].latent_space)
 
-        milestones = Milestones(config, sources[0].latent_space, mesh, workdir)
+        milestones = Milestones(config, request, sources[0].latent_space, mesh, workdir)
 
         def prepare_folder() -> None:
             write_run(config, sources, workdir, resuming=resuming)
@@ -175,6 +180,18 @@ def train(
             )
         hosts.on_lead(lambda: put_back_run(config, sources, workdir))
     return stopped_by or None
+
+
+def _grid_request(config: Config, sources: Sequence[Source]) -> Request | None:
+    """What grids show, or None without grids; without them too, what samples will lack is said."""
+    try:
+        request = grid_request(config, count_classes(sources).learnt())
+    except ConfigError as error:
+        if config.train.sample_every:
+            raise
+        hosts.say(f"Samples of this run will need other settings: {error}.")
+        return None
+    return request if config.train.sample_every else None
 
 
 class _Stderr:

@@ -6,6 +6,7 @@ from jax.sharding import Mesh
 from dit_moe import hosts
 from dit_moe.config import Config
 from dit_moe.data.latents import LatentSpace
+from dit_moe.sampling import Request
 from dit_moe.training.ema_snapshots import drop_snapshots_after, save_snapshot, snapshot_steps
 from dit_moe.training.grids import GridSampler
 from dit_moe.training.state import TrainState
@@ -16,18 +17,23 @@ class Milestones:
 
     Args:
       config: of the run.
+      request: what the grids show; None: there are none.
       space: what its latents are; None for pictures.
       mesh: of its devices.
       workdir: the run folder.
-
-    Raises:
-      ConfigError: no samples can be drawn as the config says.
     """
 
-    def __init__(self, config: Config, space: LatentSpace | None, mesh: Mesh, workdir: epath.Path):
+    def __init__(
+        self,
+        config: Config,
+        request: Request | None,
+        space: LatentSpace | None,
+        mesh: Mesh,
+        workdir: epath.Path,
+    ):
         self._settings = config.train
         self._workdir = workdir
-        self._grids = GridSampler(config, space, mesh) if config.train.sample_every else None
+        self._grids = GridSampler(config, request, space, mesh) if request is not None else None
 
     def due(self, number: int) -> bool:
         """Whether there is anything to write after step `number`."""

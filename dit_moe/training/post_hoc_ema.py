@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from dit_moe.nn.parameters import Parameters
 
+RECIPE_FILE = "post_hoc_ema.json"
 MAX_ERROR = 0.05
 """Largest relative L2 error of a rebuilt profile."""
 
@@ -39,7 +40,7 @@ docs/ema.md says more.
 
 @dataclass(frozen=True)
 class Recipe:
-    """One average as a sum over snapshots. Kept in its run folder as post_hoc_ema.json."""
+    """One average as a sum over snapshots. Kept in its run folder as `RECIPE_FILE`."""
 
     workdir: str
     step: int
@@ -210,11 +211,11 @@ def write_run(recipe: Recipe, parameters: "Parameters", output: Path) -> None:
     from dit_moe.training.state import TrainState
 
     output.mkdir(exist_ok=True)
-    for name in ("config.json", "latents.json"):
+    for name in ("config.json", "latents.json", "classes.json"):
         source = Path(recipe.workdir) / name
         if source.exists():
             shutil.copyfile(source, output / name)
-    write_record(output / "post_hoc_ema.json", recipe)
+    write_record(output / RECIPE_FILE, recipe)
     state = TrainState(
         step=jnp.int32(recipe.step), parameters=parameters, ema=parameters, optimizer=()
     )

@@ -9,6 +9,7 @@ from etils import epath
 from dit_moe import hosts
 from dit_moe.config import Config, ConfigError
 from dit_moe.config_io import differences, load_json, to_json
+from dit_moe.data.classes import count_classes, write_classes
 from dit_moe.data.latents import write_latent_space
 from dit_moe.data.sources import Source
 from dit_moe.files import atomic
@@ -43,11 +44,12 @@ def write_run(
     write_config(config, workdir, resuming=resuming)
     write_latent_space(workdir, sources[0].latent_space, resuming=resuming)
     write_data_digests(sources, workdir, resuming=resuming)
+    write_classes(workdir, count_classes(sources))
 
 
 def put_back_run(config: Config, sources: Sequence[Source], workdir: epath.Path) -> None:
     """Writes it once more, if part of it was removed while the run went on."""
-    files = ["config.json", "data.json"]
+    files = ["config.json", "data.json", "classes.json"]
     if sources[0].latent_space is not None:
         files.append("latents.json")
     gone = [file for file in files if not (workdir / file).exists()]

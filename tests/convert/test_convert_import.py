@@ -117,6 +117,20 @@ def test_published_sizes_need_no_arguments(family, preset):
     assert found.name == f"{preset}@{pixels}"
 
 
+def test_a_table_without_a_row_for_the_null_label():
+    """Its last class would guide."""
+    shapes = {
+        path: np.broadcast_to(np.float32(0), p.shape)
+        for path, p in peers.abstract_parameters(dit_moe.preset("DiT-S/2").model).items()
+    }
+    tensors = peers.to_peer(dit_moe.preset("DiT-S/2").model, shapes)
+    found = {key: tensor.shape for key, tensor in tensors.items()}
+    found["y_embedder.embedding_table.weight"] = (1000, 384)
+    with pytest.raises(ConfigError, match="has 1000 rows, one for each class of ImageNet"):
+        recognise("dit", found, None)
+    assert recognise("dit", found, {"num_classes": 999}).model.num_classes == 999
+
+
 class TestSiT:
     """SiT has DiT's network: the DiT fixture serves as one, under the other clock."""
 

@@ -222,3 +222,6 @@ def test_create_by_name():
     model = dit_moe.create("DiT-S/2", seed=0)
     prediction = model(jnp.zeros((1, 32, 32, 4)), jnp.zeros(1), jnp.array([1000]))
     assert prediction.value.shape == (1, 32, 32, 8)
+    for label in (1001, -1):
+        with pytest.raises(ConfigError, match=rf"y_N has {label}; allowed: 0 to 999, and 1000 for"):
+            model(jnp.zeros((2, 32, 32, 4)), jnp.zeros(2), jnp.array([3, label]))

@@ -5,8 +5,10 @@ import dataclasses
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,20 +16,25 @@ import numpy as np
 import optax
 import pytest
 
+from dit_moe import images
 from dit_moe.config import (
     Config,
     ConfigError,
     MeshConfig,
     PrototypeRouterConfig,
+    SampleConfig,
     TopKRouterConfig,
     TrainConfig,
 )
 from dit_moe.config_io import to_json
-from dit_moe.data.sources import Pictures, build_sources
+from dit_moe.data.classes import Classes, count_classes, read_classes
+from dit_moe.data.sources import ClassSubset, Pictures, build_sources
 from dit_moe.loading import load, load_run
 from dit_moe.nn.parameters import functional
+from dit_moe.training import loop
 from dit_moe.training.checkpoint import Checkpoints
-from dit_moe.training.grids import GridSampler
+from dit_moe.training.ema_start import start_share, start_warning
+from dit_moe.training.grids import GridSampler, grid_request
 from dit_moe.training.loop import train
 from dit_moe.training.mesh import batch_sharding, build_mesh
 from dit_moe.training.state import (
@@ -61,6 +68,10 @@ def assert_close(actual: TrainState, expected: TrainState, tolerance: float) -> 
         np.testing.assert_allclose(
             actual.parameters[path], value, rtol=tolerance, atol=tolerance, err_msg=path
         )
+
+
+def with_model(config: Config, **settings: Any) -> Config:
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, **settings))
 
 
 def one_device() -> jax.sharding.Mesh:
@@ -156,6 +167,7 @@ def test_step_against_optax_by_hand():
     np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
     np.testing.assert_allclose(metrics["gradient_norm"], optax.tree.norm(gradient), rtol=1e-4)
     updates, _ = optimizer.update(gradient, optimizer.init(before), before)
+    assert start_share(config.train, 1) == 0.9  # as below
     for path, after in optax.apply_updates(before, updates).items():
         np.testing.assert_allclose(state.parameters[path], after, atol=2e-5, err_msg=path)
         np.testing.assert_allclose(
@@ -280,6 +292,57 @@ def test_run_folder(undisturbed):
     assert float(rows[-1]["moe/prototype_similarity/layer00"]) < 1
 
 
+def test_the_run_keeps_which_classes_its_data_have(undisturbed):
+    (source,) = build_sources(tiny())
+    classes = read_classes(undisturbed)
+    assert classes == Classes(tuple("0123456789"), tuple(np.bincount(source.label).tolist()))
+    subset = ClassSubset(source, (9, 3))
+    with_gaps = count_classes([subset, Pictures(np.zeros((2, 8, 8, 1)), np.array([3, 1]), ("9",))])
+    assert with_gaps.images == (classes.images[9], classes.images[3] + 1, 0, 1)
+    assert with_gaps.learnt() == (0, 1, 3)
+
+
+def test_grids_show_classes_that_the_data_have():
+    config = with_model(tiny(None), num_classes=1000)
+    assert set(grid_request(config, range(10)).classes) == set(range(10))
+    assert grid_request(config, range(0, 1000, 3)).classes[-1] == 999
+    assert grid_request(config, (7, 5)).labels().tolist() == [7, 5] * 8
+
+
+def test_labels_that_guidance_needs_are_learnt(tmp_path, capsys):
+    config = with_model(tiny(None, sample_every=2), label_dropout=0.0)
+    config = dataclasses.replace(config, sample=SampleConfig(guidance_scale=1.5))
+    message = "config.sample.guidance_scale is 1.5 with model.label_dropout 0"
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    # Without grids nothing needs it yet.
+    settings = dataclasses.replace(config.train, sample_every=0)
+    config = dataclasses.replace(config, train=settings)
+    assert loop._grid_request(config, Classes((), (1, 1))) is None
+    assert message in capsys.readouterr().out
+
+
+def test_an_average_that_still_is_its_start(undisturbed, tmp_path, capsys):
+    load_run(undisturbed)
+    said = capsys.readouterr().out
+    assert f"{undisturbed}: The moving average of step 6 still is 53% the parameters" in said
+    load_run(undisturbed, ema=False)
+    # One that was made afterwards is whole.
+    shutil.copytree(undisturbed, tmp_path / "copy")
+    (tmp_path / "copy" / "post_hoc_ema.json").touch()
+    load_run(tmp_path / "copy")
+    assert capsys.readouterr().out == ""
+    assert start_warning(TrainConfig(ema_decay=0.9), 21) is not None
+    assert start_warning(TrainConfig(ema_decay=0.9), 22) is None
+
+
+def test_samples_that_are_no_pictures_end_no_training(capsys):
+    with loop._reporting_failure("samples"):
+        images.to_uint8(np.array([[0.0], [np.nan]]))
+    assert "samples could not be written: 1 of 2 images" in capsys.readouterr().out
+
+
 def test_loaded_model_is_the_saved_one(undisturbed):
     state = final_state(tiny(), undisturbed)
     x, y = batch(4)
@@ -342,13 +405,14 @@ def test_more_steps_continue_the_run(tmp_path, undisturbed):
     jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
-def test_old_checkpoints_are_removed_and_grids_drawn(tmp_path):
+def test_old_checkpoints_are_removed_and_grids_drawn(tmp_path, capsys):
     config = tiny(None, steps=4, checkpoint_every=1, keep_checkpoints=2, sample_every=2)
     config = dataclasses.replace(config, sample=dataclasses.replace(config.sample, steps=2))
     train(config, tmp_path)
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["3", "4"]
     names = sorted(p.name for p in (tmp_path / "samples").iterdir())
     assert names == ["step_00000002.png", "step_00000004.png"]
+    assert "step_00000002.png: The moving average of step 2 still is 81%" in capsys.readouterr().out
 
 
 def test_a_grid_that_a_kill_prevented_is_drawn_by_the_next_start(

@@ -1,0 +1,59 @@
+"""Which of a model's classes its training data have: of the others it learns nothing."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from pydantic.dataclasses import dataclass
+
+from dit_moe.config.rules import RULES
+from dit_moe.data.sources import Source
+from dit_moe.files import FilePath
+from dit_moe.records import read_record, write_record
+
+_FILE = "classes.json"
+
+
+@dataclass(frozen=True, config=RULES)
+class Classes:
+    """Of the training data. Kept in a run folder as classes.json."""
+
+    names: tuple[str, ...]
+    """Of class 0, 1, ... of the model, as far as the data name them."""
+    images: tuple[int, ...]
+    """How many there are of class 0, 1, ..."""
+
+    def learnt(self) -> tuple[int, ...]:
+        """The classes that have images."""
+        return tuple(label for label, count in enumerate(self.images) if count > 0)
+
+
+def count_classes(sources: Sequence[Source]) -> Classes:
+    """The classes of all sources together, which have the same ones."""
+    label_N = np.concatenate([source.label for source in sources])
+    names = sources[0].classes
+    return Classes(names, tuple(np.bincount(label_N, minlength=len(names)).tolist()))
+
+
+def evenly_spaced(classes: Sequence[int], most: int) -> list[int]:
+    """At most so many of the classes, the first and the last among them."""
+    places = np.linspace(0, len(classes) - 1, min(len(classes), most)).astype(int)
+    return [classes[place] for place in places]
+
+
+def write_classes(workdir: FilePath, classes: Classes | None) -> None:
+    """Keeps them with the run."""
+    path = workdir / _FILE
+    if classes is None:
+        path.unlink(missing_ok=True)
+        return
+    write_record(path, classes)
+
+
+def read_classes(workdir: FilePath) -> Classes | None:
+    """Those of a run; None for one that was converted, or made before they were kept.
+
+    Raises:
+      ConfigError: the file cannot be read.
+    """
+    path = workdir / _FILE
+    return read_record(path, Classes) if path.exists() else None
