@@ -71,8 +71,8 @@ def say(text: str) -> None:
 
 @contextlib.contextmanager
 def surviving(what: str) -> Iterator[None]:
-    """Tells of files that cannot be written: neither a full disk, as long as the last checkpoint can
-    be saved in the end, nor a bad sample ends training."""
+    """Tells of files that cannot be written: neither a full disk ends training, as long as the last
+    checkpoint can be saved in the end, nor a bad sample."""
     try:
         yield
     except (OSError, NotFiniteError) as error:

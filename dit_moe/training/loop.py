@@ -15,7 +15,7 @@ from dit_moe.config import Config, ConfigError
 from dit_moe.data.classes import count_classes
 from dit_moe.data.pipeline import device_batches
 from dit_moe.data.records import RecordError
-from dit_moe.data.sources import Source, build_sources
+from dit_moe.data.sources import build_sources
 from dit_moe.files import check_reachable, lock
 from dit_moe.plan.devices import find_device
 from dit_moe.plan.estimate import estimate
@@ -75,7 +75,7 @@ def train(
     check_host_memory(plan)
     sources = build_sources(config)
     settings = config.train
-    request = _grid_request(config, sources)
+    request = _grid_request(config, count_classes(sources).learnt())
 
     with contextlib.ExitStack() as held, jax.set_mesh(mesh), Interrupt() as interrupt:
         busy = ConfigError(
@@ -182,10 +182,10 @@ def train(
     return stopped_by or None
 
 
-def _grid_request(config: Config, sources: Sequence[Source]) -> Request | None:
+def _grid_request(config: Config, learnt: Sequence[int]) -> Request | None:
     """What grids show, or None without grids; without them too, what samples will lack is said."""
     try:
-        request = grid_request(config, count_classes(sources).learnt())
+        request = grid_request(config, learnt)
     except ConfigError as error:
         if config.train.sample_every:
             raise

@@ -7,9 +7,8 @@ import pytest
 from PIL import Image
 
 from dit_moe.config import DataConfig, SampleConfig
-from dit_moe.data import patches
+from dit_moe.data.classes import Classes, write_classes
 from dit_moe.data.model_classes import ModelClasses, model_classes
-from dit_moe.data.prepared import read_card
 from dit_moe.sample_set import RunSampler, write_sample_set
 from eval.evaluate import evaluate
 from eval.image_sets import ImageSetError, open_set
@@ -139,17 +138,12 @@ def test_samples_of_a_run_on_some_classes_are_of_these(tmp_path):
         np.testing.assert_array_equal(arrays["arr_1"], [0, 1, 2, 0])
 
 
-def test_classes_of_a_run_have_names_if_its_data_are_there(tmp_path):
+def test_classes_of_a_run_have_the_names_that_it_keeps(tmp_path):
     assert model_classes(of_classes(), tmp_path) == ModelClasses(tuple(range(8)), ())
-    config = of_classes(5, 0, source="patches")
-    expected = ModelClasses((5, 0), (patches.CLASSES[5], patches.CLASSES[0]))
-    assert model_classes(config, tmp_path) == expected
-
-    config = of_classes(7, 2, source="prepared", path=(str(tmp_path / "set"),))
-    unknown, known = ModelClasses((7, 2), ()), ModelClasses((7, 2), ("class 7", "class 2"))
-    assert model_classes(config, tmp_path) == unknown
-    write_pictures(tmp_path / "set", np.concatenate(IMAGES[[7, 2]]), np.repeat([7, 2], 3))
-    (tmp_path / "data.json").write_text('["other data"]')
-    assert model_classes(config, tmp_path) == unknown
-    (tmp_path / "data.json").write_text(f'["{read_card(tmp_path / "set").digest}"]')
-    assert model_classes(config, tmp_path) == known
+    config = of_classes(7, 2)
+    assert model_classes(config, tmp_path) == ModelClasses((7, 2), ())
+    write_classes(tmp_path, Classes(("cat", "dog"), (3, 3)))
+    assert model_classes(config, tmp_path) == ModelClasses((7, 2), ("cat", "dog"))
+    # Names that are the numbers say nothing.
+    write_classes(tmp_path, Classes(("7", "2"), (3, 3)))
+    assert model_classes(config, tmp_path) == ModelClasses((7, 2), ())
