@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.timing import Timed, fastest, machine
-from dit_moe.config_io import load_file
-from dit_moe.nn.parameters import init_parameters
-from dit_moe.sampling import build_request, build_sampler, function_evaluations
+from dit_moe.config.files import load_file
+from dit_moe.models.parameters import init_parameters
+from dit_moe.sampling.sampler import build_request, build_sampler, function_evaluations
 
 CASES = {
     "euler 16": {"solver": "euler", "steps": 16, "guidance_scale": 1.0},

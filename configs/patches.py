@@ -11,7 +11,7 @@ from dit_moe.config import (
     SampleConfig,
     TrainConfig,
 )
-from dit_moe.presets import small_moe
+from dit_moe.config.presets import small_moe
 
 
 def get_config(architecture: str = "promoe") -> Config:

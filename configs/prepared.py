@@ -15,8 +15,8 @@ from dit_moe.config import (
     SampleConfig,
     TrainConfig,
 )
+from dit_moe.config.presets import small_moe
 from dit_moe.data.prepared import read_card
-from dit_moe.presets import small_moe
 
 
 def get_config(folder: str = "data/prepared") -> Config:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from tqdm import tqdm
 
-from dit_moe import files
+from dit_moe.storage import files
 from eval.image_sets import ImageSet, ImageSetError
 from eval.statistics import GaussianAccumulator
 

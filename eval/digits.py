@@ -11,7 +11,6 @@ import copy
 import functools
 import json
 import os
-import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,9 +21,9 @@ import numpy as np
 import scipy
 import sklearn
 
-from dit_moe import files
-from dit_moe.command_line import command_parser, run_command
+from dit_moe.config.command_line import command_parser, end, run_command
 from dit_moe.data import digits
+from dit_moe.storage import files
 from eval import digit_judges, digits_picture, metrics, npz_images
 from eval.image_sets import ImageSetError
 from eval.statistics import Gaussian, SmallSetWarning, fit_gaussian
@@ -345,4 +344,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main)

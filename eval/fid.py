@@ -4,17 +4,17 @@ import argparse
 import json
 import math
 import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dit_moe.command_line import (
+from dit_moe.config.command_line import (
     GUIDANCE_FLAGS,
     SOLVER_FLAGS,
     add_guidance_flags,
     add_solver_flags,
     command_parser,
+    end,
     guidance_settings,
     numbers,
     run_command,
@@ -264,7 +264,7 @@ def _judge_run(
 
 
 def _write(output: Path, result: dict[str, Any]) -> None:
-    from dit_moe import files
+    from dit_moe.storage import files
 
     try:
         with files.atomic(output) as temporary:
@@ -290,4 +290,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main)

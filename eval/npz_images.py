@@ -14,8 +14,8 @@ from typing import IO
 
 import numpy as np
 
-from dit_moe import files
-from dit_moe.data.npz import NpzError, open_archive, open_member, read_member
+from dit_moe.storage import files
+from dit_moe.storage.npz import NpzError, open_archive, open_member, read_member
 from eval.image_sets import ImageSet, ImageSetError, check_shape
 from eval.labels import Labels, of_places
 

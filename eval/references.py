@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dit_moe import files
+from dit_moe.storage import files
 from eval import image_sets, npz_images
 from eval.image_sets import ImageSet, ImageSetError
 from eval.statistics import Gaussian

@@ -9,8 +9,8 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
-from dit_moe.files import atomic
-from dit_moe.records import read_json
+from dit_moe.storage.files import atomic
+from dit_moe.storage.records import read_json
 from eval.evaluate import METRICS, title_of
 from eval.image_sets import ImageSet, ImageSetError
 

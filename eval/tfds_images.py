@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from dit_moe import files
-from dit_moe.data.pictures import ImageError, read_picture
+from dit_moe.storage import files
+from dit_moe.storage.pictures import ImageError, read_picture
 from eval.image_sets import ImageSet, ImageSetError, check_shape
 from eval.labels import Labels, of_places
 
@@ -26,7 +26,7 @@ def open_tfds(path: Path, split: str) -> ImageSet:
             damaged, the split or the image is missing, or images are not uint8.
     """
     try:
-        from dit_moe.data.records import RecordError
+        from dit_moe.data.array_records import RecordError
         from dit_moe.data.tfds_folder import TfdsFolder
     except ImportError as error:
         raise ImageSetError(

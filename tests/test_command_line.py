@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from dit_moe.command_line import numbers, run_command
 from dit_moe.config import ConfigError
+from dit_moe.config.command_line import numbers, run_command
 
 
 def fails(error):

@@ -13,7 +13,7 @@ from dit_moe.config import (
     SolverConfig,
     divisors,
 )
-from dit_moe.config_io import (
+from dit_moe.config.files import (
     differences,
     from_dict,
     load_file,

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dit_moe import sampling
 from dit_moe.config import (
     Config,
     ConfigError,
@@ -19,12 +18,13 @@ from dit_moe.config import (
     SigmoidTopKRouterConfig,
     TopKRouterConfig,
 )
-from dit_moe.diffusion.sampling import build_objective
+from dit_moe.diffusion.integrate import build_objective
 from dit_moe.diffusion.solvers import step_noise
-from dit_moe.guides import check_guide, weakly_routed
+from dit_moe.models.parameters import functional, init_parameters
 from dit_moe.moe.routers import build_router
 from dit_moe.moe.routing import Conditioning
-from dit_moe.nn.parameters import functional, init_parameters
+from dit_moe.sampling import sampler as sampling
+from dit_moe.sampling.guides import check_guide, weakly_routed
 from tests.tiny import DIFFMOE, DIT_MOE, EC_DIT, PROMOE, tiny
 
 KEY_N, Y_N = jax.random.split(jax.random.key(2), 3), jnp.arange(3, dtype=jnp.int32)

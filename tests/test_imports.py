@@ -8,39 +8,39 @@ ROOT = Path(__file__).parent.parent
 # Lowest first. Modules that are not listed belong to the entry of their folder.
 LAYERS = [
     {
-        "dit_moe.command_line",
+        "dit_moe.config.command_line",
         "dit_moe.config",
-        "dit_moe.config_io",
-        "dit_moe.files",
-        "dit_moe.hub",
-        "dit_moe.images",
-        "dit_moe.pickles",
-        "dit_moe.records",
+        "dit_moe.config.files",
+        "dit_moe.storage.files",
+        "dit_moe.storage.hub",
+        "dit_moe.storage.images",
+        "dit_moe.storage.pickles",
+        "dit_moe.storage.records",
     },
-    {"dit_moe.hosts"},
-    {"dit_moe.presets", "dit_moe.moe"},
+    {"dit_moe.devices.hosts"},
+    {"dit_moe.config.presets", "dit_moe.moe"},
     {"dit_moe.nn", "dit_moe.autoencoder"},
     {"dit_moe.diffusion", "dit_moe.data", "dit_moe.convert"},
     {
-        "dit_moe.guides",
-        "dit_moe.sampling",
-        "dit_moe.steering",
+        "dit_moe.sampling.guides",
+        "dit_moe.sampling.sampler",
+        "dit_moe.sampling.known_images",
         "dit_moe.training",
         "dit_moe.plan",
-        "dit_moe.rendering",
-        "dit_moe.convert.run_writer",
+        "dit_moe.sampling.rendering",
+        "dit_moe.runs.writer",
     },
-    {"dit_moe.loading"},
+    {"dit_moe.runs.loading"},
     {
-        "dit_moe.sample_parts",
-        "dit_moe.sample_set",
+        "dit_moe.sampling.sample_parts",
+        "dit_moe.sampling.sample_set",
         "dit_moe.training.loop",
         "dit_moe.training.origin",
         "dit_moe",
         "dit_moe.data.preview",
         "dit_moe.convert.importing",
         "dit_moe.convert.export",
-        "dit_moe.convert.upcycle",
+        "dit_moe.surgery.upcycle",
         "dit_moe.convert.command",
         "dit_moe.convert.__main__",
         "dit_moe.analysis",
@@ -52,21 +52,21 @@ LAYERS = [
 
 FORBIDDEN = [
     ("dit_moe.diffusion", "dit_moe.moe"),  # objectives know nothing of experts
-    ("dit_moe.moe", "dit_moe.images"),
+    ("dit_moe.moe", "dit_moe.storage.images"),
 ]
 
 # It judges files, not models,
 EVAL_MAY_IMPORT = (
-    "dit_moe.command_line",
+    "dit_moe.config.command_line",
     "dit_moe.config",
     "dit_moe.data",
-    "dit_moe.files",
-    "dit_moe.pickles",
-    "dit_moe.records",
+    "dit_moe.storage.files",
+    "dit_moe.storage.pickles",
+    "dit_moe.storage.records",
     "eval",
 )
 # but for the command's way from a run to images.
-EVAL_EXCEPTIONS = {("eval.run_samples", "dit_moe.sample_set")}
+EVAL_EXCEPTIONS = {("eval.run_samples", "dit_moe.sampling.sample_set")}
 
 
 def modules() -> dict[str, Path]:
@@ -132,4 +132,4 @@ def test_untrusted_files_are_opened_in_one_place():
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Call) and (name := ast.unparse(node.func)) in UNSAFE
     }
-    assert found == {("Image.open", "dit_moe.data.pictures")}
+    assert found == {("Image.open", "dit_moe.storage.pictures")}

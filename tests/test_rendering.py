@@ -7,13 +7,12 @@ import pytest
 from PIL import Image
 from skimage import data
 
-from dit_moe import images
+from dit_moe.autoencoder.latent_space import read_latent_space
 from dit_moe.autoencoder.loading import load
+from dit_moe.commands import prepare, preview
 from dit_moe.config import Config, ConfigError, DataConfig, SampleConfig
-from dit_moe.data import preview
-from dit_moe.data.latents import read_latent_space
-from dit_moe.data.prepare import command as prepare
-from dit_moe.sample_set import RunSampler, write_sample_set
+from dit_moe.sampling.sample_set import RunSampler, write_sample_set
+from dit_moe.storage import images
 from dit_moe.training.loop import train
 from tests.data import tiny_autoencoder
 from tests.prepared_sets import write_pictures

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dit_moe.config import ConfigError
-from dit_moe.sample_parts import Parts, differences, read_description
+from dit_moe.sampling.sample_parts import Parts, differences, read_description
 
 MADE_OF = {"num_samples": 9, "batch_size": 2, "seed": 0, "classes": (0, 1)}
 

@@ -15,15 +15,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import sample
-from dit_moe import images, sampling
+import dit_moe.commands.sample as sample
 from dit_moe.config import Config, ConfigError, DDPMConfig, MeshConfig, ModelConfig, SampleConfig
-from dit_moe.config_io import to_json
+from dit_moe.config.files import to_json
 from dit_moe.data.classes import Classes, write_classes
-from dit_moe.files import lock
-from dit_moe.nn.parameters import init_parameters
-from dit_moe.sample_set import RunSampler, write_sample_set
-from dit_moe.steering import SteeringRequest
+from dit_moe.models.parameters import init_parameters
+from dit_moe.sampling import sampler as sampling
+from dit_moe.sampling.known_images import SteeringRequest
+from dit_moe.sampling.sample_set import RunSampler, write_sample_set
+from dit_moe.storage import images
+from dit_moe.storage.files import lock
 from dit_moe.training.loop import train
 from tests.tiny import DIFFMOE, tiny
 
@@ -342,7 +343,7 @@ def test_a_run_of_other_devices(tmp_path):
     config.write_text(to_json(tiny(None, steps=1)))
     code = (
         "from pathlib import Path\n"
-        "from dit_moe.config_io import load_json\n"
+        "from dit_moe.config.files import load_json\n"
         "from dit_moe.training.loop import train\n"
         f"train(load_json(Path({str(config)!r})), Path({str(run)!r}))\n"
     )

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import sample
-from dit_moe import sampling
+import dit_moe.commands.sample as sample
 from dit_moe.config import ConfigError, ModelConfig
-from dit_moe.images import to_uint8
-from dit_moe.nn.parameters import init_parameters
-from dit_moe.steering import SteeringRequest, read_steering
+from dit_moe.models.parameters import init_parameters
+from dit_moe.sampling import sampler as sampling
+from dit_moe.sampling.known_images import SteeringRequest, read_steering
+from dit_moe.storage.images import to_uint8
 from tests.damaged_picture import write_damaged_png
 from tests.tiny import tiny
 

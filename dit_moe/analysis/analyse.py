@@ -18,15 +18,15 @@ from dit_moe.analysis.summary import summarize
 from dit_moe.analysis.text import markdown
 from dit_moe.analysis.visits import sampling_bins, sampling_visits, training_visits
 from dit_moe.config import Config, ConfigError, DataConfig, MeshConfig
-from dit_moe.config_io import load_json
+from dit_moe.config.files import load_json
 from dit_moe.data.classes import evenly_spaced, read_classes
 from dit_moe.data.model_classes import ModelClasses, model_classes
 from dit_moe.data.sources import Source, build_sources
-from dit_moe.loading import load_run, locate
-from dit_moe.nn.parameters import Parameters, abstract_parameters
-from dit_moe.records import write_record
-from dit_moe.sampling import build_request
-from dit_moe.training.mesh import build_mesh, replicated
+from dit_moe.devices.mesh import build_mesh, replicated
+from dit_moe.models.parameters import Parameters, abstract_parameters
+from dit_moe.runs.loading import load_run, locate
+from dit_moe.sampling.sampler import build_request
+from dit_moe.storage.records import write_record
 
 MAX_CLASSES = 16
 """Of a run with more, as many at even distance are shown, with enough images each."""

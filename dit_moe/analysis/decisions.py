@@ -9,12 +9,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dit_moe.config import ModelConfig
+from dit_moe.models.block import group_size
+from dit_moe.models.dit import DiT
+from dit_moe.models.parameters import functional
 from dit_moe.moe.layer import MoELayer
 from dit_moe.moe.routers import Router
 from dit_moe.moe.routing import Conditioning, Routing
-from dit_moe.nn.block import group_size
-from dit_moe.nn.dit import DiT
-from dit_moe.nn.parameters import functional
 
 _MEAN_TOKEN = "mean_token"
 

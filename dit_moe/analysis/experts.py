@@ -8,7 +8,7 @@ from flax import nnx
 from dit_moe.analysis.decisions import moe_layer
 from dit_moe.analysis.record import Prototypes
 from dit_moe.config import ModelConfig
-from dit_moe.nn.parameters import Parameters, functional
+from dit_moe.models.parameters import Parameters, functional
 
 Matrices = tuple[tuple[tuple[float, ...], ...], ...]
 

@@ -11,21 +11,21 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from dit_moe import hosts
 from dit_moe.analysis.decisions import Decisions, decisions, watched
 from dit_moe.analysis.record import Settings
 from dit_moe.config import Config
 from dit_moe.data.sources import Source
+from dit_moe.devices import hosts
+from dit_moe.devices.mesh import batch_sharding
 from dit_moe.diffusion.ddpm import DDPM, strided_timesteps
 from dit_moe.diffusion.denoiser import Denoiser, unit_variance
 from dit_moe.diffusion.guidance import Guidance, against_null_label, guide
+from dit_moe.diffusion.integrate import build_objective
 from dit_moe.diffusion.objective import Network
 from dit_moe.diffusion.rectified_flow import RectifiedFlow
-from dit_moe.diffusion.sampling import build_objective
-from dit_moe.nn.parameters import Parameters
-from dit_moe.nn.prediction import Prediction
-from dit_moe.sampling import round_up
-from dit_moe.training.mesh import batch_sharding
+from dit_moe.models.parameters import Parameters
+from dit_moe.models.prediction import Prediction
+from dit_moe.sampling.sampler import round_up
 
 
 class Visit(NamedTuple):

@@ -7,6 +7,8 @@ from typing import Annotated, TypeAlias, TypeVar
 import pydantic
 from pydantic import Field
 
+from dit_moe.storage.errors import ConfigError
+
 T = TypeVar("T")
 RULES = pydantic.ConfigDict(extra="forbid", allow_inf_nan=False)
 """Of every config, and every record in a file: an unknown field or infinity is an error."""
@@ -34,10 +36,6 @@ def _split(value: object) -> object:
 
 # On the command line, values with commas between them.
 Listed: TypeAlias = Annotated[tuple[T, ...], pydantic.BeforeValidator(_split)]
-
-
-class ConfigError(ValueError):
-    """A config that cannot be used; the message is one sentence for the user."""
 
 
 def divisors(number: int) -> list[int]:

@@ -9,22 +9,22 @@ from typing import Literal
 
 import numpy as np
 
+from dit_moe.autoencoder.latent_space import read_latent_space, write_latent_space
 from dit_moe.config import ConfigError
-from dit_moe.config_io import to_json
+from dit_moe.config.files import to_json
 from dit_moe.convert import Family
 from dit_moe.convert.clocks import OTHER_CLOCK, exchange_clocks
 from dit_moe.convert.constructors import constructor_arguments
 from dit_moe.convert.diffusers_format import STEM, diffusers_config, to_diffusers
 from dit_moe.convert.peers import to_peer
-from dit_moe.convert.published import write_shards, write_tensors
-from dit_moe.convert.tensors import write_safetensors
-from dit_moe.convert.weights import has_average
 from dit_moe.data.classes import read_classes, write_classes
-from dit_moe.data.latents import read_latent_space, write_latent_space
-from dit_moe.files import atomic, new_folder
-from dit_moe.hub import reason
-from dit_moe.loading import Run, load_run, locate
-from dit_moe.records import read_json
+from dit_moe.runs.loading import Run, load_run, locate
+from dit_moe.runs.open_folder import write_shards, write_tensors
+from dit_moe.runs.tensor_files import write_safetensors
+from dit_moe.runs.weights import has_average
+from dit_moe.storage.files import atomic, new_folder
+from dit_moe.storage.hub import reason
+from dit_moe.storage.records import read_json
 
 Format = Literal["safetensors", "diffusers"] | Family
 

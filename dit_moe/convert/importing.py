@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from dit_moe.autoencoder.latent_space import AutoencoderCard, LatentSpace
 from dit_moe.config import Config, ConfigError
 from dit_moe.convert import Family
 from dit_moe.convert.clocks import OTHER_CLOCK, exchange_clocks
@@ -10,9 +11,7 @@ from dit_moe.convert.diffusers_format import find_diffusers, read_diffusers
 from dit_moe.convert.networks import Network, read_checkpoint
 from dit_moe.convert.peers import Pieces
 from dit_moe.convert.recognise import read_arguments, recognise
-from dit_moe.convert.run_writer import write_run
-from dit_moe.data.latents import LatentSpace
-from dit_moe.data.prepared import AutoencoderCard
+from dit_moe.runs.writer import write_run
 
 _FACTOR = 0.18215
 SD_VAE = LatentSpace(

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from dit_moe.config import BatchPoolRouterConfig, ConfigError, ModelConfig, PrototypeSettings
-from dit_moe.convert.tensors import finite
-from dit_moe.nn.block import group_size
+from dit_moe.models.block import group_size
+from dit_moe.models.parameters import abstract_parameters
 from dit_moe.nn.embeddings import position_embedding
-from dit_moe.nn.parameters import abstract_parameters
+from dit_moe.runs.tensor_files import finite
 
 _LISTED = 20
 _POSITIONS = "pos_embed"

@@ -17,10 +17,10 @@ from dit_moe.config import (
     ObjectiveConfig,
     RectifiedFlowConfig,
 )
-from dit_moe.config_io import from_dict, to_dict
+from dit_moe.config.files import from_dict, to_dict
+from dit_moe.config.presets import DS_MOE_ROUTING, DS_MOE_SIZES, SIZES, preset
 from dit_moe.convert import Family
-from dit_moe.presets import DS_MOE_ROUTING, DS_MOE_SIZES, SIZES, preset
-from dit_moe.records import read_json
+from dit_moe.storage.records import read_json
 
 _TITLES = {
     "dit": "DiT",

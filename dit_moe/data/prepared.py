@@ -16,31 +16,18 @@ from etils import epath
 from pydantic.dataclasses import dataclass
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
+from dit_moe.autoencoder.latent_space import AutoencoderCard, LatentSpace
 from dit_moe.config import ConfigError
 from dit_moe.config.rules import RULES
-from dit_moe.data.records import RecordError
+from dit_moe.data.array_records import RecordError
 from dit_moe.data.tfds_folder import FEATURES, INFO, TfdsFolder
-from dit_moe.files import atomic, sha256
-from dit_moe.records import read_record, write_record
+from dit_moe.storage.files import atomic, sha256
+from dit_moe.storage.records import read_record, write_record
 
 CARD = "prepared.json"
 SPLIT = "train"
 _LABELS = "labels.npy"
 _METADATA = (INFO, FEATURES)
-
-
-@dataclass(frozen=True, config=RULES)
-class AutoencoderCard:
-    """Which autoencoder made the latents."""
-
-    source: str
-    """The folder, file or hub name it was loaded from."""
-    sha256: str
-    """Of its weights file."""
-    scaling_factor: float
-    """What its authors multiply latents by, for a standard deviation of about 1 (0.18215)."""
-    shift_factor: float = 0.0
-    """What they subtract before."""
 
 
 @dataclass(frozen=True, config=RULES)
@@ -83,6 +70,19 @@ class Shard:
     moments: tuple[tuple[float, ...], ...]
     """Latents: [3][c] sums over records, flips and positions of the posterior's mean, of its
     square, and of its variance. Pictures: empty."""
+
+
+def latent_space(card: Card, scaling: str) -> LatentSpace | None:
+    """How latents of a prepared set are scaled (`DataConfig.latent_scaling`); None for pictures."""
+    if card.autoencoder is None:
+        return None
+    channels = card.shape[-1]
+    if scaling == "per_channel":
+        assert card.latent_mean is not None
+        assert card.latent_std is not None
+        return LatentSpace(card.autoencoder, card.latent_mean, card.latent_std)
+    shift, std = card.autoencoder.shift_factor, 1 / card.autoencoder.scaling_factor
+    return LatentSpace(card.autoencoder, (shift,) * channels, (std,) * channels)
 
 
 def features(

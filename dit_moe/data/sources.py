@@ -6,10 +6,10 @@ from typing import Protocol
 
 import numpy as np
 
+from dit_moe.autoencoder.latent_space import LatentSpace, same_latents
 from dit_moe.config import Config, ConfigError, DataConfig
 from dit_moe.data import digits, patches
-from dit_moe.data.latents import LatentSpace, latent_space, same_latents
-from dit_moe.data.prepared import Prepared
+from dit_moe.data.prepared import Prepared, latent_space
 
 Record = dict[str, np.ndarray]
 

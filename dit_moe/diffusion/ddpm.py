@@ -21,7 +21,7 @@ from dit_moe.diffusion.objective import (
     per_image,
     total_loss,
 )
-from dit_moe.nn.prediction import Prediction
+from dit_moe.models.prediction import Prediction
 
 
 @flax.struct.dataclass

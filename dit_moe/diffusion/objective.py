@@ -6,7 +6,7 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 
-from dit_moe.nn.prediction import Prediction
+from dit_moe.models.prediction import Prediction
 
 Network = Callable[[jax.Array, jax.Array, jax.Array], Prediction]
 """From x [N, H, W, C], t [N] float32 in the network's own unit, and labels [N]."""

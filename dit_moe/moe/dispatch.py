@@ -18,7 +18,13 @@ import jax.numpy as jnp
 from absl import flags
 from jax import lax
 
-from dit_moe.moe.grouped import ExpertWeights, expert_activation, grouped_ffn, keep, sort_by_expert
+from dit_moe.moe.backends.blocked import (
+    ExpertWeights,
+    expert_activation,
+    grouped_ffn,
+    keep,
+    sort_by_expert,
+)
 from dit_moe.moe.routing import Routing
 
 __all__ = ["BACKENDS", "ExpertWeights", "dispatch", "expert_activation"]

@@ -25,8 +25,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
+from dit_moe.moe.backends.blocked import ExpertWeights, keep, sort_by_expert
 from dit_moe.moe.dispatch import BACKENDS, resolve_backend
-from dit_moe.moe.grouped import ExpertWeights, keep, sort_by_expert
 from dit_moe.moe.routing import Routing
 
 EXPERT_AXIS, FSDP_AXIS = "expert", "fsdp"

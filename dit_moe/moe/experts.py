@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dit_moe.moe.grouped import ExpertWeights, expert_activation
+from dit_moe.moe.backends.blocked import ExpertWeights, expert_activation
 
 _XAVIER = jax.nn.initializers.xavier_uniform(in_axis=-2, out_axis=-1, batch_axis=(0,))
 

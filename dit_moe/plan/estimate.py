@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from jax.sharding import AbstractMesh
 
 from dit_moe.config import Config, ConfigError, ModelConfig
-from dit_moe.plan.devices import Device
+from dit_moe.devices.accelerators import Device
+from dit_moe.devices.mesh import check_mesh
 from dit_moe.plan.flops import (
     dispatch_in_rounds,
     image_flops,
@@ -21,7 +22,6 @@ from dit_moe.plan.flops import (
     recomputed_flops,
 )
 from dit_moe.plan.memory import FLOAT32, abstract_mesh, device_bytes, itemsize, parameter_bytes
-from dit_moe.training.mesh import check_mesh
 
 UTILISATION = 0.4
 """Share of the peak that the matrix products are assumed to reach. Not measured here."""

@@ -13,9 +13,9 @@ import jax
 from jax.sharding import AbstractMesh, AxisType
 
 from dit_moe.config import Config, ModelConfig, MoEConfig
-from dit_moe.nn.parameters import abstract_parameters, logical_axes
+from dit_moe.devices.mesh import AXES, parameter_shardings
+from dit_moe.models.parameters import abstract_parameters, logical_axes
 from dit_moe.plan.flops import dispatch_in_rounds, num_moe_blocks
-from dit_moe.training.mesh import AXES, parameter_shardings
 
 FLOAT32 = 4
 

@@ -15,15 +15,15 @@ from dit_moe.analysis.analyse import analyse, write
 from dit_moe.analysis.record import FILE, Analysis
 from dit_moe.analysis.text import TITLES
 from dit_moe.config import Config, ConfigError
-from dit_moe.config_io import load_json, to_json
-from dit_moe.convert.published import is_published
-from dit_moe.files import new_folder
-from dit_moe.records import read_record
+from dit_moe.config.files import load_json, to_json
 from dit_moe.report.chart import Chart, Line, draw, drawable
 from dit_moe.report.metrics import Metrics, group, read_metrics
 from dit_moe.report.pictures import data_uri
 from dit_moe.report.results import find_results
-from dit_moe.training.checkpoint import Checkpoints
+from dit_moe.runs.checkpoints import Checkpoints
+from dit_moe.runs.open_folder import is_published
+from dit_moe.storage.files import new_folder
+from dit_moe.storage.records import read_record
 
 MAX_GRIDS = 6
 """Of a run with more sample grids, as many at even distance are shown."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dit_moe.config import ConfigError
-from dit_moe.records import read_json
+from dit_moe.storage.records import read_json
 
 
 @dataclass(frozen=True)

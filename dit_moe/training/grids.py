@@ -6,17 +6,19 @@ import jax
 from etils import epath
 from jax.sharding import Mesh
 
-from dit_moe import hosts, images, sampling
+from dit_moe.autoencoder.latent_space import LatentSpace
 from dit_moe.autoencoder.sources import is_local
 from dit_moe.config import Config, ConfigError
 from dit_moe.data.classes import evenly_spaced
-from dit_moe.data.latents import LatentSpace
-from dit_moe.files import atomic
-from dit_moe.nn.parameters import Parameters
-from dit_moe.rendering import build_renderer
-from dit_moe.training.ema_start import start_warning
-from dit_moe.training.mesh import batch_sharding
-from dit_moe.training.state import TrainState
+from dit_moe.devices import hosts
+from dit_moe.devices.mesh import batch_sharding
+from dit_moe.models.parameters import Parameters
+from dit_moe.runs.ema_start import start_warning
+from dit_moe.runs.state import TrainState
+from dit_moe.sampling import sampler as sampling
+from dit_moe.sampling.rendering import build_renderer
+from dit_moe.storage import images
+from dit_moe.storage.files import atomic
 
 GRID_CLASSES, GRID_COLUMNS = 10, 8
 

@@ -6,7 +6,7 @@ import re
 import statistics
 from collections.abc import Callable, Collection, Mapping
 
-from dit_moe.training.checkpoint import TrainingError
+from dit_moe.runs.checkpoints import TrainingError
 
 BAD_DATA = "the data are not finite"
 """The reason of a skipped update that no setting of the optimiser mends."""

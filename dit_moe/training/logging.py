@@ -8,7 +8,7 @@ import numpy as np
 import tensorboardX
 from etils import epath
 
-from dit_moe.files import is_remote
+from dit_moe.storage.files import is_remote
 from dit_moe.training.metrics_table import MetricsTable
 from dit_moe.training.wandb_run import start_wandb
 

@@ -10,28 +10,28 @@ import jax
 from etils import epath
 from tqdm import tqdm
 
-from dit_moe import hosts
 from dit_moe.config import Config, ConfigError
+from dit_moe.data.array_records import RecordError
 from dit_moe.data.classes import count_classes
 from dit_moe.data.pipeline import device_batches
-from dit_moe.data.records import RecordError
 from dit_moe.data.sources import build_sources
-from dit_moe.files import check_reachable, lock
-from dit_moe.plan.devices import find_device
+from dit_moe.devices import hosts
+from dit_moe.devices.accelerators import find_device
+from dit_moe.devices.mesh import batch_sharding, build_mesh, check_mesh, replicated
 from dit_moe.plan.estimate import estimate
 from dit_moe.plan.host import check_host_memory
-from dit_moe.sampling import Request
-from dit_moe.training.checkpoint import Checkpoints, TrainingError
+from dit_moe.runs.checkpoints import Checkpoints, TrainingError
+from dit_moe.runs.folder import put_back_run, write_parameter_overview, write_run
+from dit_moe.runs.state import abstract_state, init_state, start_state, updates_done
+from dit_moe.sampling.sampler import Request
+from dit_moe.storage.files import check_reachable, lock
 from dit_moe.training.grids import grid_request
 from dit_moe.training.health import Skips, Warnings
 from dit_moe.training.interrupt import Interrupt
 from dit_moe.training.logging import MetricsWriter
-from dit_moe.training.mesh import batch_sharding, build_mesh, check_mesh, replicated
 from dit_moe.training.milestones import Milestones
 from dit_moe.training.origin import check_origin, prepare_origin, start_parameters
 from dit_moe.training.profile import Profile
-from dit_moe.training.run_folder import put_back_run, write_parameter_overview, write_run
-from dit_moe.training.state import abstract_state, init_state, start_state, updates_done
 from dit_moe.training.step import build_step
 from dit_moe.training.window import Window
 

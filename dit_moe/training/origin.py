@@ -7,15 +7,15 @@ import jax
 from etils import epath
 from pydantic.dataclasses import dataclass
 
-from dit_moe import hosts
+from dit_moe.autoencoder.latent_space import LatentSpace, read_latent_space, same_latents
 from dit_moe.config import Config, ConfigError
+from dit_moe.config.files import differences, load_json
 from dit_moe.config.rules import RULES
-from dit_moe.config_io import differences, load_json
-from dit_moe.convert.weights import has_average
-from dit_moe.data.latents import LatentSpace, read_latent_space, same_latents
-from dit_moe.loading import load_run, locate
-from dit_moe.nn.parameters import Parameters
-from dit_moe.records import read_record, write_record
+from dit_moe.devices import hosts
+from dit_moe.models.parameters import Parameters
+from dit_moe.runs.loading import load_run, locate
+from dit_moe.runs.weights import has_average
+from dit_moe.storage.records import read_record, write_record
 
 _FILE = "origin.json"
 # Fields of the model that change neither its parameters nor what they compute.

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import optax
 
 from dit_moe.config import Config
-from dit_moe.diffusion.sampling import build_objective
+from dit_moe.diffusion.integrate import build_objective
+from dit_moe.models.parameters import Parameters, functional
 from dit_moe.moe.statistics import expert_traffic, prototype_similarity, routing_statistics
 from dit_moe.nn.embeddings import drop_labels
-from dit_moe.nn.parameters import Parameters, functional
-from dit_moe.training.ema_tracks import update_tracks
-from dit_moe.training.state import TrainState, build_optimizer, build_schedule, updates_done
+from dit_moe.runs.ema_tracks import update_tracks
+from dit_moe.runs.state import TrainState, build_optimizer, build_schedule, updates_done
 
 Metrics = dict[str, jax.Array]
 SKIPPED, SKIPPED_FOR_DATA = 1, 2

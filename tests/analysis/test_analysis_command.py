@@ -17,21 +17,21 @@ from dit_moe.analysis.analyse import (
     count_training,
     open_source,
 )
-from dit_moe.analysis.command import main
 from dit_moe.analysis.findings import DEPTH, EARLY, PREFERENCE, findings
 from dit_moe.analysis.record import FILE, Analysis, Information, Inputs, Layer, Paths
 from dit_moe.analysis.summary import summarize
 from dit_moe.analysis.visits import euler_step, part_of_range
+from dit_moe.commands.analysis import main
 from dit_moe.config import DataConfig, DDPMConfig, MeshConfig, RectifiedFlowConfig, SampleConfig
-from dit_moe.config_io import to_json
+from dit_moe.config.files import to_json
 from dit_moe.data.model_classes import model_classes
+from dit_moe.devices.mesh import build_mesh, replicated
 from dit_moe.diffusion.denoiser import unit_variance
 from dit_moe.diffusion.guidance import guide
-from dit_moe.diffusion.sampling import build_objective
-from dit_moe.nn.parameters import init_parameters
-from dit_moe.nn.prediction import Prediction
-from dit_moe.records import read_record
-from dit_moe.training.mesh import build_mesh, replicated
+from dit_moe.diffusion.integrate import build_objective
+from dit_moe.models.parameters import init_parameters
+from dit_moe.models.prediction import Prediction
+from dit_moe.storage.records import read_record
 from tests.analysis.fresh_run import write_fresh_run
 from tests.tiny import DIFFMOE, DIT_MOE, EC_DIT, PROMOE_EC, tiny
 

@@ -8,9 +8,9 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from dit_moe.convert import command
+from dit_moe.commands import convert as command
 from dit_moe.convert.clocks import OTHER_CLOCK
-from dit_moe.nn.dit import DiT
+from dit_moe.models.dit import DiT
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 FAMILIES = {

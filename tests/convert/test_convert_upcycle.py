@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 import dit_moe
+from dit_moe.commands import convert as command
 from dit_moe.config import (
     ConfigError,
     MoEConfig,
@@ -15,11 +16,10 @@ from dit_moe.config import (
     SigmoidTopKRouterConfig,
     TopKRouterConfig,
 )
-from dit_moe.convert import command
-from dit_moe.convert.run_writer import InMemory, write_run
-from dit_moe.convert.upcycle import check, upcycle_run
-from dit_moe.loading import load_run
-from dit_moe.nn.parameters import abstract_parameters
+from dit_moe.models.parameters import abstract_parameters
+from dit_moe.runs.loading import load_run
+from dit_moe.runs.writer import InMemory, write_run
+from dit_moe.surgery.upcycle import check, upcycle_run
 from tests.convert.converted import answer, imported, inputs
 
 GELU = MoEConfig(num_experts=4, top_k=4, expert="gelu", hidden_ratio=4, shared_hidden_ratio=0)
@@ -168,7 +168,7 @@ def test_command(dense, tmp_path, capsys):
     config = tmp_path / "config.py"
     config.write_text(
         "import dataclasses\n"
-        "from dit_moe.config_io import load_json\n"
+        "from dit_moe.config.files import load_json\n"
         "from pathlib import Path\n"
         f"def get_config():\n    return load_json(Path({str(dense / 'config.json')!r}))\n"
     )

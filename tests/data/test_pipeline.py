@@ -6,8 +6,8 @@ import pytest
 
 from dit_moe.config import ConfigError, DataConfig
 from dit_moe.data import digits, patches
+from dit_moe.data.array_records import RecordError
 from dit_moe.data.pipeline import batches
-from dit_moe.data.records import RecordError
 from dit_moe.data.sources import build_sources
 from tests.prepared_sets import AUTOENCODER, write_latents, write_pictures
 from tests.tiny import tiny

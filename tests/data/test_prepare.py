@@ -15,14 +15,14 @@ import pytest
 from PIL import Image
 from skimage import data
 
-from dit_moe import files
+from dit_moe.commands.prepare import main
 from dit_moe.config import ConfigError
 from dit_moe.data import prepared
 from dit_moe.data.prepare import inputs
-from dit_moe.data.prepare.command import main
 from dit_moe.data.prepare.job import Job, PrepareError, Settings
 from dit_moe.data.prepare.local import make_shards
 from dit_moe.data.prepared import Prepared
+from dit_moe.storage import files
 
 SIZE, GOOD, BAD, PER_SHARD = 32, 500, 40, 64
 

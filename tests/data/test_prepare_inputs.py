@@ -18,9 +18,9 @@ from tensorflow_datasets.core.example_serializer import ExampleSerializer
 from dit_moe.config import ConfigError
 from dit_moe.data import picture_files, prepared
 from dit_moe.data.picture_files import printable
-from dit_moe.data.pictures import ImageError
 from dit_moe.data.prepare import inputs
 from dit_moe.data.prepare.inputs import Entry, open_input
+from dit_moe.storage.pictures import ImageError
 from eval.image_sets import ImageSetError, open_set
 
 

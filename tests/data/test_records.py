@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dit_moe.data import records
+from dit_moe.data import array_records as records
+from dit_moe.data.array_records import RecordError, Records
 from dit_moe.data.prepared import features, finish, shard_name, write_shard
-from dit_moe.data.records import RecordError, Records
 from dit_moe.data.tfds_folder import TfdsFolder
 
 FILES, EACH = 7, 3

@@ -6,8 +6,8 @@ import numpy as np
 
 from dit_moe.config import DDPMConfig, RectifiedFlowConfig
 from dit_moe.diffusion.denoiser import Denoiser
-from dit_moe.diffusion.sampling import build_objective
-from dit_moe.nn.prediction import Prediction
+from dit_moe.diffusion.integrate import build_objective
+from dit_moe.models.prediction import Prediction
 
 MEAN, DEVIATION = 0.7, 0.3
 FLOW = build_objective(RectifiedFlowConfig())

@@ -8,8 +8,8 @@ import pytest
 from dit_moe.config import DDPMConfig, RectifiedFlowConfig
 from dit_moe.diffusion.denoiser import Denoised
 from dit_moe.diffusion.guidance import Guidance, against, against_null_label, guide
-from dit_moe.diffusion.sampling import build_objective, sample
-from dit_moe.nn.prediction import Prediction
+from dit_moe.diffusion.integrate import build_objective, sample
+from dit_moe.models.prediction import Prediction
 
 NULL = 10
 X = jax.random.normal(jax.random.key(0), (3, 2, 2, 4))

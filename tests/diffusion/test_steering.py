@@ -5,9 +5,8 @@ import pytest
 
 from dit_moe.config import SOLVERS
 from dit_moe.diffusion.denoiser import broadcast_time
-from dit_moe.diffusion.sampling import sample
-from dit_moe.diffusion.solvers import euler
-from dit_moe.diffusion.steering import (
+from dit_moe.diffusion.integrate import sample
+from dit_moe.diffusion.measurements import (
     BlockMean,
     ChannelMean,
     Mask,
@@ -15,6 +14,7 @@ from dit_moe.diffusion.steering import (
     steer_by_loss,
     steer_by_measurement,
 )
+from dit_moe.diffusion.solvers import euler
 from tests.diffusion.gaussian import DENOISERS, DEVIATION, MEAN, OBJECTIVES
 
 gaussian = DENOISERS["rectified_flow"]

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dit_moe import sampling
 from dit_moe.config import SampleConfig
-from dit_moe.sample_set import RunSampler, write_sample_set
+from dit_moe.sampling import sampler as sampling
+from dit_moe.sampling.sample_set import RunSampler, write_sample_set
 from dit_moe.training.loop import train
 from eval import fid
 from eval.image_sets import ImageSet

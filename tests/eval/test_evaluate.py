@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dit_moe import files
+from dit_moe.storage import files
 from eval import collect as collect_module
 from eval import evaluate as evaluate_module
 from eval import fid, metrics

@@ -9,7 +9,7 @@ from PIL import Image
 from dit_moe.config import DataConfig, SampleConfig
 from dit_moe.data.classes import Classes, write_classes
 from dit_moe.data.model_classes import ModelClasses, model_classes
-from dit_moe.sample_set import RunSampler, write_sample_set
+from dit_moe.sampling.sample_set import RunSampler, write_sample_set
 from eval.evaluate import evaluate
 from eval.image_sets import ImageSetError, open_set
 from eval.labels import Labels, of_places, shared_classes

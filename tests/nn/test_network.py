@@ -11,20 +11,20 @@ from flax import nnx
 
 import dit_moe
 from dit_moe.config import BatchPoolRouterConfig, ConfigError
+from dit_moe.models.dit import DiT
+from dit_moe.models.parameters import (
+    abstract_parameters,
+    get_parameters,
+    logical_axes,
+    set_parameters,
+)
 from dit_moe.nn.attention import Attention, rotate
-from dit_moe.nn.dit import DiT
 from dit_moe.nn.embeddings import (
     drop_labels,
     patchify,
     rotary_angles,
     timestep_features,
     unpatchify,
-)
-from dit_moe.nn.parameters import (
-    abstract_parameters,
-    get_parameters,
-    logical_axes,
-    set_parameters,
 )
 from tests.tiny import DIFFMOE, DIT_MOE, PROMOE, PROMOE_EC, tiny
 

@@ -22,8 +22,8 @@ from dit_moe.config import (
     TopKRouterConfig,
 )
 from dit_moe.convert import peers
-from dit_moe.nn.dit import DiT
-from dit_moe.nn.parameters import Parameters, functional, get_parameters, set_parameters
+from dit_moe.models.dit import DiT
+from dit_moe.models.parameters import Parameters, functional, get_parameters, set_parameters
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 

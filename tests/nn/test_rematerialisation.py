@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from dit_moe.nn.parameters import functional, init_parameters
+from dit_moe.models.parameters import functional, init_parameters
 from tests.tiny import DIT_MOE, PROMOE, tiny
 
 

@@ -8,9 +8,9 @@ import signal
 import sys
 from pathlib import Path
 
-from dit_moe import hosts
-from dit_moe.command_line import end
-from dit_moe.config_io import load_json
+from dit_moe.config.command_line import end
+from dit_moe.config.files import load_json
+from dit_moe.devices import hosts
 from dit_moe.training import loop
 
 

@@ -19,10 +19,10 @@ from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dit_moe.config import ConfigError
-from dit_moe.training.about import LAYOUT
-from dit_moe.training.checkpoint import Checkpoints, DamageError, on_one_device
-from dit_moe.training.fingerprint import fingerprints
-from dit_moe.training.state import TrainState
+from dit_moe.runs.about import LAYOUT
+from dit_moe.runs.checkpoints import Checkpoints, DamageError, on_one_device
+from dit_moe.runs.fingerprint import fingerprints
+from dit_moe.runs.state import TrainState
 from tests.processes import free_port, run_together
 
 

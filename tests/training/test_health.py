@@ -6,7 +6,7 @@ import types
 import pytest
 
 from dit_moe.config import ConfigError
-from dit_moe.training.checkpoint import TrainingError
+from dit_moe.runs.checkpoints import TrainingError
 from dit_moe.training.health import BAD_DATA, Skips, Warnings
 from dit_moe.training.logging import MetricsWriter
 

@@ -12,9 +12,9 @@ import jax
 import numpy as np
 import pytest
 
-from dit_moe import hosts
 from dit_moe.config import ConfigError
-from dit_moe.config_io import to_json
+from dit_moe.config.files import to_json
+from dit_moe.devices import hosts
 from dit_moe.training.interrupt import Interrupt
 from dit_moe.training.loop import train
 from tests.lost_output import LostOutput

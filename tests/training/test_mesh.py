@@ -9,10 +9,10 @@ import pytest
 from jax.sharding import Mesh
 
 from dit_moe.config import ConfigError, MeshConfig
-from dit_moe.presets import preset
-from dit_moe.training.checkpoint import Checkpoints
-from dit_moe.training.mesh import batch_sharding, build_mesh, check_mesh
-from dit_moe.training.state import TrainState, abstract_state, init_state
+from dit_moe.config.presets import preset
+from dit_moe.devices.mesh import batch_sharding, build_mesh, check_mesh
+from dit_moe.runs.checkpoints import Checkpoints
+from dit_moe.runs.state import TrainState, abstract_state, init_state
 from dit_moe.training.step import build_step
 from tests.tiny import DIFFMOE, DIT_MOE, PROMOE, PROMOE_EC, tiny
 from tests.training.test_training import assert_close, batch, one_device, run_steps

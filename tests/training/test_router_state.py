@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dit_moe.config_io import load_file
-from dit_moe.diffusion.sampling import build_objective
+from dit_moe.config.files import load_file
+from dit_moe.diffusion.integrate import build_objective
+from dit_moe.models.parameters import functional
 from dit_moe.nn.embeddings import drop_labels
-from dit_moe.nn.parameters import functional
+from dit_moe.runs.state import init_state
 from dit_moe.training import loop
 from dit_moe.training.loop import train
-from dit_moe.training.state import init_state
 from dit_moe.training.step import SKIPPED_FOR_DATA, build_step
 from tests.tiny import DIFFMOE, tiny
 from tests.training.test_training import batch, final_state, one_device

@@ -16,7 +16,6 @@ import numpy as np
 import optax
 import pytest
 
-from dit_moe import hosts, images
 from dit_moe.config import (
     Config,
     ConfigError,
@@ -26,24 +25,26 @@ from dit_moe.config import (
     TopKRouterConfig,
     TrainConfig,
 )
-from dit_moe.config_io import to_json
+from dit_moe.config.files import to_json
 from dit_moe.data.classes import Classes, count_classes, read_classes
 from dit_moe.data.sources import ClassSubset, Pictures, build_sources
-from dit_moe.loading import load, load_run
-from dit_moe.nn.parameters import functional
-from dit_moe.training import loop
-from dit_moe.training.checkpoint import Checkpoints
-from dit_moe.training.ema_start import start_share, start_warning
-from dit_moe.training.grids import GridSampler, grid_request
-from dit_moe.training.loop import train
-from dit_moe.training.mesh import batch_sharding, build_mesh
-from dit_moe.training.state import (
+from dit_moe.devices import hosts
+from dit_moe.devices.mesh import batch_sharding, build_mesh
+from dit_moe.models.parameters import functional
+from dit_moe.runs.checkpoints import Checkpoints
+from dit_moe.runs.ema_start import start_share, start_warning
+from dit_moe.runs.loading import load, load_run
+from dit_moe.runs.state import (
     TrainState,
     abstract_state,
     build_optimizer,
     build_schedule,
     init_state,
 )
+from dit_moe.storage import images
+from dit_moe.training import loop
+from dit_moe.training.grids import GridSampler, grid_request
+from dit_moe.training.loop import train
 from dit_moe.training.step import build_step
 from tests.tiny import DIT_MOE, PROMOE, tiny
 

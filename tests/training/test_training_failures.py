@@ -16,15 +16,15 @@ import orbax.checkpoint as ocp
 import pytest
 
 from dit_moe.config import Config, ConfigError, MeshConfig
+from dit_moe.data.array_records import RecordError
 from dit_moe.data.pipeline import Batch
-from dit_moe.data.records import RecordError
-from dit_moe.loading import load_run
+from dit_moe.devices.mesh import batch_sharding, build_mesh, replicated
+from dit_moe.runs.checkpoints import Checkpoints, TrainingError
+from dit_moe.runs.loading import load_run
+from dit_moe.runs.state import TrainState, abstract_state, init_state
 from dit_moe.training import loop
-from dit_moe.training.checkpoint import Checkpoints, TrainingError
 from dit_moe.training.health import Skips
 from dit_moe.training.loop import train
-from dit_moe.training.mesh import batch_sharding, build_mesh, replicated
-from dit_moe.training.state import TrainState, abstract_state, init_state
 from dit_moe.training.step import SKIPPED, SKIPPED_FOR_DATA, build_step
 from tests.lost_output import LostOutput
 from tests.tiny import tiny

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic.dataclasses import dataclass as validated
 
+from dit_moe.autoencoder.latent_space import AutoencoderCard
 from dit_moe.config import ConfigError
 from dit_moe.data import prepared
 from dit_moe.data.picture_files import printable
 from dit_moe.data.prepare import inputs
-from dit_moe.data.prepared import AutoencoderCard, Card, Shard
-from dit_moe.files import atomic, lock, sha256
-from dit_moe.records import read_json, read_record, write_record
+from dit_moe.data.prepared import Card, Shard
+from dit_moe.storage.files import atomic, lock, sha256
+from dit_moe.storage.records import read_json, read_record, write_record
 
 if TYPE_CHECKING:
     from dit_moe.autoencoder.loading import Loaded
