@@ -10,7 +10,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dit_moe.analysis.counts import Counts
-from dit_moe.analysis.experts import expert_similarity, matrices, prototype_classes
+from dit_moe.analysis.decisions import most_experts
+from dit_moe.analysis.experts import expert_similarity, prototype_classes
 from dit_moe.analysis.findings import findings
 from dit_moe.analysis.pictures import draw
 from dit_moe.analysis.record import FILE, Analysis, Inputs, InputsName, Settings
@@ -75,7 +76,7 @@ def build_settings(
     Raises:
       ConfigError: naming the value that cannot be used.
     """
-    if config.model.moe is None:
+    if not config.model.mixtures:
         raise ConfigError(
             f"model.moe is none in {config.name!r}, a dense model without experts; allowed: a "
             "model with a mixture of experts"
@@ -192,10 +193,9 @@ def count_sampling(
 def _counts(
     config: Config, label_N: np.ndarray, settings: Settings, bin_V: np.ndarray, tokens: int
 ) -> Counts:
-    moe, model = config.model.moe, config.model
-    assert moe is not None
-    layers, bins = model.depth // moe.every, settings.time_bins
-    shape = (layers, bins, tokens, moe.total_experts, model.width)
+    model = config.model
+    layers, bins = len(model.mixtures), settings.time_bins
+    shape = (layers, bins, tokens, most_experts(model), model.width)
     return Counts(label_N, settings.classes, bin_V, shape)
 
 
@@ -217,8 +217,6 @@ def analyse(workdir: str | Path, batch_size: int, **asked: object) -> Found:
     known = read_classes(folder)
     learnt = known.learnt() if known else ()
     settings = build_settings(config, learnt=learnt, **asked)  # pyright: ignore[reportArgumentType]
-    moe = config.model.moe
-    assert moe is not None
     # Before the parameters are read, which may take long.
     source = open_source(config, settings) if "training" in settings.inputs else None
     like = {
@@ -234,7 +232,7 @@ def analyse(workdir: str | Path, batch_size: int, **asked: object) -> Found:
     if "sampling" in settings.inputs:
         counts["sampling"] = count_sampling(config, run.parameters, settings, batch_size, mesh)
     inputs: dict[InputsName, Inputs] = {
-        name: summarize(c, moe, settings.seed) for name, c in counts.items()
+        name: summarize(c, config.model, settings.seed) for name, c in counts.items()
     }
     means = next(iter(counts.values())).mean_tokens()
     analysis = Analysis(
@@ -244,14 +242,14 @@ def analyse(workdir: str | Path, batch_size: int, **asked: object) -> Found:
         settings=settings,
         class_names=class_names(settings, source, model_classes(config, folder)),
         inputs=inputs,
-        expert_similarity=matrices(expert_similarity(config.model, run.parameters)),
+        expert_similarity=expert_similarity(config.model, run.parameters),
         prototypes=prototype_classes(config.model, run.parameters, means),
         findings=tuple(
             f for name, i in inputs.items() for f in findings(name, i, len(settings.classes))
         ),
         pictures={},
     )
-    pictures = draw(analysis, counts, moe.num_experts)
+    pictures = draw(analysis, counts, max(moe.num_experts for moe in config.model.mixtures))
     captions = {file: caption for file, (caption, _) in pictures.items()}
     png = {file: png for file, (_, png) in pictures.items()}
     return Found(dataclasses.replace(analysis, pictures=captions), counts, png)

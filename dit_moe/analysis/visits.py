@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from dit_moe.analysis.decisions import Decisions, decisions, watched
+from dit_moe.analysis.decisions import Decisions, decisions, most_experts, watched
 from dit_moe.analysis.record import Settings
 from dit_moe.config import Config
 from dit_moe.data.sources import Source
@@ -174,14 +174,12 @@ def sampling_bins(config: Config, settings: Settings) -> np.ndarray:
 def _recorder(config: Config, parameters: Parameters) -> tuple[Network, list[Decisions]]:
     """The network, and a list to which every call of it adds its decisions."""
     model, seen = watched(config.model, parameters), []
-    moe = config.model.moe
-    assert moe is not None
+    most = most_experts(config.model)
 
     def network(x: jax.Array, t_N: jax.Array, y_N: jax.Array) -> Prediction:
         prediction = model(x, t_N, y_N)
-        assert prediction.routing is not None
         tokens = (x.shape[1] // config.model.patch_size) ** 2
-        seen.append(decisions(prediction.routing, moe.total_experts, tokens))
+        seen.append(decisions(prediction.routing, most, tokens))
         return prediction
 
     return network, seen

@@ -1,25 +1,28 @@
 """Typed, frozen, validated configs. One `Config` describes one experiment completely.
 
-`config_io.py` reads and writes them.
+`files.py` reads and writes them.
 """
 
 from pydantic.dataclasses import dataclass
 
 from dit_moe.config.data import DataConfig
+from dit_moe.config.experts import CHEAP_EXPERTS, EXPERTS, ExpertKind, register_expert
 from dit_moe.config.mesh import MeshConfig
-from dit_moe.config.model import ModelConfig
-from dit_moe.config.moe import (
+from dit_moe.config.model import ModelConfig, SegmentConfig
+from dit_moe.config.moe import MoEConfig
+from dit_moe.config.objective import OBJECTIVES, DDPMConfig, ObjectiveConfig, RectifiedFlowConfig
+from dit_moe.config.routers import (
+    ROUTERS,
     BatchPoolRouterConfig,
     ExpertChoiceRouterConfig,
-    MoEConfig,
     PrototypeExpertChoiceRouterConfig,
     PrototypeRouterConfig,
     PrototypeSettings,
     RouterConfig,
+    RouterSettings,
     SigmoidTopKRouterConfig,
     TopKRouterConfig,
 )
-from dit_moe.config.objective import DDPMConfig, ObjectiveConfig, RectifiedFlowConfig
 from dit_moe.config.rules import MAX_SIGMA_REL, RULES, ConfigError, Seed, divisors, require
 from dit_moe.config.sampling import (
     SOLVER_OPTIONS,
@@ -33,7 +36,11 @@ from dit_moe.config.sampling import (
 from dit_moe.config.training import TrainConfig
 
 __all__ = [
+    "CHEAP_EXPERTS",
+    "EXPERTS",
     "MAX_SIGMA_REL",
+    "OBJECTIVES",
+    "ROUTERS",
     "SOLVERS",
     "SOLVER_OPTIONS",
     "TIME_GRIDS",
@@ -43,6 +50,7 @@ __all__ = [
     "DDPMConfig",
     "DataConfig",
     "ExpertChoiceRouterConfig",
+    "ExpertKind",
     "GuidanceSchedule",
     "MeshConfig",
     "MoEConfig",
@@ -53,13 +61,16 @@ __all__ = [
     "PrototypeSettings",
     "RectifiedFlowConfig",
     "RouterConfig",
+    "RouterSettings",
     "SampleConfig",
+    "SegmentConfig",
     "SigmoidTopKRouterConfig",
     "SolverConfig",
     "TopKRouterConfig",
     "TrainConfig",
     "check_guidance_interval",
     "divisors",
+    "register_expert",
 ]
 
 

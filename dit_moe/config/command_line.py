@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 Number = TypeVar("Number", int, float)
@@ -17,15 +18,40 @@ _PATIENCE = 5.0  # seconds
 def command_parser(prog: str, description: str | None, epilog: str) -> argparse.ArgumentParser:
     """A parser whose help keeps the lines of its texts, and which takes no shortened flags.
 
-    `--config.FIELD=VALUE` would be taken for a shortened flag otherwise.
+    `--config.FIELD=VALUE` would be taken for a shortened flag otherwise. Every command takes
+    `--extend`: a run whose router or experts are the user's own names them, and nothing but the
+    user may say which file defines them.
     """
-    return argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog=prog,
         description=description,
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.add_argument(
+        "--extend",
+        action=_Extend,
+        metavar="FILE.py",
+        help="run this Python file of yours first, which registers routers or kinds of experts "
+        "(docs/extending.md); may be given more than once",
+    )
+    return parser
+
+
+class _Extend(argparse.Action):
+    """Runs the file as soon as the flag is read."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: Any = None
+    ) -> None:
+        from dit_moe.config import ConfigError
+        from dit_moe.config.files import run_file
+
+        try:
+            run_file(Path(values), "--extend")
+        except ConfigError as error:
+            parser.error(str(error))
 
 
 def end(main: Callable[[], int]) -> NoReturn:

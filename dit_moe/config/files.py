@@ -10,27 +10,25 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from types import ModuleType
+from typing import Any
 
 import pydantic
 
 from dit_moe.config import (
+    OBJECTIVES,
+    ROUTERS,
     SOLVER_OPTIONS,
     Config,
     ConfigError,
     MoEConfig,
-    ObjectiveConfig,
-    RouterConfig,
 )
+from dit_moe.config.rules import describe
 from dit_moe.storage.files import FilePath
 from dit_moe.storage.records import check_plain, read_json, shown
 
-_VARIANT = re.compile(r"--config\.(.*\.)?(objective|router)\.name=")
-_VARIANTS = {
-    variant.name: variant
-    for annotated in (ObjectiveConfig, RouterConfig)
-    for variant in get_args(get_args(annotated)[0])
-}
+_VARIANT = re.compile(r"--config\.(?:.*\.)?(objective|router)\.name=")
+_REGISTRIES = {"objective": OBJECTIVES, "router": ROUTERS}
 
 
 def from_dict(values: dict[str, Any]) -> Config:
@@ -43,7 +41,7 @@ def from_dict(values: dict[str, Any]) -> Config:
     try:
         return pydantic.TypeAdapter(Config).validate_python(values)
     except pydantic.ValidationError as error:
-        raise ConfigError(describe(error)) from None
+        raise ConfigError(describe(error, "config")) from None
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -84,20 +82,13 @@ def load_file(spec: str, overrides: Sequence[str] = ()) -> Config:
       ConfigError: for a file that cannot be used or a wrong override.
     """
     filename, _, argument = spec.partition(":")
-    path = Path(filename)
-    if not path.is_file():
-        raise ConfigError(f"--config is {filename!r}, which is not a file; allowed: configs/*.py")
-    module_spec = importlib.util.spec_from_file_location(path.stem, path)
-    if module_spec is None or module_spec.loader is None:
-        raise ConfigError(f"--config is {filename!r}; allowed: a Python file (*.py)")
-    module = importlib.util.module_from_spec(module_spec)
+    module = run_file(Path(filename), "--config")
     try:
-        module_spec.loader.exec_module(module)
         config = module.get_config(argument) if argument else module.get_config()
     except ConfigError:
         raise
     except pydantic.ValidationError as error:
-        raise ConfigError(f"{filename}: {describe(error)}") from None
+        raise ConfigError(f"{filename}: {describe(error, 'config')}") from None
     except Exception as error:
         raise ConfigError(
             f"{spec} gives no config: {type(error).__name__}: {error}; expected a file that "
@@ -106,6 +97,31 @@ def load_file(spec: str, overrides: Sequence[str] = ()) -> Config:
     if not isinstance(config, Config):
         raise ConfigError(f"{filename}: get_config returned {config!r}; allowed: a Config")
     return override(config, overrides)
+
+
+def run_file(path: Path, flag: str) -> ModuleType:
+    """Runs a Python file of the user's, and returns it as a module.
+
+    Raises:
+      ConfigError: it is no such file, or cannot be run.
+    """
+    if not path.is_file():
+        example = "; allowed: configs/*.py" if flag == "--config" else ""
+        raise ConfigError(f"{flag} is {str(path)!r}, which is not a file{example}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{flag} is {str(path)!r}; allowed: a Python file (*.py)")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except ConfigError:
+        raise
+    except pydantic.ValidationError as error:
+        raise ConfigError(f"{path}: {describe(error, 'config')}") from None
+    except Exception as error:
+        what = "gives no config" if flag == "--config" else "cannot be run"
+        raise ConfigError(f"{path} {what}: {type(error).__name__}: {error}") from error
+    return module
 
 
 def override(config: Config, overrides: Sequence[str]) -> Config:
@@ -127,7 +143,8 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
         _check_field(node, name, where)
         if _VARIANT.match(text):
             node.clear()
-            node.update(dataclasses.asdict(_VARIANTS[value]()) if value in _VARIANTS else {})
+            registry = _REGISTRIES[parents[-1]]
+            node.update(dataclasses.asdict(registry[value]()) if value in registry.names else {})
             if parents == ["objective"]:
                 # The old solver belongs to the old objective, and its options to it.
                 values["sample"] |= dict.fromkeys(SOLVER_OPTIONS) | {"solver": "auto"}
@@ -148,38 +165,14 @@ def differences(a: Config, b: Config) -> list[str]:
     """Dotted names of the fields in which two configs differ."""
 
     def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+        if isinstance(value, tuple | list) and any(isinstance(v, dict) for v in value):
+            value = dict(enumerate(value))
         if not isinstance(value, dict):
             return {prefix: value}
-        parts = [flatten(v, f"{prefix}.{k}" if prefix else k) for k, v in value.items()]
+        parts = [flatten(v, f"{prefix}.{k}" if prefix else str(k)) for k, v in value.items()]
         return {k: v for part in parts for k, v in part.items()}
 
     flat_a, flat_b = flatten(to_dict(a)), flatten(to_dict(b))
     missing = object()
     keys = dict.fromkeys([*flat_a, *flat_b])
     return [k for k in keys if flat_a.get(k, missing) != flat_b.get(k, missing)]
-
-
-def describe(error: pydantic.ValidationError) -> str:
-    """One sentence for the first mistake that pydantic found."""
-    first = error.errors()[0]
-    # After a field that holds one of several variants, pydantic's path names the variant.
-    location = ("config", *map(str, first["loc"]))
-    path = [
-        p
-        for p, parent in zip(location, ("", *location), strict=False)
-        if parent not in ("router", "objective")
-    ]
-    where = ".".join(path)
-    match first["type"]:
-        case "unexpected_keyword_argument" | "extra_forbidden":
-            return f"{where} is not a field of the config"
-        case "missing" | "missing_argument":
-            return f"{where} is missing; it has no default"
-        case "value_error":
-            return f"{where}.{first['msg'].removeprefix('Value error, ')}"
-        case "union_tag_invalid":
-            context = first.get("ctx", {})
-            return f"{where}.name is {shown(context['tag'])}; allowed: {context['expected_tags']}"
-        case _:
-            message = first["msg"][0].lower() + first["msg"][1:]
-            return f"{where} is {shown(first['input'])}; {message}"

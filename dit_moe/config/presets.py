@@ -148,7 +148,7 @@ def _add(
     learn_sigma: bool,
     dtype: Literal["float32", "bfloat16"] = "float32",
     position: Literal["sincos", "rope"] = "sincos",
-    mlp_activation: Literal["gelu", "silu"] = "gelu",
+    mlp_activation: str = "gelu",
 ) -> None:
     depth, width, heads = size
     model = ModelConfig(

@@ -52,6 +52,7 @@ class _Requirements:
         self.one_of("model.moe.router.name", moe.router.name, router)
         self.one_of("model.moe.expert", moe.expert, expert)
         self.one_of("model.moe.every", moe.every, *every)
+        self.one_of("model.moe.cheap_experts", moe.cheap_experts, ())
         return moe
 
 
@@ -62,6 +63,7 @@ def constructor_arguments(family: Family, config: Config) -> Arguments:
       ConfigError: the family has no such network.
     """
     model, require = config.model, _Requirements()
+    require(not model.segments, "model.segments", len(model.segments), "none")
     if family != "ds-moe":
         require.one_of("model.position", model.position, "sincos")
         require.one_of("model.mlp_activation", model.mlp_activation, "gelu")

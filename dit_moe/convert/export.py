@@ -133,7 +133,7 @@ def _write_state_dict(output: Path, tensors: Mapping[str, np.ndarray]) -> None:
 
 def model_card(run: Run, workdir: Path, *, ema: bool, name: str) -> str:
     """README.md of an open folder: what the model is, what was measured, how to use it."""
-    config, model, moe = run.config, run.config.model, run.config.model.moe
+    config, model = run.config, run.config.model
     count = sum(p.size for p in run.parameters.values())
     size = f"{model.depth} blocks of width {model.width}, {model.heads} heads, "
     size += f"patches of {model.patch_size}x{model.patch_size}"
@@ -144,10 +144,10 @@ def model_card(run: Run, workdir: Path, *, ema: bool, name: str) -> str:
         ("classes", f"{model.num_classes:,}, and label {model.null_label} for none"),
         ("objective", config.objective.name),
     ]
-    if moe is not None:
-        experts = f"{moe.num_experts} of {moe.expert}, {moe.top_k} for a token"
-        experts += "" if moe.tokens_choose else " on average"
-        rows.insert(2, ("experts", f"{experts}, router {moe.router.name}"))
+    for mixture in dict.fromkeys(model.mixtures):
+        experts = f"{mixture.num_experts} of {mixture.expert}, {mixture.top_k} for a token"
+        experts += "" if mixture.tokens_choose else " on average"
+        rows.insert(2, ("experts", f"{experts}, router {mixture.router.name}"))
     space = read_latent_space(workdir)
     if space is not None:
         rows.append(("latents of", f"`{space.autoencoder.source}`"))
@@ -157,7 +157,7 @@ def model_card(run: Run, workdir: Path, *, ema: bool, name: str) -> str:
     return f"""---
 library_name: dit_moe
 pipeline_tag: unconditional-image-generation
-tags: [diffusion, diffusion-transformer{", mixture-of-experts" if moe else ""}]
+tags: [diffusion, diffusion-transformer{", mixture-of-experts" if model.mixtures else ""}]
 ---
 
 # {config.name}

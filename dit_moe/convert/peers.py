@@ -12,15 +12,26 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from dit_moe.config import BatchPoolRouterConfig, ConfigError, ModelConfig, PrototypeSettings
-from dit_moe.models.block import group_size
-from dit_moe.models.parameters import abstract_parameters
+from dit_moe.config import (
+    BatchPoolRouterConfig,
+    ConfigError,
+    ModelConfig,
+    MoEConfig,
+    PrototypeSettings,
+)
+from dit_moe.models.parameters import abstract_parameters, places
 from dit_moe.nn.embeddings import position_embedding
 from dit_moe.runs.tensor_files import finite
 
 _LISTED = 20
 _POSITIONS = "pos_embed"
 _UP_DOWN = ("fc1", "fc2")
+_GATES = {
+    "top_k": "gate.weight",
+    "sigmoid_top_k": "gate.weight",
+    "expert_choice": "gate_weight",
+    "batch_pool": "gate_weight",
+}
 
 
 class Entry(NamedTuple):
@@ -31,7 +42,7 @@ class Entry(NamedTuple):
     path: str
     """Ours, dotted."""
     leading: tuple[int, ...] = ()
-    """Leading indices into our array: group, expert."""
+    """Leading indices into our array: unit, expert."""
     part: tuple[int, int] = (0, 1)
     """(i, n): the i-th of n equal parts of our last axis."""
     transpose: bool = False
@@ -154,13 +165,10 @@ def _fixed(config: ModelConfig) -> dict[str, np.ndarray]:
     fixed = {}
     if config.position == "sincos":
         fixed[_POSITIONS] = position_embedding(side, config.width)[None]
-    if config.moe is not None and isinstance(config.moe.router, BatchPoolRouterConfig):
-        decay = np.array([config.moe.router.threshold_decay], np.float32)
-        every = config.moe.every
-        fixed |= {
-            f"blocks.{layer}.mlp.ema_decay": decay
-            for layer in range(every - 1, config.depth, every)
-        }
+    for layer, place in enumerate(places(config)):
+        if place.moe is not None and isinstance(place.moe.router, BatchPoolRouterConfig):
+            decay = np.array([place.moe.router.threshold_decay], np.float32)
+            fixed[f"blocks.{layer}.mlp.ema_decay"] = decay
     return fixed
 
 
@@ -171,55 +179,53 @@ def _entries(config: ModelConfig) -> Iterator[Entry]:
     yield Entry("y_embedder.embedding_table.weight", "label.table")
     yield from _linear("final_layer.adaLN_modulation.1", "modulation")
     yield from _linear("final_layer.linear", "patch_out")
-    for layer in range(config.depth):
-        group, position = divmod(layer, group_size(config))
-        theirs, ours = f"blocks.{layer}", f"groups.blocks.{position}"
-        yield from _linear(f"{theirs}.attn.qkv", f"{ours}.attention.qkv", group)
-        yield from _linear(f"{theirs}.attn.proj", f"{ours}.attention.out", group)
-        yield from _linear(f"{theirs}.adaLN_modulation.1", f"{ours}.modulation", group)
+    for layer, (prefix, unit, moe) in enumerate(places(config)):
+        theirs, ours = f"blocks.{layer}", prefix.removesuffix(".")
+        yield from _linear(f"{theirs}.attn.qkv", f"{ours}.attention.qkv", unit)
+        yield from _linear(f"{theirs}.attn.proj", f"{ours}.attention.out", unit)
+        yield from _linear(f"{theirs}.adaLN_modulation.1", f"{ours}.modulation", unit)
         if config.qk_norm:
             for norm in ("q_norm", "k_norm"):
                 yield Entry(
-                    f"{theirs}.attn.{norm}.weight", f"{ours}.attention.{norm}.scale", (group,)
+                    f"{theirs}.attn.{norm}.weight", f"{ours}.attention.{norm}.scale", (unit,)
                 )
-                yield Entry(f"{theirs}.attn.{norm}.bias", f"{ours}.attention.{norm}.bias", (group,))
-        if config.moe is None or position < group_size(config) - 1:
-            yield from _gelu(f"{theirs}.mlp", f"{ours}.feed_forward.experts", (group, 0))
+                yield Entry(f"{theirs}.attn.{norm}.bias", f"{ours}.attention.{norm}.bias", (unit,))
+        if moe is None:
+            yield from _gelu(f"{theirs}.mlp", f"{ours}.feed_forward.experts", (unit, 0))
         else:
-            yield from _moe(config, theirs, f"{ours}.feed_forward", group)
+            yield from _moe(moe, theirs, f"{ours}.feed_forward", unit)
 
 
-def _moe(config: ModelConfig, theirs: str, ours: str, group: int) -> Iterator[Entry]:
-    moe = config.moe
-    assert moe is not None
+def _moe(moe: MoEConfig, theirs: str, ours: str, unit: int) -> Iterator[Entry]:
     dit_moe = (moe.router.name, moe.expert) == ("top_k", "swiglu")
     ds_moe = moe.router.name == "sigmoid_top_k"
     prototypes = isinstance(moe.router, PrototypeSettings)
     theirs = f"{theirs}.{'moe' if dit_moe else 'mlp'}"
     if prototypes:
-        yield Entry(f"{theirs}.cluster_centers", f"{ours}.router.prototypes", (group,))
+        yield Entry(f"{theirs}.cluster_centers", f"{ours}.router.prototypes", (unit,))
     else:
-        gate = "gate.weight" if moe.router.name in ("top_k", "sigmoid_top_k") else "gate_weight"
-        yield Entry(f"{theirs}.{gate}", f"{ours}.router.kernel", (group,), transpose=True)
+        gate = _GATES[moe.router.name]
+        yield Entry(f"{theirs}.{gate}", f"{ours}.router.kernel", (unit,), transpose=True)
     if ds_moe:
-        yield Entry(f"{theirs}.gate.e_score_correction_bias", f"{ours}.router.bias", (group,))
+        yield Entry(f"{theirs}.gate.e_score_correction_bias", f"{ours}.router.bias", (unit,))
     if moe.router.name == "batch_pool":
         predictor = f"{ours}.router.predictor"
-        yield from _linear(f"{theirs}.capacity_predictor.0", f"{predictor}.dense_in", group)
-        yield from _linear(f"{theirs}.capacity_predictor.2", f"{predictor}.dense_out", group)
-        yield Entry(f"{theirs}.expert_threshold", f"{ours}.router.threshold", (group,))
+        yield from _linear(f"{theirs}.capacity_predictor.0", f"{predictor}.dense_in", unit)
+        yield from _linear(f"{theirs}.capacity_predictor.2", f"{predictor}.dense_out", unit)
+        yield Entry(f"{theirs}.expert_threshold", f"{ours}.router.threshold", (unit,))
 
     def expert(theirs: str, ours: str, index: tuple[int, ...]) -> Iterator[Entry]:
         if moe.expert == "swiglu":
             return _swiglu(theirs, ours, index)
+        assert moe.expert == "gelu"
         return _gelu(theirs, ours, index, ("up_proj", "down_proj") if prototypes else _UP_DOWN)
 
     for e in range(moe.total_experts):
         experts = "experts.blocks" if ds_moe else "experts"
-        yield from expert(f"{theirs}.{experts}.{e}", f"{ours}.experts", (group, e))
+        yield from expert(f"{theirs}.{experts}.{e}", f"{ours}.experts", (unit, e))
     if moe.shared_hidden_ratio:
         shared = "shared_experts" if dit_moe or ds_moe else "shared_expert"
-        yield from expert(f"{theirs}.{shared}", f"{ours}.shared.experts", (group, 0))
+        yield from expert(f"{theirs}.{shared}", f"{ours}.shared.experts", (unit, 0))
 
 
 def _swiglu(theirs: str, ours: str, index: tuple[int, ...]) -> Iterator[Entry]:

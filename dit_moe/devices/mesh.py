@@ -67,9 +67,10 @@ def check_mesh(mesh: Mesh | AbstractMesh, model: ModelConfig) -> None:
       ConfigError: it does not.
     """
     fsdp, expert = mesh.shape["fsdp"], mesh.shape["expert"]
-    experts = 1 if model.moe is None else model.moe.num_experts
+    # Of several mixtures, the number that all of their divisors divide.
+    experts = math.gcd(*(moe.num_experts for moe in model.mixtures)) or 1
     if experts % expert:
-        of = "a dense model" if model.moe is None else f"model.moe.num_experts {experts}"
+        of = f"model.moe.num_experts {experts}" if model.mixtures else "a dense model"
         raise ConfigError(
             f"config.mesh.expert is {expert} with {of} on {mesh.size} devices; allowed: "
             f"{_common_divisors(experts, mesh.size)}"

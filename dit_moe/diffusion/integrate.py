@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 
-from dit_moe.config import DDPMConfig, ObjectiveConfig, SolverConfig
+from dit_moe.config import DDPMConfig, ObjectiveConfig, RectifiedFlowConfig, SolverConfig
 from dit_moe.diffusion.ddpm import DDPM
 from dit_moe.diffusion.denoiser import Denoiser, unit_variance
 from dit_moe.diffusion.rectified_flow import RectifiedFlow
@@ -14,7 +14,10 @@ from dit_moe.diffusion.time_grids import shifted, time_grid
 
 def build_objective(config: ObjectiveConfig) -> DDPM | RectifiedFlow:
     """The objective that the config describes."""
-    return DDPM(config) if isinstance(config, DDPMConfig) else RectifiedFlow(config)
+    if isinstance(config, DDPMConfig):
+        return DDPM(config)
+    assert isinstance(config, RectifiedFlowConfig)
+    return RectifiedFlow(config)
 
 
 def sample(

@@ -1,14 +1,17 @@
-"""The transformer block with adaLN-zero, and the group of blocks that is scanned."""
+"""The transformer block with adaLN-zero."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
-from dit_moe.config import ModelConfig
-from dit_moe.moe.experts import FeedForward
+from dit_moe.config import ModelConfig, MoEConfig
 from dit_moe.moe.layer import MoELayer
 from dit_moe.moe.routing import Conditioning, Routing
 from dit_moe.nn.attention import Attention
+from dit_moe.nn.feed_forward import FeedForward
 from dit_moe.nn.linear import linear
 
 
@@ -19,62 +22,50 @@ def modulate(x_NxSxD: jax.Array, shift_NxD: jax.Array, scale_NxD: jax.Array) -> 
     return x.astype(x_NxSxD.dtype) * (1 + scale_NxD[:, None]) + shift_NxD[:, None]
 
 
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """What a block may know beside the tokens of N sequences."""
+
+    condition: jax.Array
+    """[N, D]: time, class or whatever else modulates and gates."""
+    is_null: jax.Array
+    """[N] bool: the condition has no class."""
+    angles: np.ndarray | None = None
+    """[S, head / 2]: by how much attention turns queries and keys; None: not at all."""
+    train: bool = False
+    """A training step; some routers choose otherwise then (DiffMoE)."""
+    previous: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
+    """What the router before has handed on; see `Conditioning.previous`."""
+
+
 class Block(nnx.Module):
     """Attention and a feed-forward, dense or MoE, each modulated and gated by the condition."""
 
-    def __init__(self, config: ModelConfig, is_moe: bool, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, moe: MoEConfig | None, rngs: nnx.Rngs):
         width, dtype = config.width, jnp.dtype(config.dtype)
         self.attention = Attention(config, rngs)
-        if is_moe:
-            assert config.moe is not None
-            self.feed_forward = MoELayer(config.moe, width, rngs)
+        if moe is not None:
+            self.feed_forward = MoELayer(moe, width, rngs)
         else:
             hidden = int(config.mlp_ratio * width)
             self.feed_forward = FeedForward(config.mlp_activation, width, hidden, rngs)
         zeros = jax.nn.initializers.zeros
         self.modulation = linear(width, 6 * width, ("embed", None), rngs, dtype=dtype, init=zeros)
 
-    def __call__(
-        self, x_NxSxD: jax.Array, c_NxD: jax.Array, is_null_N: jax.Array, *, train: bool
-    ) -> tuple[jax.Array, Routing | None]:
-        """Updates tokens [N, S, D] under the condition [N, D]; a dense block has no routing."""
+    def __call__(self, x_NxSxD: jax.Array, given: Given) -> tuple[jax.Array, Routing | None]:
+        """Updates tokens [N, S, D] under what is given; a dense block has no routing."""
         n, s, d = x_NxSxD.shape
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = jnp.split(
-            self.modulation(jax.nn.silu(c_NxD)), 6, axis=-1
+            self.modulation(jax.nn.silu(given.condition)), 6, axis=-1
         )
-        x_NxSxD += gate_a[:, None] * self.attention(modulate(x_NxSxD, shift_a, scale_a))
+        h_NxSxD = modulate(x_NxSxD, shift_a, scale_a)
+        x_NxSxD += gate_a[:, None] * self.attention(h_NxSxD, given.angles)
         h_NxSxD = modulate(x_NxSxD, shift_f, scale_f)
         if isinstance(self.feed_forward, MoELayer):
-            conditioning = Conditioning(jnp.repeat(is_null_N, s), s, train)
+            is_null_T = jnp.repeat(given.is_null, s)
+            conditioning = Conditioning(is_null_T, s, given.train, given.previous)
             h_TxD, routing = self.feed_forward(h_NxSxD.reshape(n * s, d), conditioning)
             h_NxSxD = h_TxD.reshape(n, s, d)
         else:
             h_NxSxD, routing = self.feed_forward(h_NxSxD), None
         return x_NxSxD + gate_f[:, None] * h_NxSxD, routing
-
-
-class Group(nnx.Module):
-    """The repeating unit of the network: dense blocks up to and including one MoE block.
-
-    All groups have the same structure, so that a scan can run over their stacked parameters.
-    """
-
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-        size = group_size(config)
-        self.blocks = nnx.List(
-            Block(config, config.moe is not None and i == size - 1, rngs) for i in range(size)
-        )
-
-    def __call__(
-        self, x_NxSxD: jax.Array, c_NxD: jax.Array, is_null_N: jax.Array, *, train: bool
-    ) -> tuple[jax.Array, Routing | None]:
-        """Applies the blocks in order; the routing is that of the last."""
-        routing = None
-        for block in self.blocks:
-            x_NxSxD, routing = block(x_NxSxD, c_NxD, is_null_N, train=train)
-        return x_NxSxD, routing
-
-
-def group_size(config: ModelConfig) -> int:
-    """Blocks per group."""
-    return config.moe.every if config.moe is not None else 1

@@ -12,7 +12,8 @@ class Prediction:
 
     value: jax.Array
     """[N, H, W, C'] float32; C' is twice the input's channels with `learn_sigma`."""
-    routing: Routing | None
-    """One record for all MoE layers, stacked on a leading layer axis; None for a dense network."""
+    routing: tuple[Routing, ...]
+    """A record for each segment of the trunk that has MoE layers, stacked on a leading axis of
+    these; none for a dense network."""
     losses: dict[str, jax.Array]
     """Auxiliary losses by name, summed over layers, already scaled: add them to the loss."""

@@ -47,7 +47,7 @@ def render(workdir: Path, analysis: Path | None, results: Sequence[Path]) -> str
     metrics = read_metrics(workdir / "metrics.csv")
     tables = find_results(workdir, results)
     folder = analysis
-    if folder is None and config.model.moe is not None:
+    if folder is None and config.model.mixtures:
         folder = _analysed(workdir)
     found = None if folder is None else _read_analysis(folder)
     charts, constant = _charts(metrics) if metrics else ([], [])
@@ -120,10 +120,12 @@ def _facts(
     config: Config, metrics: Metrics | None, analysis: Analysis | None
 ) -> list[tuple[str, str]]:
     """What to know at a glance."""
-    model, moe = config.model, config.model.moe
-    mixture = "none: a dense model"
-    if moe is not None:
-        mixture = f"{moe.num_experts} routed, {moe.top_k} of a token, router {moe.router.name}"
+    model = config.model
+    mixtures = dict.fromkeys(
+        f"{moe.num_experts} routed, {moe.top_k} of a token, router {moe.router.name}"
+        for moe in model.mixtures
+    )
+    mixture = "; then ".join(mixtures) or "none: a dense model"
     facts = [
         ("Network", f"{model.depth} blocks of width {model.width}, {model.heads} heads"),
         (

@@ -1,7 +1,7 @@
 """A model as an open folder: safetensors, weights.json, config.json, latents.json, README.md.
 
-The tensors have this package's names, one for each group of blocks: "groups.3.blocks.0.attention.
-qkv.kernel" is number 3 of the stack "groups.blocks.0.attention.qkv.kernel". Above `SHARD_BYTES`
+The tensors have this package's names, one for each unit of blocks: "trunk.segments.0.3.blocks.0.
+attention.qkv.kernel" is number 3 of the stack "trunk.segments.0.blocks.0.attention.qkv.kernel". Above `SHARD_BYTES`
 they lie in several files with an index, in the layout of the Hugging Face hub.
 """
 
@@ -18,10 +18,9 @@ from dit_moe.runs.tensor_files import StoredTensor, finite, read_safetensors, wr
 from dit_moe.runs.weights import write_weights
 from dit_moe.storage.files import atomic
 from dit_moe.storage.hub import reason
-from dit_moe.models.parameters import abstract_parameters
+from dit_moe.models.parameters import abstract_parameters, stack_of
 
 SHARD_BYTES = 5_000_000_000
-_GROUPS = "groups."
 
 
 def is_published(folder: Path) -> bool:
@@ -55,7 +54,7 @@ def write_tensors(folder: Path, parameters: Mapping[str, np.ndarray], *, ema: bo
       parameters: all of a network.
       ema: they are the moving average.
     """
-    write_shards(folder, "model", dict(_by_group(parameters)), form="dit_moe")
+    write_shards(folder, "model", dict(_by_unit(parameters)), form="dit_moe")
     write_weights(folder, ema=ema, files=tuple(path.name for path in folder.iterdir()))
 
 
@@ -105,7 +104,7 @@ def read_tensors(folder: Path, config: ModelConfig) -> dict[str, np.ndarray]:
     parameters = {
         path: np.empty(p.shape, np.float32) for path, p in abstract_parameters(config).items()
     }
-    views = dict(_by_group(parameters))
+    views = dict(_by_unit(parameters))
     wrong = [
         name
         for name in {**views, **tensors}
@@ -124,11 +123,12 @@ def read_tensors(folder: Path, config: ModelConfig) -> dict[str, np.ndarray]:
     return parameters
 
 
-def _by_group(parameters: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
-    """Names and views of the single groups' parameters."""
+def _by_unit(parameters: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+    """Names and views of the single units' parameters."""
     for path, array in parameters.items():
-        if path.startswith(_GROUPS):
-            for group in range(len(array)):
-                yield f"{_GROUPS}{group}.{path.removeprefix(_GROUPS)}", array[group]
-        else:
+        stack = stack_of(path)
+        if stack is None:
             yield path, array
+        else:
+            for index in range(len(array)):
+                yield f"{stack}{index}.{path.removeprefix(stack)}", array[index]

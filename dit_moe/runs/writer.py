@@ -24,6 +24,7 @@ from dit_moe.config.files import to_json
 from dit_moe.runs.weights import write_weights
 from dit_moe.autoencoder.latent_space import LatentSpace, write_latent_space
 from dit_moe.storage.files import atomic, new_folder
+from dit_moe.models.parameters import stack_of
 from dit_moe.runs import about, fingerprint
 
 
@@ -146,11 +147,11 @@ def _link(source: str, target: str) -> None:
 
 
 class InMemory:
-    """Parameters as a source, a piece for each group.
+    """Parameters as a source, a piece for each unit of blocks.
 
     Args:
       shapes: of all parameters.
-      read: the piece of a parameter at an index: () or (group,).
+      read: the piece of a parameter at an index: () or (unit,).
     """
 
     def __init__(
@@ -162,10 +163,10 @@ class InMemory:
         self._read = read
 
     def indices(self, path: str) -> list[tuple[int, ...]]:
-        """A group each; () for what is outside of the groups."""
-        if not path.startswith("groups."):
+        """A unit each; () for what is not stacked."""
+        if stack_of(path) is None:
             return [()]
-        return [(group,) for group in range(self.shapes[path][0])]
+        return [(unit,) for unit in range(self.shapes[path][0])]
 
     def read(self, path: str, index: tuple[int, ...]) -> np.ndarray:
         """The piece of a parameter."""

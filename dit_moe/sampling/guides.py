@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from typing import get_args
 
 from dit_moe.config import (
+    ROUTERS,
     Config,
     ConfigError,
     GuidanceSchedule,
     ModelConfig,
+    MoEConfig,
     check_guidance_interval,
 )
 
@@ -25,9 +27,15 @@ MAX_SCALE = 1000
 
 def weakly_routed(model: ModelConfig, weak_routing: str) -> ModelConfig:
     """The model whose parameters are the same and whose tokens go to other experts."""
-    assert model.moe is not None
     change = {"top_k": 1} if weak_routing == "top_1" else {"choice": "least_likely"}
-    return dataclasses.replace(model, moe=dataclasses.replace(model.moe, **change))
+
+    def weakened(moe: MoEConfig | None) -> MoEConfig | None:
+        return moe and dataclasses.replace(moe, **change)
+
+    segments = tuple(
+        dataclasses.replace(segment, moe=weakened(segment.moe)) for segment in model.segments
+    )
+    return dataclasses.replace(model, moe=weakened(model.moe), segments=segments)
 
 
 def check_guidance(
@@ -102,18 +110,20 @@ def _check_learnt(dropout: float, guidance: str, scale: float, *, everywhere: bo
 
 
 def _weak_routing(model: ModelConfig, weak_routing: str | None) -> str:
-    moe = model.moe
-    if moe is None or not moe.tokens_choose:
-        what = "is dense" if moe is None else f"has router {moe.router.name!r}"
+    others = [moe.router.name for moe in model.mixtures if not moe.tokens_choose]
+    if others or not model.mixtures:
+        what = f"has router {others[0]!r}" if others else "is dense"
+        able = [repr(name) for name in ROUTERS.names if ROUTERS[name].chooser == "token"]
         raise ConfigError(
             f"guidance is 'self_contrast' but the model {what}; allowed: a model whose tokens "
-            "choose experts (routers 'top_k', 'sigmoid_top_k' and 'prototype')"
+            f"choose experts (routers {', '.join(able[:-1])} and {able[-1]})"
         )
-    allowed = WEAK_ROUTINGS if moe.top_k > 1 else WEAK_ROUTINGS[:1]
+    top_k = min(moe.top_k for moe in model.mixtures)
+    allowed = WEAK_ROUTINGS if top_k > 1 else WEAK_ROUTINGS[:1]
     weak_routing = weak_routing or WEAK_ROUTINGS[0]
     if weak_routing not in allowed:
         raise ConfigError(
-            f"weak_routing is {weak_routing!r} for a model with top_k {moe.top_k}; "
+            f"weak_routing is {weak_routing!r} for a model with top_k {top_k}; "
             f"allowed: {', '.join(allowed)}"
         )
     return weak_routing

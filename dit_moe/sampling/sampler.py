@@ -212,7 +212,7 @@ def function_evaluations(config: Config, request: Request) -> int | None:
     def network(x_NxHxWxC: jax.Array, t_N: jax.Array, y_N: jax.Array) -> Prediction:
         passes[...] += len(y_N)
         value = jnp.zeros((*x_NxHxWxC.shape[:-1], config.model.out_channels))
-        return Prediction(value, routing=None, losses={})
+        return Prediction(value, routing=(), losses={})
 
     objective = build_objective(config.objective)
     denoiser = objective.denoiser(network)

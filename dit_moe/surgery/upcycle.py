@@ -27,22 +27,19 @@ from flax import nnx
 
 from dit_moe.autoencoder.latent_space import read_latent_space
 from dit_moe.config import (
+    EXPERTS,
     Config,
     ConfigError,
     ModelConfig,
     MoEConfig,
-    PrototypeSettings,
-    SigmoidTopKRouterConfig,
 )
-from dit_moe.models.block import group_size
-from dit_moe.models.parameters import Parameters, abstract_parameters
+from dit_moe.models.parameters import Parameters, abstract_parameters, places
 from dit_moe.moe.routers import build_router
 from dit_moe.nn.flat import variables
 from dit_moe.runs.loading import load_run, locate
 from dit_moe.runs.weights import has_average
 from dit_moe.runs.writer import InMemory, write_run
 
-_ROUTER_SCALE = 0.01
 _EXPERTS, _SHARED = "feed_forward.experts.", "feed_forward.shared.experts."
 _ROUTER = "feed_forward.router."
 _LAST_OF_EXPERT = ("w_out", "b_out")
@@ -78,8 +75,16 @@ def upcycle_run(
 def check(old: Config, new: Config) -> None:
     """Raises a ConfigError that says why `old` cannot become `new`, if so."""
     moe = new.model.moe
+    for name, model in (("config.model", new.model), ("the run to upcycle", old.model)):
+        if model.segments:
+            raise ConfigError(f"{name} has segments; allowed: one mixture for all layers, in moe")
     if moe is None:
         raise ConfigError("config.model.moe is none; allowed: a mixture of experts")
+    if moe.cheap_experts:
+        raise ConfigError(
+            f"config.model.moe.cheap_experts is {', '.join(moe.cheap_experts)}; allowed: none, as "
+            "what they give is not what the run to upcycle computes"
+        )
     source = old.model.moe
     if source is not None and (source.total_experts, source.router.name) != (1, "top_k"):
         raise ConfigError(
@@ -100,25 +105,26 @@ def check(old: Config, new: Config) -> None:
             raise ConfigError(
                 f"config.objective.{field} is {b!r}; allowed: {a!r}, as in the run to upcycle"
             )
-    if _weight_sum(moe) == 0:
-        assert isinstance(moe.router, PrototypeSettings)
+    if moe.router.weight_sum(moe) is None:
+        activation = getattr(moe.router, "activation", None)
         raise ConfigError(
-            f"config.model.moe.router.activation is {moe.router.activation!r} with router "
+            f"config.model.moe.router.activation is {activation!r} with router "
             f"{moe.router.name!r}, whose weights sum to nothing that is known beforehand; "
             "allowed: softmax or sigmoid with router prototype, or router top_k"
         )
     if source is None:
-        if new.model.mlp_activation != "gelu":
+        kind = new.model.mlp_activation
+        if EXPERTS[kind].in_matrices > 1:
             raise ConfigError(
-                f"config.model.mlp_activation is {new.model.mlp_activation!r}; allowed: 'gelu', as "
-                "dense networks become gelu experts"
+                f"config.model.mlp_activation is {kind!r}, whose gate cannot be cut here; allowed: "
+                "'gelu' or 'silu'"
             )
         hidden = moe.hidden_ratio + moe.shared_hidden_ratio
-        if moe.expert != "gelu" or hidden != new.model.mlp_ratio:
+        if moe.expert != kind or hidden != new.model.mlp_ratio:
             raise ConfigError(
                 f"config.model.moe has {moe.expert} experts with hidden_ratio {moe.hidden_ratio:g} "
-                f"and shared_hidden_ratio {moe.shared_hidden_ratio:g}; allowed: gelu experts with "
-                f"ratios that sum to {new.model.mlp_ratio:g}, as the dense network that they "
+                f"and shared_hidden_ratio {moe.shared_hidden_ratio:g}; allowed: {kind} experts "
+                f"with ratios that sum to {new.model.mlp_ratio:g}, as the dense network that they "
                 "become"
             )
         return
@@ -130,20 +136,6 @@ def check(old: Config, new: Config) -> None:
             )
 
 
-def _weight_sum(moe: MoEConfig) -> float:
-    """What a token's weights sum to under a router without preference."""
-    if isinstance(moe.router, SigmoidTopKRouterConfig):
-        return moe.router.scale * (1.0 if moe.top_k > 1 else 0.5)
-    if moe.router.name == "prototype_expert_choice":
-        return 0.0  # a softmax over tokens, or cosines of whichever tokens an expert takes
-    activation = moe.router.activation if moe.router.name == "prototype" else "softmax"
-    return {
-        "softmax": moe.top_k / moe.num_experts,
-        "sigmoid": moe.top_k / 2,  # of cosines near 0
-        "identity": 0.0,
-    }[activation]
-
-
 def _read(
     old: ModelConfig,
     parameters: Parameters,
@@ -153,19 +145,22 @@ def _read(
     path: str,
     index: tuple[int, ...],
 ) -> np.ndarray:
-    """A group's piece of a parameter of the new model, or a whole one outside of the groups."""
+    """A unit's piece of a parameter of the new model, or a whole one that is not stacked."""
     new, moe = config.model, config.model.moe
     assert moe is not None
     if not index:
         return np.asarray(parameters[path])
-    _, _, position, name = path.split(".", 3)
-    layer = index[0] * group_size(new) + int(position)
-    old_group, old_position = divmod(layer, group_size(old))
+    layer, place = next(
+        (number, place)
+        for number, place in enumerate(places(new))
+        if path.startswith(place.prefix) and place.unit == index[0]
+    )
+    old_place, name = list(places(old))[layer], path.removeprefix(place.prefix)
 
     def of_old(name: str) -> np.ndarray:
-        return np.asarray(parameters[f"groups.blocks.{old_position}.{name}"][old_group])
+        return np.asarray(parameters[f"{old_place.prefix}{name}"][old_place.unit])
 
-    if int(position) < group_size(new) - 1:
+    if place.moe is None:
         return of_old(name)
     if name.startswith(_ROUTER):
         return _fresh_router(config, layer)[name.removeprefix(_ROUTER)]
@@ -205,7 +200,9 @@ def _copies(
         rng = np.random.default_rng([*seed, part == "w_out"])
         copies += noise * expert.std() * rng.standard_normal(shape, np.float32)
     if part in _LAST_OF_EXPERT:
-        copies[: moe.num_experts] /= _weight_sum(moe)
+        weight_sum = moe.router.weight_sum(moe)
+        assert weight_sum is not None  # see `check`
+        copies[: moe.num_experts] /= weight_sum
     return copies
 
 
@@ -215,6 +212,5 @@ def _fresh_router(config: Config, layer: int) -> dict[str, np.ndarray]:
     key = jax.random.fold_in(jax.random.key(config.seed), layer)
     router = build_router(moe, config.model.width, nnx.Rngs(params=key))
     assert isinstance(router, nnx.Module)
-    # Prototypes are compared by their direction alone, so their size is kept.
-    scale = _ROUTER_SCALE if moe.router.name in ("top_k", "sigmoid_top_k") else 1.0
+    scale = moe.router.fresh_scale
     return {name: scale * np.asarray(variable[...]) for name, variable in variables(router).items()}

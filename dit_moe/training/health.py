@@ -4,7 +4,7 @@ import collections
 import math
 import re
 import statistics
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from dit_moe.runs.checkpoints import TrainingError
 
@@ -89,11 +89,12 @@ class Warnings:
     """Warns of a loss far above the last lines' and of experts that no token went to.
 
     Args:
-      num_experts: the routed experts; the unconditional one has its work from the labels.
+      num_experts: the routed experts of every MoE layer; the unconditional ones have their work
+        from the labels, and cheap ones may be idle.
       say: prints a line.
     """
 
-    def __init__(self, num_experts: int, say: Callable[[str], object]):
+    def __init__(self, num_experts: Sequence[int], say: Callable[[str], object]):
         self._num_experts = num_experts
         self._say = say
         self._losses: collections.deque[float] = collections.deque(maxlen=_SPIKE_HISTORY)
@@ -113,7 +114,7 @@ class Warnings:
 
         for name, load in scalars.items():
             match = _LOAD.fullmatch(name)
-            if match is None or int(match[2]) >= self._num_experts:
+            if match is None or int(match[2]) >= self._num_experts[int(match[1])]:
                 continue
             expert = int(match[1]), int(match[2])
             self._idle[expert] = 0 if load > 0 else self._idle[expert] + 1

@@ -122,7 +122,7 @@ def train(
         )
         window = Window(config, plan.flops_per_image, device, mesh.size)
         skips = Skips(settings.max_skipped, hosts.say)
-        warnings = Warnings(config.model.moe.num_experts if config.model.moe else 0, hosts.say)
+        warnings = Warnings([moe.num_experts for moe in config.model.mixtures], hosts.say)
         profile = Profile(profile_steps, workdir / "profile")
         stop = hosts.Agreement(mesh)
         stopped_by = 0

@@ -2,8 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import cast
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +11,15 @@ import optax
 
 from dit_moe.config import Config
 from dit_moe.diffusion.integrate import build_objective
-from dit_moe.models.parameters import Parameters, functional
-from dit_moe.moe.statistics import expert_traffic, prototype_similarity, routing_statistics
+from dit_moe.models.parameters import Parameters, functional, router_prefixes
+from dit_moe.moe.routing import Routing
+from dit_moe.moe.statistics import layer_statistics
 from dit_moe.nn.embeddings import drop_labels
 from dit_moe.runs.ema_tracks import update_tracks
 from dit_moe.runs.state import TrainState, build_optimizer, build_schedule, updates_done
 
-Metrics = dict[str, jax.Array]
+Metrics = dict[str, Any]
+"""Arrays by name; what is of MoE layers is a `moe.statistics.ByLayer`."""
 SKIPPED, SKIPPED_FOR_DATA = 1, 2
 Step = Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, Metrics]]
 
@@ -42,20 +44,17 @@ def build_step(config: Config) -> Step:
     optimizer, schedule = build_optimizer(config.train), build_schedule(config.train)
     base_key = jax.random.key(config.seed)
     parts = config.train.accumulation
+    mixtures = [segment.moe for segment in config.model.trunk if segment.moe is not None]
+    prefixes = router_prefixes(config.model)
 
     def loss(parameters: Parameters, key_N: jax.Array, x_NxHxWxC: jax.Array, y_N: jax.Array):
         label_key_N, key_N = jax.vmap(jax.random.split, out_axes=1)(key_N)
         y_N = drop_labels(label_key_N, y_N, config.model.label_dropout, config.model.null_label)
         network = functools.partial(bind(parameters), train=True)
         value, (metrics, prediction) = objective.loss(network, key_N, x_NxHxWxC, y_N)
-        router_state: Parameters = {}
-        if prediction.routing is not None:
-            assert config.model.moe is not None
-            statistics = routing_statistics(prediction.routing, config.model.moe.total_experts)
-            statistics |= expert_traffic(prediction.routing, config.model.moe.total_experts)
-            metrics |= {f"moe/{name}": value for name, value in statistics.items()}
-            router_state = _by_path(prediction.routing.next_state, parameters)
-        return value, (metrics, router_state)
+        statistics = layer_statistics(prediction.routing, mixtures)
+        metrics |= {f"moe/{name}": value for name, value in statistics.items()}
+        return value, (metrics, _router_state(prediction.routing, prefixes))
 
     def gradients(
         parameters: Parameters, key_N: jax.Array, x_NxHxWxC: jax.Array, y_N: jax.Array
@@ -78,7 +77,10 @@ def build_step(config: Config) -> Step:
         mean = jax.tree.map(lambda g: g / parts, total)
         # A part without an image in a time bin has no loss there.
         metrics = {
-            name: (jnp.nanmean if name.startswith("loss_t") else jnp.mean)(value, axis=0)
+            name: jax.tree.map(
+                functools.partial(jnp.nanmean if name.startswith("loss_t") else jnp.mean, axis=0),
+                value,
+            )
             for name, value in metrics.items()
         }
         return mean, (metrics, {path: v.mean(axis=0) for path, v in router_state.items()})
@@ -111,19 +113,15 @@ def build_step(config: Config) -> Step:
         new_state = jax.lax.cond(
             finite, update, lambda state, *_: state, state, gradient, router_state
         )
-        for path, value in new_state.parameters.items():
-            if path.endswith("router.prototypes") and value.shape[1] > 1:
-                metrics["moe/prototype_similarity"] = prototype_similarity(value)
         return dataclasses.replace(new_state, step=state.step + 1), metrics
 
     return step
 
 
-def _by_path(router_state: dict[str, jax.Array], parameters: Parameters) -> Parameters:
-    """What the routers' parameters of these names become, stacked over layers, by their paths."""
+def _router_state(routings: Sequence[Routing], prefixes: Sequence[str]) -> Parameters:
+    """What the routers' parameters beside the gradient become, stacked over layers, by path."""
     return {
-        path: router_state[name]
-        for path in parameters
-        for name in router_state
-        if path.endswith(f".router.{name}")
+        f"{prefix}{name}": value
+        for routing, prefix in zip(routings, prefixes, strict=True)
+        for name, value in routing.next_state.items()
     }

@@ -61,7 +61,7 @@ def test_a_network_that_depends_on_one_thing(cause, mesh):
     if cause != "position":
         # Shift, scale and gate of the feed-forward are the last three: the scale -1 takes the
         # token away, and the shift is a random map of the condition.
-        modulation = "groups.blocks.0.modulation."
+        modulation = "trunk.segments.0.blocks.0.modulation."
         bias, kernel = (np.array(parameters[modulation + n]) for n in ("bias", "kernel"))
         bias[:, 4 * WIDTH : 5 * WIDTH] = -1
         shift = np.random.default_rng(0).standard_normal((*kernel.shape[:2], WIDTH))
@@ -172,7 +172,7 @@ def test_parts_of_the_range():
 def test_similarity_of_experts(mesh):
     config = config_of(DIT_MOE)
     parameters = fresh(config, mesh)
-    prefix = "groups.blocks.0.feed_forward.experts."
+    prefix = "trunk.segments.0.blocks.0.feed_forward.experts."
     for name in ("w_in", "w_out"):
         w = np.array(parameters[prefix + name])
         w[0, 1], w[0, 2] = 2 * w[0, 0], -w[0, 0]

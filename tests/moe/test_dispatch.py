@@ -13,8 +13,10 @@ import pytest
 from jax.sharding import PartitionSpec
 from jax.test_util import check_grads
 
-from dit_moe.moe.dispatch import BACKENDS, ExpertWeights, _ragged, dispatch, resolve_backend
+from dit_moe.moe.backends.ragged import grouped
+from dit_moe.moe.dispatch import BACKENDS, dispatch, resolve_backend
 from dit_moe.moe.routing import Routing
+from dit_moe.nn.feed_forward import ExpertWeights
 
 INSTALLED = [name for name in BACKENDS if name != "tokamax" or find_spec("tokamax")]
 FAST = [name for name in INSTALLED if name != "reference"]
@@ -190,7 +192,7 @@ def test_rows_that_a_kernel_left_unwritten_reach_nothing(monkeypatch: pytest.Mon
     assert (routing.expert >= num_experts).any()
     experts = make_experts(rng, num_experts, 16, 24, "gelu", True)
     x = jnp.asarray(rng.normal(size=(tokens, 16)), jnp.float32)
-    monkeypatch.setitem(BACKENDS, "careless", partial(_ragged, ragged_dot))
+    monkeypatch.setitem(BACKENDS, "careless", partial(grouped, ragged_dot))
     actual, expected = (
         value_and_grads(x, routing, experts, jnp.sin(x), backend)
         for backend in ("careless", "reference")

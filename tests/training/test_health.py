@@ -13,7 +13,7 @@ from dit_moe.training.logging import MetricsWriter
 
 def lines(losses: list[float], num_experts: int = 0, loads=()) -> list[str]:
     said: list[str] = []
-    warnings = Warnings(num_experts, said.append)
+    warnings = Warnings([num_experts] * 3, said.append)
     for number, loss in enumerate(losses, start=1):
         scalars = {"loss": loss}
         if loads:

@@ -318,7 +318,7 @@ class TestCommand:
 class TestSnapshots:
     def test_sharded_tracks_come_back_whole(self, tmp_path):
         mesh = build_mesh(MeshConfig(data=2, fsdp=4))
-        path = "groups.blocks.0.attention.qkv.kernel"
+        path = "trunk.segments.0.blocks.0.attention.qkv.kernel"
         like = {path: LIKE[path]}
         sharding = parameter_shardings(mesh, LIKE, logical_axes(CONFIG.model))[path]
         (parameters,) = walk(1)

@@ -19,7 +19,7 @@ from dit_moe.training.step import SKIPPED_FOR_DATA, build_step
 from tests.tiny import DIFFMOE, tiny
 from tests.training.test_training import batch, final_state, one_device
 
-PATH = "groups.blocks.1.feed_forward.router.threshold"
+PATH = "trunk.segments.0.blocks.1.feed_forward.router.threshold"
 
 
 def test_thresholds_follow_the_predictions_and_nothing_else():
@@ -43,8 +43,8 @@ def test_thresholds_follow_the_predictions_and_nothing_else():
     for p in range(parts):
         part = (key_N[p::parts], x[p::parts], y_N[p::parts])
         _, (_, prediction) = build_objective(config.objective).loss(network, *part)
-        thresholds.append(prediction.routing.next_state["threshold"])
-        capacities.append(prediction.routing.metrics["predicted_capacity"])
+        thresholds.append(prediction.routing[0].next_state["threshold"])
+        capacities.append(prediction.routing[0].metrics["predicted_capacity"])
     np.testing.assert_allclose(after.parameters[PATH], np.mean(thresholds, axis=0), rtol=1e-5)
     np.testing.assert_array_equal(after.ema[PATH], after.parameters[PATH])
     np.testing.assert_allclose(metrics["moe/capacity"], [1.0])

@@ -103,7 +103,7 @@ def test_state_is_sharded_by_the_table():
     state, _ = run_steps(config, mesh, steps=1)
     adam = state.optimizer[1][0]
     for tree in (state.parameters, state.ema, adam.mu, adam.nu):
-        kernel = tree["groups.blocks.0.attention.qkv.kernel"]  # [group, embed, heads]
+        kernel = tree["trunk.segments.0.blocks.0.attention.qkv.kernel"]  # [group, embed, heads]
         assert kernel.addressable_shards[0].data.shape == (1, 4, 48)
     assert state.step.sharding.is_fully_replicated
 

@@ -18,76 +18,13 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.ad_checkpoint import checkpoint_name
+
+from dit_moe.moe.assignments import sort_by_expert
+from dit_moe.moe.backends.residuals import keep
+from dit_moe.moe.experts.bank import ExpertBank
+from dit_moe.nn.feed_forward import ExpertWeights
 
 Carry = TypeVar("Carry")
-
-
-@flax.struct.dataclass
-class ExpertWeights:
-    """The feed-forward weights of E experts: width D, in-projection width G, hidden width F."""
-
-    w_in: jax.Array
-    """[E, D, G] float32."""
-    w_out: jax.Array
-    """[E, F, D] float32."""
-    b_in: jax.Array | None = None
-    """[E, G] float32."""
-    b_out: jax.Array | None = None
-    """[E, D] float32."""
-    activation: str = flax.struct.field(pytree_node=False, default="swiglu")
-    """"swiglu": G = 2 F, the first F columns are the gate. "gelu" (tanh), "silu": G = F."""
-
-
-DISPATCH_RESIDUAL = "dispatch"
-"""The name under which rematerialisation finds what it should store of dispatch."""
-
-Tree = TypeVar("Tree")
-
-
-def keep(tree: Tree) -> Tree:
-    """Marks arrays as worth storing: they are the outcome of matrix products."""
-    return jax.tree.map(lambda array: checkpoint_name(array, DISPATCH_RESIDUAL), tree)
-
-
-# Differentiation keeps the input alone. What it would keep of the steps to the result is several
-# times as much, and differs between versions of JAX. Inside of loops XLA cannot merge the two.
-@partial(jax.checkpoint, static_argnums=1, prevent_cse=False)
-def expert_activation(h_AxG: jax.Array, activation: str) -> jax.Array:
-    """The non-linearity between the two projections: [A, G] to [A, F], same dtype.
-
-    Raises:
-        ValueError: the activation is unknown.
-    """
-    match activation:
-        case "swiglu":
-            gate_AxF, up_AxF = jnp.split(h_AxG, 2, axis=-1)
-            return jax.nn.silu(gate_AxF) * up_AxF
-        case "gelu":
-            return jax.nn.gelu(h_AxG, approximate=True)
-        case "silu":
-            return jax.nn.silu(h_AxG)
-    raise ValueError(f"activation is {activation!r}, allowed are 'swiglu', 'gelu' and 'silu'")
-
-
-def sort_by_expert(expert_A: jax.Array, num_experts: int) -> tuple[jax.Array, jax.Array]:
-    """Orders assignments by expert, stably.
-
-    Args:
-        expert_A: [A] int32. Values from `num_experts` on mean "no expert" and are sorted last.
-
-    Returns:
-        order [A] int32, the assignment at each sorted place, and size [E] int32, the number of
-        assignments of each expert.
-    """
-    num = expert_A.shape[0]
-    expert_A = jnp.minimum(expert_A.astype(jnp.int32), num_experts)
-    size_E = jnp.bincount(expert_A, length=num_experts).astype(jnp.int32)
-    if (num_experts + 1) * num < 2**31:
-        # Sorting one packed key is several times faster than argsort, which moves two arrays.
-        packed_A = expert_A * num + jnp.arange(num, dtype=jnp.int32)
-        return jnp.sort(packed_A) % num, size_E
-    return jnp.argsort(expert_A, stable=True).astype(jnp.int32), size_E
 
 
 def dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
@@ -119,7 +56,7 @@ def grouped_ffn(
     token_A: jax.Array,
     expert_A: jax.Array,
     weight_A: jax.Array,
-    experts: ExpertWeights,
+    experts: ExpertBank,
 ) -> jax.Array:
     """sum over assignments of weight * expert(x[token]) added at token; see `dispatch`."""
     args = (x_TxD, token_A, expert_A, weight_A, experts)
@@ -198,7 +135,7 @@ def _write(array: jax.Array, rows: jax.Array, start: jax.Array) -> jax.Array:
     return lax.dynamic_update_slice_in_dim(array, rows, start, 0)
 
 
-Residuals = tuple[jax.Array, _Plan, ExpertWeights, jax.Array]
+Residuals = tuple[jax.Array, _Plan, ExpertBank, jax.Array]
 ForwardCarry = tuple[jax.Array, jax.Array]
 BackwardCarry = tuple[jax.Array, jax.Array, ExpertWeights]
 
@@ -208,17 +145,18 @@ def _forward(
     token_A: jax.Array,
     expert_A: jax.Array,
     weight_A: jax.Array,
-    experts: ExpertWeights,
+    experts: ExpertBank,
     save: bool,
 ) -> tuple[jax.Array, Residuals]:
-    num_experts, _, width_in = experts.w_in.shape
+    num_experts, dtype = experts.num_experts, x_TxD.dtype
+    width_in = jax.eval_shape(lambda: experts.expert(0, dtype)).w_in.shape[-1]
     rows = block_rows(token_A.shape[0], num_experts)
     plan = _plan(token_A, expert_A, weight_A, num_experts)
-    axes, dtype = _varying_axes(x_TxD), x_TxD.dtype
+    axes = _varying_axes(x_TxD)
     wide = jnp.promote_types(dtype, jnp.float32)
 
     def expert_step(e: jax.Array, carry: ForwardCarry) -> ForwardCarry:
-        own = jax.tree.map(lambda w: w[e].astype(dtype), experts)
+        own = experts.expert(e, dtype)
 
         def block(start: jax.Array, mask_B: jax.Array, carry: ForwardCarry) -> ForwardCarry:
             y_TxD, h_AxG = carry
@@ -228,7 +166,7 @@ def _forward(
             if own.b_in is not None:
                 h_BxG = h_BxG + own.b_in
             h_BxG = h_BxG.astype(dtype)
-            out_BxD = dot(expert_activation(h_BxG, own.activation), own.w_out, (1, 0))
+            out_BxD = dot(own.kind.activation(h_BxG), own.w_out, (1, 0))
             if own.b_out is not None:
                 out_BxD = out_BxD + own.b_out
             y_TxD = y_TxD.at[token_B].add(out_BxD * weight_B[:, None])
@@ -248,7 +186,9 @@ def _backward(
     residuals: Residuals, dy_TxD: jax.Array
 ) -> tuple[jax.Array, None, None, jax.Array, ExpertWeights]:
     x_TxD, plan, experts, h_AxG = residuals
-    num, num_experts = plan.order.shape[0], experts.w_in.shape[0]
+    if not isinstance(experts, ExpertWeights):
+        raise TypeError(f"{type(experts).__name__} is a bank of experts that cannot be trained")
+    num, num_experts = plan.order.shape[0], experts.num_experts
     rows = block_rows(num, num_experts)
     axes, dtype = _varying_axes(x_TxD), x_TxD.dtype
     wide = jnp.promote_types(dtype, jnp.float32)
@@ -257,16 +197,14 @@ def _backward(
         return _vary(jnp.zeros(shape, dtype), axes)
 
     def expert_step(e: jax.Array, carry: BackwardCarry) -> BackwardCarry:
-        own = jax.tree.map(lambda w: w[e].astype(dtype), experts)
+        own = experts.expert(e, dtype)
 
         def block(start: jax.Array, mask_B: jax.Array, carry: BackwardCarry) -> BackwardCarry:
             dx_TxD, dweight_A, down = carry
             token_B = _rows(plan.token, start, mask_B)
             weight_Bx1 = (_rows(plan.weight, start, mask_B) * mask_B)[:, None].astype(wide)
             x_BxD, dy_BxD = x_TxD[token_B], dy_TxD[token_B]
-            act_BxF, pull = jax.vjp(
-                lambda h_BxG: expert_activation(h_BxG, own.activation), _rows(h_AxG, start, mask_B)
-            )
+            act_BxF, pull = jax.vjp(own.kind.activation, _rows(h_AxG, start, mask_B))
             # The gradient of the weight is <dy, out> = <dy w_out^T, act> + <dy, b_out>: with the
             # weight applied after this product, `out` need not be computed again.
             dact_BxF = dot(dy_BxD, own.w_out, (1, 1))
@@ -311,7 +249,7 @@ def _grouped_ffn(
     token_A: jax.Array,
     expert_A: jax.Array,
     weight_A: jax.Array,
-    experts: ExpertWeights,
+    experts: ExpertBank,
 ) -> jax.Array:
     return _forward(x_TxD, token_A, expert_A, weight_A, experts, save=False)[0]
 

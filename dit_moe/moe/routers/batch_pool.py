@@ -5,8 +5,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dit_moe.config import BatchPoolRouterConfig, MoEConfig
+from dit_moe.moe.assignments import slots_from_mask
 from dit_moe.moe.routers.scores import expert_capacity, init_kernel, softmax_scores
-from dit_moe.moe.routing import Conditioning, Routing, slots_from_mask
+from dit_moe.moe.routing import Conditioning, Routing
 
 _XAVIER = jax.nn.initializers.xavier_uniform()
 

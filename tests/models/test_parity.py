@@ -115,12 +115,12 @@ def test_output(name):
 def test_auxiliary_losses(name):
     model, arrays = load(name)
     prediction = model(*inputs(arrays), train=True)
-    (per_layer,) = prediction.routing.losses.values()
+    (per_layer,) = prediction.routing[0].losses.values()
     np.testing.assert_allclose(per_layer, arrays["aux_losses"], rtol=1e-5)
     (total,) = prediction.losses.values()
     np.testing.assert_allclose(total, arrays["aux_losses"].sum(), rtol=1e-5)
     if name == "diffmoe_tiny":
-        threshold_LxE = prediction.routing.next_state["threshold"]
+        threshold_LxE = prediction.routing[0].next_state["threshold"]
         np.testing.assert_allclose(threshold_LxE, arrays["next_threshold"], rtol=1e-6)
 
 
