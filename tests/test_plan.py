@@ -380,7 +380,7 @@ def test_mesh_that_does_not_divide():
 
 def test_help_does_not_wait_for_jax():
     code = (
-        "import sys, dit_moe.plan.__main__ as m\ntry: m.main(['--help'])\nexcept SystemExit: pass"
+        "import sys, dit_moe.commands.plan as m\ntry: m.main(['--help'])\nexcept SystemExit: pass"
     )
     code += "\nassert 'jax' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)

@@ -76,8 +76,7 @@ def test_a_network_that_depends_on_one_thing(cause, mesh):
     settings = build_settings(config, inputs="training", num_images=60, time_bins=4)
     source = open_source(config, settings)
     counts = count_training(config, parameters, source, settings, 64, mesh)
-    assert config.model.moe is not None
-    inputs = summarize(counts, config.model.moe, seed=0)
+    inputs = summarize(counts, config.model, seed=0)
     for layer in inputs.layers:
         for factor in ("position", "time", "label"):
             information: Information = getattr(layer, factor)
@@ -113,7 +112,7 @@ def test_routers_in_which_experts_choose(moe, mesh, monkeypatch):
     settings = build_settings(config, **asked)
     parameters = fresh(config, mesh)
     counts = count_training(config, parameters, Latents(), settings, 16, mesh)  # pyright: ignore
-    inputs = summarize(counts, moe, seed=0)
+    inputs = summarize(counts, model, seed=0)
     tokens, layer = model.num_tokens, inputs.layers[0]
     assert (inputs.images, inputs.null_images, inputs.null_tokens) == (12, 4, 0.25)
     assert inputs.tokens == 12 * 2 * tokens
@@ -177,7 +176,7 @@ def test_similarity_of_experts(mesh):
         w = np.array(parameters[prefix + name])
         w[0, 1], w[0, 2] = 2 * w[0, 0], -w[0, 0]
         parameters[prefix + name] = jnp.asarray(w)
-    found = experts.expert_similarity(config.model, parameters)
+    found = np.asarray(experts.expert_similarity(config.model, parameters))
     flat = [np.asarray(parameters[prefix + n]).reshape(2, 4, -1) for n in ("w_in", "w_out")]
     expected = [np.corrcoef(w) for w in np.concatenate(flat, axis=-1)]  # their means are near 0
     np.testing.assert_allclose(found, expected, atol=0.02)

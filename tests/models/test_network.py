@@ -64,7 +64,8 @@ def test_attention(qk_norm):
     weights = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     mixed = (weights @ v).transpose(0, 2, 1, 3).reshape(2, 5, 16)
     expected = mixed @ np.asarray(attention.out.kernel[...], np.float64)
-    np.testing.assert_allclose(attention(jnp.asarray(x, jnp.float32)), expected, atol=1e-5)
+    angles = rotary_angles(4, 8)
+    np.testing.assert_allclose(attention(jnp.asarray(x, jnp.float32), angles), expected, atol=1e-5)
 
 
 def test_rotary_attention():
@@ -88,7 +89,8 @@ def test_rotary_attention():
     weights = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     mixed = (weights @ v).transpose(0, 2, 1, 3).reshape(2, 16, 16)
     expected = mixed @ np.asarray(attention.out.kernel[...], np.float64)
-    np.testing.assert_allclose(attention(jnp.asarray(x, jnp.float32)), expected, atol=1e-5)
+    angles = rotary_angles(4, 8)
+    np.testing.assert_allclose(attention(jnp.asarray(x, jnp.float32), angles), expected, atol=1e-5)
     # Queries and keys of bfloat16 stay so.
     assert rotate(jnp.ones((1, 16, 2, 8), jnp.bfloat16), rotary_angles(4, 8)).dtype == jnp.bfloat16
 

@@ -311,5 +311,5 @@ def test_unknown_names_are_told() -> None:
     x = jnp.ones((tokens, 16))
     with pytest.raises(ValueError, match=r"'fast'.*auto, reference, blocked, ragged"):
         dispatch(x, routing, experts, backend="fast")
-    with pytest.raises(ValueError, match=r"'relu'.*'swiglu', 'gelu' and 'silu'"):
+    with pytest.raises(ValueError, match=r"'relu'.*'swiglu', 'gelu', 'silu'"):
         dispatch(x, routing, replace(experts, activation="relu"))

@@ -47,9 +47,9 @@ def test_thresholds_follow_the_predictions_and_nothing_else():
         capacities.append(prediction.routing[0].metrics["predicted_capacity"])
     np.testing.assert_allclose(after.parameters[PATH], np.mean(thresholds, axis=0), rtol=1e-5)
     np.testing.assert_array_equal(after.ema[PATH], after.parameters[PATH])
-    np.testing.assert_allclose(metrics["moe/capacity"], [1.0])
+    np.testing.assert_allclose(metrics["moe/capacity"][0], [1.0])
     np.testing.assert_allclose(
-        metrics["moe/predicted_capacity"], np.mean(capacities, axis=0), rtol=1e-5
+        metrics["moe/predicted_capacity"][0], np.mean(capacities, axis=0), rtol=1e-5
     )
 
     skipped, metrics = step(after, jnp.full_like(x, jnp.nan), y)
