@@ -116,6 +116,12 @@ class SolverConfig:
         fields = {name: value for name, value in fields.items() if name in kept}
         return SolverConfig(**fields).resolve(objective)
 
+    def option(self, name: str) -> float:
+        """A number that the solver has as an option; of a resolved config."""
+        value = getattr(self, name)
+        assert value is not None, name
+        return value
+
     def _chosen(self, objective: ObjectiveConfig) -> str:
         auto = "ancestral" if isinstance(objective, DDPMConfig) else "euler"
         return auto if self.solver == "auto" else self.solver
