@@ -25,7 +25,7 @@ from dit_moe.config import (
 )
 from dit_moe.config.rules import describe
 from dit_moe.storage.files import FilePath
-from dit_moe.storage.records import check_plain, read_json, shown
+from dit_moe.storage.records import check_plain, read_json
 
 _VARIANT = re.compile(r"--config\.(?:.*\.)?(objective|router)\.name=")
 _REGISTRIES = {"objective": OBJECTIVES, "router": ROUTERS}

@@ -8,7 +8,14 @@ from pydantic_core import PydanticCustomError
 
 from dit_moe.config.experts import EXPERTS
 from dit_moe.config.routers import ROUTERS, RouterConfig, TopKRouterConfig
-from dit_moe.config.rules import RULES, Listed, NonNegativeFloat, PositiveFloat, PositiveInt, require
+from dit_moe.config.rules import (
+    RULES,
+    Listed,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    require,
+)
 
 
 def _known_expert(name: str) -> str:

@@ -10,8 +10,8 @@ from etils import epath
 
 from dit_moe.storage.files import is_remote
 from dit_moe.training.metrics_table import MetricsTable
-from dit_moe.training.wandb_run import start_wandb
 from dit_moe.training.step import Metrics
+from dit_moe.training.wandb_run import start_wandb
 
 
 def summarize(window: Sequence[Metrics]) -> dict[str, float]:
