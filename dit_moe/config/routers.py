@@ -6,7 +6,7 @@ from pydantic import PlainValidator
 from pydantic.dataclasses import dataclass
 
 from dit_moe.config.registry import Registry
-from dit_moe.config.rules import RULES, Decay, NonNegativeFloat, PositiveFloat
+from dit_moe.config.rules import RULES, ConfigError, Decay, NonNegativeFloat, PositiveFloat
 
 if TYPE_CHECKING:
     from dit_moe.config.moe import MoEConfig
@@ -35,15 +35,15 @@ class RouterSettings:
 
     def weight_sum(self, moe: "MoEConfig") -> float | None:
         """What a token's weights sum to while it has no preference; None: not known beforehand."""
-        raise NotImplementedError(f"router {self.name!r} does not tell its weight_sum")
+        raise self._untold("its weight_sum")
 
     def parameters(self, width: int, moe: "MoEConfig") -> int:
         """Numbers of one layer's router."""
-        raise NotImplementedError(f"router {self.name!r} does not tell its parameters")
+        raise self._untold("its parameters")
 
     def flops(self, width: int, moe: "MoEConfig") -> float:
         """Operations of its matrix products for one token, forward."""
-        raise NotImplementedError(f"router {self.name!r} does not tell its flops")
+        raise self._untold("its flops")
 
     def saved(self, width: int, moe: "MoEConfig", *, products_only: bool) -> int:
         """Float32 numbers of a token that its backward pass needs, beside the scores.
@@ -53,7 +53,10 @@ class RouterSettings:
           moe: the mixture.
           products_only: only results of matrix products are kept (`model.remat` is `dots`).
         """
-        raise NotImplementedError(f"router {self.name!r} does not tell what it saves")
+        raise self._untold("what it saves")
+
+    def _untold(self, what: str) -> ConfigError:
+        return ConfigError(f"router {self.name!r} does not tell {what}; see docs/extending.md")
 
     def hands_on(self, moe: "MoEConfig") -> dict[str, tuple[int, ...]]:
         """Shapes, for one token, of what the router of the next layer gets to see
