@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dit_moe.config import EXPERTS, ModelConfig
+from dit_moe.nn.embeddings import TIME_FEATURES
 
-TIME_FEATURES = 256  # of nn.embeddings.timestep_features
 BACKWARD = 2  # one product for the gradient of each factor
 
 
