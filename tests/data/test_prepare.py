@@ -158,7 +158,8 @@ def flags(pictures: Pictures | None, output: Path, **more: object) -> list[str]:
 # The same command, ended by a signal at a given moment of the work on a given shard.
 ENDED = """
 import multiprocessing, os, signal, sys
-from dit_moe.data.prepare import command, job, shard
+from dit_moe.commands import prepare
+from dit_moe.data.prepare import job, shard
 
 index, moment, number = int(sys.argv[1]), sys.argv[2], getattr(signal, sys.argv[3])
 write_shard, write_record = shard.write_shard, job.Job.write_record
@@ -184,7 +185,7 @@ def ended_write_record(job, place, record):
 
 shard.write_shard = ended_write_shard
 job.Job.write_record = ended_write_record
-sys.exit(command.main(sys.argv[4:]))
+sys.exit(prepare.main(sys.argv[4:]))
 """
 
 
