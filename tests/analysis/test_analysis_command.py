@@ -149,6 +149,17 @@ def test_routers_in_which_experts_choose(moe, mesh, monkeypatch):
         np.testing.assert_array_equal(each, np.full(each.shape, layer.experts_per_token))
 
 
+def test_a_guide_of_its_own_is_not_counted(mesh):
+    """It guides the trajectories, of which every state is shown once."""
+    guidance = GuidanceConfig("self_contrast", 2.0)
+    config = dataclasses.replace(config_of(DIT_MOE), sample=SampleConfig(guidance=guidance))
+    settings = build_settings(config, num_images=10, time_bins=2, steps=2)
+    assert settings.guidance == dataclasses.replace(guidance, weak_routing="least_likely")
+    found = count_sampling(config, fresh(config, mesh), settings, 16, mesh)
+    np.testing.assert_array_equal(found.visits_B, [10, 10])
+    assert found.null_visits == 0
+
+
 @pytest.mark.parametrize("objective", [RectifiedFlowConfig(shift=2.0), DDPMConfig(timesteps=30)])
 def test_trajectories_end_at_the_data(objective):
     """The exact network of a single image: every path leads to it, and to it alone."""
