@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dit_moe.config.command_line import (
     GUIDANCE_FLAGS,
+    GUIDE_FLAGS,
     SOLVER_FLAGS,
     add_guidance_flags,
     add_solver_flags,
@@ -74,8 +75,8 @@ the same command goes on where it was.
 
 _OF_RUNS = (
     "num_samples",
-    "guidance_scale",
     *GUIDANCE_FLAGS,
+    *GUIDE_FLAGS,
     "classes",
     *SOLVER_FLAGS,
     "seed",
@@ -126,12 +127,6 @@ def _parser() -> argparse.ArgumentParser:
     add = drawn.add_argument
     add("--num_samples", type=int, default=50_000, help="images to draw (default: 50000)")
     add(
-        "--guidance_scale",
-        default="",
-        metavar="1.0,1.5",
-        help="one scale or several, which gives a table and a plot (default: the run's own)",
-    )
-    add(
         "--classes",
         default="",
         metavar="0,1,2",
@@ -147,7 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--autoencoder", help="decodes latents (default: the one of the training data)")
     add("--save", type=Path, metavar="FOLDER", help="keep the images of each scale here")
     add_solver_flags(parser)
-    add_guidance_flags(parser)
+    add_guidance_flags(parser, scales=True)
     return parser
 
 
@@ -240,8 +235,7 @@ def _judge_run(
             batch_size=options.batch_size,
             save=options.save,
             num_samples=options.num_samples,
-            guidance_scale=scale,
-            **guidance_settings(options),
+            **guidance_settings(options, scale=scale),
             classes=numbers("classes", options.classes),
             **solver_settings(options),
             seed=options.seed,

@@ -94,7 +94,7 @@ def plot(results: Sequence[Result], path: Path) -> None:
 
 
 def _scales(results: Sequence[Result]) -> list[float]:
-    return [result["samples"]["drawn"]["guidance_scale"] for result in results]
+    return [result["samples"]["drawn"]["guidance"]["scale"] for result in results]
 
 
 def _rows(results: Sequence[Result]) -> list[tuple[str, list[float]]]:

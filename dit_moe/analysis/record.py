@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
+from dit_moe.config import GuidanceConfig
 from dit_moe.config.rules import RULES
 
 FILE = "analysis.json"
@@ -23,7 +24,7 @@ class Settings:
     time_bins: int
     steps: int
     """Of the sampling trajectories."""
-    guidance_scale: float
+    guidance: GuidanceConfig
     seed: int
     parameters: Literal["ema", "raw"]
     data: tuple[str, ...] = ()

@@ -174,3 +174,8 @@ class ModelConfig:
     def out_channels(self) -> int:
         """Channels of the prediction."""
         return self.channels * (2 if self.learn_sigma else 1)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of an image, or of its latents."""
+        return self.image_size, self.image_size, self.channels

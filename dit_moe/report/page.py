@@ -201,8 +201,9 @@ def _commands(
         line += ["--inputs", s.inputs[0] if len(s.inputs) == 1 else "both"]
         line += ["--data", ",".join(s.data)] if s.data else []
         line += ["--classes", ",".join(map(str, s.classes))]
+        line += ["--guidance_scale", s.guidance.scale]
         for name, value in dataclasses.asdict(s).items():
-            if name not in ("inputs", "data", "classes"):
+            if name not in ("inputs", "data", "classes", "guidance"):
                 line += [f"--{name}", value]
         lines.append(line)
     line = ["-m", "dit_moe.report", "--workdir", run]

@@ -25,7 +25,7 @@ from dit_moe.runs.checkpoints import on_one_device
 from dit_moe.runs.loading import load_run
 from dit_moe.runs.weights import write_weights
 from dit_moe.runs.writer import InMemory, write_run
-from dit_moe.sampling.sample_set import RunSampler
+from dit_moe.sampling.run_sampler import RunSampler
 from dit_moe.training.origin import start_parameters
 from tests.convert.converted import imported
 
