@@ -17,8 +17,9 @@ import numpy as np
 from tqdm import tqdm
 
 from dit_moe.storage import files
-from eval.image_sets import ImageSet, ImageSetError
-from eval.statistics import GaussianAccumulator
+
+from .image_sets import ImageSet, ImageSetError
+from .statistics import GaussianAccumulator
 
 _SAVE_EVERY = 60.0  # seconds: what a crash costs at most
 _DAMAGED = (  # what reading a damaged .npz raises

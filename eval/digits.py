@@ -24,9 +24,10 @@ import sklearn
 from dit_moe.config.command_line import command_parser, end, run_command
 from dit_moe.data import digits
 from dit_moe.storage import files
-from eval import digit_judges, digits_picture, metrics, npz_images
-from eval.image_sets import ImageSetError
-from eval.statistics import Gaussian, SmallSetWarning, fit_gaussian
+
+from . import digit_judges, digits_picture, metrics, npz_images
+from .image_sets import ImageSetError
+from .statistics import Gaussian, SmallSetWarning, fit_gaussian
 
 _BLOCK_SEED = 0
 _CLOSE_PERCENTILE = 5

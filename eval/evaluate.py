@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from eval import metrics as m
-from eval.collect import Collected, Extractor, collect, kept_rows, key
-from eval.image_sets import ImageSet, ImageSetError
-from eval.labels import Labels, shared_classes
-from eval.references import Reference
-from eval.statistics import Gaussian, SmallSetWarning
+from . import metrics as m
+from .collect import Collected, Extractor, collect, kept_rows, key
+from .image_sets import ImageSet, ImageSetError
+from .labels import Labels, shared_classes
+from .references import Reference
+from .statistics import Gaussian, SmallSetWarning
 
 PAIRWISE_REFERENCE = 10_000  # as in ADM's reference batches
 _FEW = 2048

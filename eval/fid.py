@@ -22,7 +22,7 @@ from dit_moe.config.command_line import (
 )
 
 if TYPE_CHECKING:
-    from eval.image_sets import ImageSet
+    from .image_sets import ImageSet
 
 _HELP = """\
 Judges a set of images against a reference by the features of a published network.
@@ -161,8 +161,8 @@ def _run(options: argparse.Namespace) -> str:
     Raises:
         ImageSetError, OSError, dit_moe.config.ConfigError: for the user to mend.
     """
-    from eval import evaluate, image_sets, references
-    from eval.features import load_extractor
+    from . import evaluate, image_sets, references
+    from .features import load_extractor
 
     for name in ("batch_size", "pairwise_reference"):
         if getattr(options, name) < 1:
@@ -221,8 +221,8 @@ def _judge_run(
     judge: Callable[["ImageSet", int], dict[str, Any]],
     identity: dict[str, Any],
 ) -> str:
-    from eval import evaluate, sweep
-    from eval.run_samples import open_run
+    from . import evaluate, sweep
+    from .run_samples import open_run
 
     def judge_scale(images: "ImageSet", drawn: dict[str, Any]) -> dict[str, Any]:
         result = judge(images, drawn["batch_size"])
@@ -284,7 +284,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if getattr(options, name) != parser.get_default(name):
                 parser.error(f"--{name} belongs to --workdir, not to --samples")
     # After parsing: help is instant.
-    from eval.image_sets import ImageSetError
+    from .image_sets import ImageSetError
 
     return run_command(lambda: print(_run(options)), ImageSetError, resumes=True)
 

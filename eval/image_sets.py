@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from eval.labels import Labels, of_places
+from .labels import Labels, of_places
 
 
 class ImageSetError(ValueError):
@@ -77,8 +77,8 @@ def open_set(path: str | Path, split: str = "train") -> ImageSet:
         ImageSetError: missing, of no known form, empty, or of a wrong type.
     """
     # Each form imports what it reads, and this module.
-    from eval import image_files, npz_images, tfds_images
-    from eval.features.embedded import EMBEDDED
+    from . import image_files, npz_images, tfds_images
+    from .features.embedded import EMBEDDED
 
     if str(path) in EMBEDDED and not Path(path).exists():
         return _embedded(str(path))
@@ -102,7 +102,7 @@ def open_set(path: str | Path, split: str = "train") -> ImageSet:
 
 
 def _embedded(name: str) -> ImageSet:
-    from eval.features.embedded import EMBEDDED
+    from .features.embedded import EMBEDDED
 
     embedded = EMBEDDED[name]
     image_NxHxWxC, label_N = embedded.load("heldout")

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from dit_moe.storage import files
-from eval import image_sets, npz_images
-from eval.image_sets import ImageSet, ImageSetError
-from eval.statistics import Gaussian
+
+from . import image_sets, npz_images
+from .image_sets import ImageSet, ImageSetError
+from .statistics import Gaussian
 
 _PICKLES = (".pickle", ".pkl", ".pt", ".pth")
 # Of pytorch-fid, EDM and ADM (pooled features), and of ADM alone (spatial features).

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from dit_moe.sampling.sample_set import RunSampler, write_sample_set
-from eval import npz_images
-from eval.image_sets import ImageSet, ImageSetError
-from eval.labels import of_places
+
+from . import npz_images
+from .image_sets import ImageSet, ImageSetError
+from .labels import of_places
 
 
 def open_run(

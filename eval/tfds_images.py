@@ -9,8 +9,9 @@ import numpy as np
 
 from dit_moe.storage import files
 from dit_moe.storage.pictures import ImageError, read_picture
-from eval.image_sets import ImageSet, ImageSetError, check_shape
-from eval.labels import Labels, of_places
+
+from .image_sets import ImageSet, ImageSetError, check_shape
+from .labels import Labels, of_places
 
 
 def is_data_set(path: Path) -> bool:

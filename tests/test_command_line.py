@@ -69,7 +69,7 @@ def test_numbers():
 
 ENDS = """
 import contextlib, sys, threading
-from dit_moe import command_line
+from dit_moe.config import command_line
 command_line._PATIENCE = 0.2
 
 def main():

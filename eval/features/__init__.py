@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from eval.collect import Extractor
+    from ..collect import Extractor
 
 
 def load_extractor(name: str, weights: str | Path | None, batch_size: int = 64) -> "Extractor":
@@ -24,8 +24,8 @@ def load_extractor(name: str, weights: str | Path | None, batch_size: int = 64) 
         ValueError: the name or the batch size is not allowed.
     """
     # JAX and scikit-learn start here: a command's --help need not wait.
-    from eval.features import embedded, extractor
-    from eval.features.weights import WeightsError
+    from ..features.weights import WeightsError  # else `weights` would be the module
+    from . import embedded, extractor
 
     if name in embedded.EMBEDDED:
         if weights is not None:

@@ -14,7 +14,8 @@ from sklearn.neural_network import MLPClassifier
 from threadpoolctl import threadpool_limits
 
 from dit_moe.data import digits, patches
-from eval.image_sets import ImageSetError
+
+from ..image_sets import ImageSetError
 
 
 @dataclass(frozen=True)

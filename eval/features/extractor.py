@@ -9,8 +9,8 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from eval.features import weights
-from eval.features.networks import NETWORKS
+from . import weights
+from .networks import NETWORKS
 
 
 class Extractor:

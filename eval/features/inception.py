@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from eval.features import binding
+from . import binding
 
 SIZE = 299
 CLASSES = 1008

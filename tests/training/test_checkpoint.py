@@ -329,8 +329,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from dit_moe.training.checkpoint import Checkpoints
-from dit_moe.training.state import TrainState
+from dit_moe.runs.checkpoints import Checkpoints
+from dit_moe.runs.state import TrainState
 
 mesh = Mesh(np.array(jax.devices()).reshape(2, 2), ("data", "fsdp"))
 
