@@ -1,8 +1,8 @@
 """A model as an open folder: safetensors, weights.json, config.json, latents.json, README.md.
 
 The tensors have this package's names, one for each unit of blocks: "trunk.segments.0.3.blocks.0.
-attention.qkv.kernel" is number 3 of the stack "trunk.segments.0.blocks.0.attention.qkv.kernel". Above
-`SHARD_BYTES` they lie in several files with an index, in the layout of the Hugging Face hub.
+attention.qkv.kernel" is number 3 of the stack "trunk.segments.0.blocks.0.attention.qkv.kernel".
+Above `SHARD_BYTES` they lie in several files with an index, in the layout of the Hugging Face hub.
 """
 
 import json
