@@ -13,7 +13,7 @@ import numpy as np
 
 from dit_moe.sampling.sample_set import RunSampler, write_sample_set
 from eval import npz_images
-from eval.image_sets import ImageSet, ImageSetError
+from eval.image_set import ImageSet, ImageSetError
 from eval.labels import of_places
 
 

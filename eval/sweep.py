@@ -11,8 +11,9 @@ import matplotlib.pyplot as plt
 
 from dit_moe.storage.files import atomic
 from dit_moe.storage.records import read_json
-from eval.evaluate import METRICS, title_of
-from eval.image_sets import ImageSet, ImageSetError
+from eval.image_set import ImageSet, ImageSetError
+from eval.metric_table import METRICS
+from eval.result_table import title_of
 
 Result = dict[str, Any]
 

@@ -14,7 +14,7 @@ from sklearn.neural_network import MLPClassifier
 from threadpoolctl import threadpool_limits
 
 from dit_moe.data import digits, patches
-from eval.image_sets import ImageSetError
+from eval.image_set import ImageSetError
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from skimage import data
 from dit_moe.commands.prepare import main
 from dit_moe.config import ConfigError
 from dit_moe.data import prepared
-from dit_moe.data.prepare import inputs
+from dit_moe.data.prepare.input import Input
 from dit_moe.data.prepare.job import Job, PrepareError, Settings
 from dit_moe.data.prepare.local import make_shards
 from dit_moe.data.prepared import Prepared
@@ -465,6 +465,6 @@ def test_entries_of_shards_are_all_entries(pictures):
     job = Job(settings)
     parts = [entry for index in range(job.num_shards) for entry in job.entries(index)]
     assert parts == list(job.input.entries)
-    assert isinstance(job.input, inputs.Input)
+    assert isinstance(job.input, Input)
     with pytest.raises(ConfigError, match="is 0"):
         dataclasses.replace(settings, images_per_shard=0)
