@@ -16,7 +16,7 @@ from dit_moe.data.picture_zips import list_zip
 from dit_moe.storage import files
 from dit_moe.storage.pictures import SUFFIXES, ImageError, read_picture
 
-from .image_sets import ImageSet, ImageSetError
+from .image_set import ImageSet, ImageSetError
 from .labels import Labels, of_folders
 
 _THREADS = 8

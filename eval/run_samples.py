@@ -14,7 +14,7 @@ import numpy as np
 from dit_moe.sampling.sample_set import RunSampler, write_sample_set
 
 from . import npz_images
-from .image_sets import ImageSet, ImageSetError
+from .image_set import ImageSet, ImageSetError
 from .labels import of_places
 
 

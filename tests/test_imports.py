@@ -43,8 +43,9 @@ STRANGERS = [
     ("dit_moe.training", "dit_moe.analysis"),
 ]
 
-# `eval` judges pictures, not models, but for the command's way from a run to them.
-EVAL_MAY_IMPORT = ("dit_moe.config", "dit_moe.data", "dit_moe.storage", "eval")
+# `eval` judges pictures, not models, but for the command's way from a run to them. `nn.flat` gives
+# any module its parameters by dotted path, those of the feature networks too.
+EVAL_MAY_IMPORT = ("dit_moe.config", "dit_moe.data", "dit_moe.nn.flat", "dit_moe.storage", "eval")
 EVAL_DRAWS = "eval.run_samples"
 
 

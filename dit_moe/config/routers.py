@@ -1,17 +1,33 @@
 """The settings of every router, with the facts about it that the rest of the package asks for."""
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Protocol
 
 from pydantic import PlainValidator
 from pydantic.dataclasses import dataclass
 
 from dit_moe.config.registry import Registry
-from dit_moe.config.rules import RULES, Decay, NonNegativeFloat, PositiveFloat
-
-if TYPE_CHECKING:
-    from dit_moe.config.moe import MoEConfig
+from dit_moe.config.rules import RULES, ConfigError, Decay, NonNegativeFloat, PositiveFloat
 
 Chooser = Literal["token", "image", "batch"]
+
+
+class Mixture(Protocol):
+    """What the facts about a router depend on of its mixture (`MoEConfig`)."""
+
+    @property
+    def num_experts(self) -> int:
+        """Routed experts."""
+        ...
+
+    @property
+    def scored_experts(self) -> int:
+        """The router's columns: routed experts, then cheap ones."""
+        ...
+
+    @property
+    def top_k(self) -> int:
+        """Experts of each token, on average where experts choose."""
+        ...
 
 
 @dataclass(frozen=True, config=RULES)
@@ -33,19 +49,19 @@ class RouterSettings:
     fresh_scale: ClassVar[float]
     """By what upcycling multiplies its fresh parameters, so that it begins without preference."""
 
-    def weight_sum(self, moe: "MoEConfig") -> float | None:
+    def weight_sum(self, moe: Mixture) -> float | None:
         """What a token's weights sum to while it has no preference; None: not known beforehand."""
-        raise NotImplementedError(f"router {self.name!r} does not tell its weight_sum")
+        raise self._untold("its weight_sum")
 
-    def parameters(self, width: int, moe: "MoEConfig") -> int:
+    def parameters(self, width: int, moe: Mixture) -> int:
         """Numbers of one layer's router."""
-        raise NotImplementedError(f"router {self.name!r} does not tell its parameters")
+        raise self._untold("its parameters")
 
-    def flops(self, width: int, moe: "MoEConfig") -> float:
+    def flops(self, width: int, moe: Mixture) -> float:
         """Operations of its matrix products for one token, forward."""
-        raise NotImplementedError(f"router {self.name!r} does not tell its flops")
+        raise self._untold("its flops")
 
-    def saved(self, width: int, moe: "MoEConfig", *, products_only: bool) -> int:
+    def saved(self, width: int, moe: Mixture, *, products_only: bool) -> int:
         """Float32 numbers of a token that its backward pass needs, beside the scores.
 
         Args:
@@ -53,9 +69,12 @@ class RouterSettings:
           moe: the mixture.
           products_only: only results of matrix products are kept (`model.remat` is `dots`).
         """
-        raise NotImplementedError(f"router {self.name!r} does not tell what it saves")
+        raise self._untold("what it saves")
 
-    def hands_on(self, moe: "MoEConfig") -> dict[str, tuple[int, ...]]:
+    def _untold(self, what: str) -> ConfigError:
+        return ConfigError(f"router {self.name!r} does not tell {what}; see docs/extending.md")
+
+    def hands_on(self, moe: Mixture) -> dict[str, tuple[int, ...]]:
         """Shapes, for one token, of what the router of the next layer gets to see
         (`Conditioning.previous`); most hand on nothing."""
         del moe
@@ -73,15 +92,15 @@ class LinearScores(RouterSettings):
 
     unconditional: ClassVar[bool] = False
 
-    def parameters(self, width: int, moe: "MoEConfig") -> int:
+    def parameters(self, width: int, moe: Mixture) -> int:
         """The matrix."""
         return width * moe.scored_experts
 
-    def flops(self, width: int, moe: "MoEConfig") -> float:
+    def flops(self, width: int, moe: Mixture) -> float:
         """One product with the matrix."""
         return 2 * width * moe.scored_experts
 
-    def saved(self, width: int, moe: "MoEConfig", *, products_only: bool) -> int:
+    def saved(self, width: int, moe: Mixture, *, products_only: bool) -> int:
         """The token in float32."""
         return 0 if products_only else width
 
@@ -98,7 +117,7 @@ class TopKRouterConfig(LinearScores):
     free: ClassVar[tuple[str, ...]] = ("balance_coef",)
     fresh_scale: ClassVar[float] = 0.01
 
-    def weight_sum(self, moe: "MoEConfig") -> float:
+    def weight_sum(self, moe: Mixture) -> float:
         """top_k of E equal probabilities."""
         return moe.top_k / moe.scored_experts
 
@@ -119,11 +138,11 @@ class SigmoidTopKRouterConfig(LinearScores):
     free: ClassVar[tuple[str, ...]] = ("bias_rate",)
     fresh_scale: ClassVar[float] = 0.01
 
-    def weight_sum(self, moe: "MoEConfig") -> float:
+    def weight_sum(self, moe: Mixture) -> float:
         """`scale`, or half of it where one expert has the weight of a sigmoid at 0."""
         return self.scale * (1.0 if moe.top_k > 1 else 0.5)
 
-    def parameters(self, width: int, moe: "MoEConfig") -> int:
+    def parameters(self, width: int, moe: Mixture) -> int:
         """The matrix and the biases."""
         return (width + 1) * moe.scored_experts
 
@@ -144,15 +163,15 @@ class PrototypeSettings(RouterSettings):
     fresh_scale: ClassVar[float] = 1.0
     """Prototypes are compared by their direction alone."""
 
-    def parameters(self, width: int, moe: "MoEConfig") -> int:
+    def parameters(self, width: int, moe: Mixture) -> int:
         """The prototypes."""
         return width * moe.num_experts
 
-    def flops(self, width: int, moe: "MoEConfig") -> float:
+    def flops(self, width: int, moe: Mixture) -> float:
         """The cosines."""
         return 2 * width * moe.num_experts
 
-    def saved(self, width: int, moe: "MoEConfig", *, products_only: bool) -> int:
+    def saved(self, width: int, moe: Mixture, *, products_only: bool) -> int:
         """The token in float32, as it is, squared and normalised."""
         return 0 if products_only else 3 * width
 
@@ -166,7 +185,7 @@ class PrototypeRouterConfig(PrototypeSettings):
 
     chooser: ClassVar[Chooser] = "token"
 
-    def weight_sum(self, moe: "MoEConfig") -> float | None:
+    def weight_sum(self, moe: Mixture) -> float | None:
         """Of cosines near 0; themselves they sum to nothing that is known."""
         return {
             "softmax": moe.top_k / moe.num_experts,
@@ -186,7 +205,7 @@ class ExpertChoiceRouterConfig(LinearScores):
     free: ClassVar[tuple[str, ...]] = ()
     fresh_scale: ClassVar[float] = 1.0
 
-    def weight_sum(self, moe: "MoEConfig") -> float:
+    def weight_sum(self, moe: Mixture) -> float:
         """Of the top_k experts that a token has on average."""
         return moe.top_k / moe.num_experts
 
@@ -200,7 +219,7 @@ class PrototypeExpertChoiceRouterConfig(PrototypeSettings):
 
     chooser: ClassVar[Chooser] = "image"
 
-    def weight_sum(self, moe: "MoEConfig") -> None:
+    def weight_sum(self, moe: Mixture) -> None:
         """A softmax over tokens, or cosines of whichever tokens an expert takes."""
         return None
 
@@ -226,19 +245,19 @@ class BatchPoolRouterConfig(LinearScores):
     free: ClassVar[tuple[str, ...]] = ("capacity_coef", "threshold_decay", "inference")
     fresh_scale: ClassVar[float] = 1.0
 
-    def weight_sum(self, moe: "MoEConfig") -> float:
+    def weight_sum(self, moe: Mixture) -> float:
         """Of the top_k experts that a token has on average."""
         return moe.top_k / moe.num_experts
 
-    def parameters(self, width: int, moe: "MoEConfig") -> int:
+    def parameters(self, width: int, moe: Mixture) -> int:
         """The matrix, the predictor's two layers with biases, the thresholds."""
         experts = moe.num_experts
         return width * experts + width * (width + 1) + (width + 1) * experts + experts
 
-    def flops(self, width: int, moe: "MoEConfig") -> float:
+    def flops(self, width: int, moe: Mixture) -> float:
         """Scores and predictor."""
         return 2 * width * (width + 2 * moe.num_experts)
 
-    def saved(self, width: int, moe: "MoEConfig", *, products_only: bool) -> int:
+    def saved(self, width: int, moe: Mixture, *, products_only: bool) -> int:
         """The predictor's layers; without recomputation also what they are made of."""
         return width + moe.num_experts if products_only else 6 * width

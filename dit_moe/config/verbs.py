@@ -32,7 +32,7 @@ VERBS = {
         "judge samples or a model against a reference: FID and its relatives",
     ),
     "judge": Verb(
-        "dit_moe.eval.digits",
+        "dit_moe.eval.digits.command",
         "python -m eval.digits",
         "judge samples of handwritten digits beside real ones",
     ),

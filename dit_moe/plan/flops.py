@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dit_moe.config import EXPERTS, ModelConfig
+from dit_moe.nn.embeddings import TIME_FEATURES
 
-TIME_FEATURES = 256  # of nn.embeddings.timestep_features
 BACKWARD = 2  # one product for the gradient of each factor
 
 
@@ -22,7 +22,7 @@ class ImageFlops:
     attention: float
     """Projections, scores and mixing."""
     feed_forward: float
-    """Of the dense blocks."""
+    """The feed-forwards of the dense blocks."""
     experts: float
     """Routed: top_k of them per token, whichever they are (the unconditional one included), and on
     average where experts choose tokens or some are cheap."""

@@ -81,7 +81,7 @@ def read_member(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
         num_bytes = math.prod(map(int, shape)) * dtype.itemsize
         if num_bytes > MAX_BYTES:
             raise NpzError(f"{path}: {name} has {num_bytes:,} bytes; allowed: {MAX_BYTES:,}.")
-        content = file.read()
+        content = file.read(num_bytes)  # no more, whatever the member inflates to
         if len(content) != num_bytes:
             raise NpzError(f"{path}: {name} was cut short.")
         return np.frombuffer(content, dtype).reshape(shape)

@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from dit_moe.data import digits, patches
 
-from ..image_sets import ImageSetError
+from ..image_set import ImageSetError
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Embedded:
     describe: Callable[[np.ndarray], np.ndarray]
     """uint8 [N, H, W, C] to float64 [N, P]."""
     settings: Mapping[str, Any]
-    """Of scikit-learn's MLPClassifier."""
+    """Arguments of scikit-learn's MLPClassifier."""
     classes: tuple[str, ...] = ()
     """Names; empty where they are the numbers."""
 

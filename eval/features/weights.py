@@ -24,7 +24,7 @@ them. No pickled code is ever executed.
 """
 
 
-class WeightsError(OSError):
+class WeightsError(ConfigError):
     """A file of weights cannot be used; the message is one sentence for its user."""
 
 

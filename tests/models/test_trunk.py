@@ -103,6 +103,9 @@ class LookingBackConfig(LinearScores):
     free: ClassVar[tuple[str, ...]] = ()
     fresh_scale: ClassVar[float] = 1.0
 
+    def weight_sum(self, moe: MoEConfig) -> float:
+        return 1.0
+
     def hands_on(self, moe: MoEConfig) -> dict[str, tuple[int, ...]]:
         return {"scores": (moe.num_experts,)}
 

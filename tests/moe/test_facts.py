@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from dit_moe.config import EXPERTS, ROUTERS, MoEConfig
+from dit_moe.config import EXPERTS, ROUTERS, ConfigError, MoEConfig, RouterSettings
 from dit_moe.moe.routers import build_router
 from dit_moe.moe.routing import Conditioning
 from dit_moe.nn.feed_forward import FeedForward
@@ -81,3 +81,19 @@ def test_routers_that_know_no_preference_have_the_sum_they_tell():
             told = settings.weight_sum(moe)
             if told is not None:
                 assert float(routing.weight.sum()) / T == pytest.approx(told, rel=1e-5), name
+
+
+def test_what_is_not_told_is_an_error():
+    moe = MoEConfig()
+    untold = RouterSettings(name="mine")
+    for ask in (
+        lambda: untold.weight_sum(moe),
+        lambda: untold.parameters(8, moe),
+        lambda: untold.flops(8, moe),
+        lambda: untold.saved(8, moe, products_only=True),
+    ):
+        with pytest.raises(ConfigError, match="router 'mine' does not tell"):
+            ask()
+    for table, name in ((ROUTERS, "mine"), (EXPERTS, "mine")):
+        with pytest.raises(ConfigError, match="is 'mine'; allowed: '"):
+            table[name]

@@ -36,7 +36,7 @@ def source(tmp_path_factory):
     write_config(config, epath.Path(workdir), resuming=False)
     mesh = build_mesh(config.mesh)
     state = init_state(dataclasses.replace(config, seed=1), mesh)
-    average = jax.tree.map(lambda p: p + 0.5, state.parameters)
+    average = jax.tree.map(lambda p: p + 0.05, state.parameters)
     with Checkpoints(workdir, keep=1) as checkpoints:
         checkpoints.save(dataclasses.replace(state, step=state.step + 2, ema=average))
     return workdir
