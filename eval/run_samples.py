@@ -13,9 +13,10 @@ import numpy as np
 
 from dit_moe.sampling.run_sampler import RunSampler
 from dit_moe.sampling.sample_set import write_sample_set
-from eval import npz_images
-from eval.image_sets import ImageSet, ImageSetError
-from eval.labels import of_places
+
+from . import npz_images
+from .image_set import ImageSet, ImageSetError
+from .labels import of_places
 
 
 def open_run(

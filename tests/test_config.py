@@ -16,6 +16,7 @@ from dit_moe.config import (
 )
 from dit_moe.config.command_line import GUIDANCE_FLAGS, SOLVER_FLAGS
 from dit_moe.config.files import (
+    FORMAT,
     differences,
     from_dict,
     load_file,
@@ -241,14 +242,34 @@ def test_config_json_errors(tmp_path):
     with pytest.raises(ConfigError, match="is nested deeper than 50 levels"):
         load_json(path)
     for values in (None, [], "x", {"name": [], "model": 3}, {"objective": {"name": {}}}):
-        path.write_text(json.dumps(values))
+        numbered = {"format": FORMAT, **values} if isinstance(values, dict) else values
+        path.write_text(json.dumps(numbered))
         with pytest.raises(ConfigError, match=r"config\.json: config"):
             load_json(path)
-    path.write_text(json.dumps(to_dict(CONFIG) | {"extra": 1}))
+    path.write_text(json.dumps({"format": FORMAT, **to_dict(CONFIG), "extra": 1}))
     with pytest.raises(ConfigError, match=r"config\.extra is not a field of the config"):
         load_json(path)
-    path.write_text(json.dumps({"name": "x"}))
+    path.write_text(json.dumps({"format": FORMAT, "name": "x"}))
     with pytest.raises(ConfigError, match=r"config\.model is missing"):
+        load_json(path)
+
+
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [
+        ({}, "of format 1, .* format 2 alone: train again, or read it with dit_moe 0.1.0"),
+        ({"format": 1}, "of format 1, .*: train again, or read it with dit_moe 0.1.0"),
+        ({"format": 3}, "of format 3, .* format 2 alone: read it with a newer dit_moe"),
+        ({"format": 0}, "of format 0, .*: read it with a newer dit_moe"),
+        ({"format": True}, "of format True, "),
+        ({"format": "2"}, "of format '2', "),
+        ({"format": None}, "of format None, "),
+    ],
+)
+def test_another_format_is_refused(tmp_path, number, told):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**to_dict(CONFIG), **number}))
+    with pytest.raises(ConfigError, match=rf"^{path} is {told}"):
         load_json(path)
 
 

@@ -36,7 +36,7 @@ are decoded by the autoencoder that encoded its training data, or by that of --a
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = command_parser("sample.py", __doc__, EPILOG)
+    parser = command_parser("python sample.py", __doc__, EPILOG)
     add = parser.add_argument
     add("--workdir", required=True, type=Path, help="run folder, exported folder or hub name")
     add("--output", required=True, type=Path, help="folder for samples.npz and grid.png")

@@ -10,6 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from dit_moe.config.quiet import quiet
+from dit_moe.config.verbs import spoken
+
 Number = TypeVar("Number", int, float)
 
 _PATIENCE = 5.0  # seconds
@@ -23,9 +26,9 @@ def command_parser(prog: str, description: str | None, epilog: str) -> argparse.
     user may say which file defines them.
     """
     parser = argparse.ArgumentParser(
-        prog=prog,
-        description=description,
-        epilog=epilog,
+        prog=spoken(prog),
+        description=spoken(description or ""),
+        epilog=spoken(epilog),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -55,12 +58,13 @@ class _Extend(argparse.Action):
 
 
 def end(main: Callable[[], int]) -> NoReturn:
-    """Ends the process with the exit code of `main`, which is called.
+    """Ends the process, which is the command's own, with the exit code of `main`, which is called.
 
     After a failure, what is left of the work (threads of a save that failed, other processes that
     know nothing of the failure) is waited for a few seconds only. Output that nobody can receive
     any longer, as after a terminal was closed, changes no exit code.
     """
+    quiet()
     code = 1
     try:
         code = main()
@@ -104,7 +108,7 @@ def run_command(
     try:
         return work() or 0
     except (ConfigError, OSError, *errors) as error:
-        say_error(f"error: {error}")
+        say_error(spoken(f"error: {error}"))
         return 2
     except KeyboardInterrupt:
         then = "Give the same command again to go on." if resumes else "Nothing is half-written."

@@ -13,7 +13,7 @@ from dit_moe.sampling.run_sampler import RunSampler
 from dit_moe.sampling.sample_set import write_sample_set
 from dit_moe.training.loop import train
 from eval import fid
-from eval.image_sets import ImageSet
+from eval.image_set import ImageSet
 from eval.sweep import judge_sets
 from tests.tiny import tiny
 

@@ -12,7 +12,8 @@ from dit_moe.data.model_classes import ModelClasses, model_classes
 from dit_moe.sampling.run_sampler import RunSampler
 from dit_moe.sampling.sample_set import write_sample_set
 from eval.evaluate import evaluate
-from eval.image_sets import ImageSetError, open_set
+from eval.image_set import ImageSetError
+from eval.image_sets import open_set
 from eval.labels import Labels, of_places, shared_classes
 from eval.references import open_reference
 from eval.run_samples import open_run

@@ -155,7 +155,8 @@ def test_an_unexpected_failure_of_the_lead_reaches_all_too(monkeypatch):
 
 FAILING = """
 import sys
-from dit_moe import command_line, hosts
+from dit_moe.config import command_line
+from dit_moe.devices import hosts
 command_line._PATIENCE = 1.0
 port, process = sys.argv[1:]
 
