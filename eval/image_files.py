@@ -15,8 +15,9 @@ from dit_moe.data.picture_folders import list_folder
 from dit_moe.data.picture_zips import list_zip
 from dit_moe.storage import files
 from dit_moe.storage.pictures import SUFFIXES, ImageError, read_picture
-from eval.image_sets import ImageSet, ImageSetError
-from eval.labels import Labels, of_folders
+
+from .image_set import ImageSet, ImageSetError
+from .labels import Labels, of_folders
 
 _THREADS = 8
 

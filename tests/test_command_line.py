@@ -108,3 +108,28 @@ def test_threads_left_over_do_not_hold_up_a_failure(work, code, told):
     assert told in result.stderr
     assert "nobody hears" in result.stdout
     assert time.monotonic() - begin < 30
+
+
+QUIET = """
+import logging, sys
+from dit_moe.config import command_line
+
+class Unraisable:
+    object = "coroutine _read_array"
+    exc_value = None
+
+def main():
+    import absl.logging
+    assert absl.logging.get_verbosity() == absl.logging.FATAL
+    assert logging.getLogger("asyncio").level == logging.CRITICAL
+    sys.unraisablehook(Unraisable)
+    return 0
+
+command_line.end(main)
+"""
+
+
+def test_libraries_are_muted_in_the_process_of_a_command():
+    script = [sys.executable, "-c", QUIET]
+    result = subprocess.run(script, capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stderr) == (0, "")

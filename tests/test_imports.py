@@ -1,9 +1,12 @@
 """The house: imports flow one way between rooms, and in no circle between files."""
 
 import ast
+import re
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+
+import dit_moe
 
 ROOT = Path(__file__).parent.parent
 
@@ -40,8 +43,9 @@ STRANGERS = [
     ("dit_moe.training", "dit_moe.analysis"),
 ]
 
-# `eval` judges pictures, not models, but for the command's way from a run to them.
-EVAL_MAY_IMPORT = ("dit_moe.config", "dit_moe.data", "dit_moe.storage", "eval")
+# `eval` judges pictures, not models, but for the command's way from a run to them. `nn.flat` gives
+# any module its parameters by dotted path, those of the feature networks too.
+EVAL_MAY_IMPORT = ("dit_moe.config", "dit_moe.data", "dit_moe.nn.flat", "dit_moe.storage", "eval")
 EVAL_DRAWS = "eval.run_samples"
 
 
@@ -64,11 +68,22 @@ def imports(module: str) -> Iterator[str]:
         names: list[str] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
+        elif isinstance(node, ast.ImportFrom):
+            package = _package(module, node)
             # `from package import module` names the module.
-            inner = [f"{node.module}.{alias.name}" for alias in node.names]
-            names = [name if name in MODULES else node.module for name in inner]
+            inner = [f"{package}.{alias.name}" for alias in node.names]
+            names = [name if name in MODULES else package for name in inner]
         yield from (name for name in names if name in MODULES and name != module)
+
+
+def _package(module: str, node: ast.ImportFrom) -> str:
+    """What `from ... import` takes its names from, by its full name."""
+    if not node.level:
+        return node.module or ""
+    parts = module.split(".")
+    above = parts if MODULES[module].name == "__init__.py" else parts[:-1]
+    above = above[: len(above) - node.level + 1]
+    return ".".join([*above, *([node.module] if node.module else [])])
 
 
 ARROWS = {module: set(imports(module)) for module in MODULES}
@@ -111,6 +126,42 @@ def test_strangers():
         )
     ]
     assert not met
+
+
+def test_eval_knows_no_name_of_its_own():
+    """A wheel installs it as `dit_moe.eval`, where `eval` would be anyone's."""
+    named = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in ROOT.glob("eval/**/*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Import | ast.ImportFrom) and _names_eval(node)
+    ]
+    assert not named, "import relatively: from .image_sets import ..."
+
+
+def _names_eval(node: ast.Import | ast.ImportFrom) -> bool:
+    if isinstance(node, ast.ImportFrom):
+        return not node.level and (node.module or "").partition(".")[0] == "eval"
+    return any(alias.name.partition(".")[0] == "eval" for alias in node.names)
+
+
+def test_names_of_modules_in_texts_are_those_of_the_tree():
+    """In docs, messages and sources of other processes, where no import shows that one is old."""
+    known = {*MODULES, *(f"dit_moe.{name}" for name in dit_moe.__all__)}
+    texts = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "Makefile", *MODULES.values()]
+    texts += [
+        *ROOT.glob("tests/**/*.py"),
+        *ROOT.glob("benchmarks/*.py"),
+        *ROOT.glob("configs/*.py"),
+    ]
+    stale = []
+    for path in texts:
+        text = path.read_text()
+        named = re.findall(r"(?:from|import|-m) (dit_moe\.[\w.]*\w)", text)
+        for names in re.findall(r"from dit_moe import ([\w, ]+)", text):
+            named += [f"dit_moe.{name.strip()}" for name in names.split(",")]
+        stale += [f"{path.relative_to(ROOT)}: {name}" for name in named if name not in known]
+    assert not stale
 
 
 def test_nothing_lies_loose_in_the_hall():

@@ -26,11 +26,11 @@ from dit_moe.data.sources import Source, build_sources
 from dit_moe.devices.mesh import build_mesh, replicated
 from dit_moe.models.parameters import Parameters, abstract_parameters
 from dit_moe.runs.loading import load_run, locate
-from dit_moe.sampling.sampler import build_request
+from dit_moe.sampling.request import build_request
 from dit_moe.storage.records import write_record
 
 MAX_CLASSES = 16
-"""Of a run with more, as many at even distance are shown, with enough images each."""
+"""How many classes are shown, at even distance where a run has more, with enough images each."""
 MAX_IMAGES = 100_000
 """Counts of all of them are held in memory."""
 
@@ -67,7 +67,7 @@ def build_settings(
       classes: of these images, equally many each; empty: all, but at most `MAX_CLASSES`.
       time_bins: equal parts of the time range.
       steps: of the sampling trajectories.
-      guidance_scale: of the trajectories; None: the config's.
+      guidance_scale: of the trajectories; None: the config's, as is all else of their guidance.
       seed: of everything that is random.
       ema: the moving average of the parameters.
       data: folders of the training data, where they are no longer those of the config.
@@ -93,8 +93,8 @@ def build_settings(
         config,
         num_samples=num_images,
         classes=chosen,
-        guidance_scale=guidance_scale,
-        steps=steps,
+        guidance={"scale": guidance_scale},
+        integration={"steps": steps},
         seed=seed,
     )
     if not 2 <= time_bins <= 1000:
@@ -105,7 +105,7 @@ def build_settings(
         classes=tuple(chosen),
         time_bins=time_bins,
         steps=steps,
-        guidance_scale=request.guidance_scale,
+        guidance=request.guidance,
         seed=seed,
         parameters="ema" if ema else "raw",
         data=tuple(data),

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dit_moe.config.command_line import command_parser, end, run_command
+from dit_moe.config.verbs import spoken
 from dit_moe.convert import FAMILIES
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
     upcycling.add_argument(
         "--config",
         metavar="FILE[:ARGUMENT]",
-        help="of the sparse model; needed; fields as for train.py: --config.FIELD=VALUE",
+        help="of the sparse model; needed; fields as in training: --config.FIELD=VALUE",
     )
     upcycling.add_argument(
         "--noise",
@@ -132,7 +133,8 @@ def _import(arguments: argparse.Namespace) -> None:
         f"{config.name}: {model.depth} blocks of width {model.width}, {model.heads} heads, "
         f"objective {config.objective.name}. Took {_taken(network)}. Wrote {arguments.output}."
     )
-    print(f"Next: python sample.py --workdir {shlex.quote(str(arguments.output))} --output out/")
+    output = shlex.quote(str(arguments.output))
+    print(spoken(f"Next: python sample.py --workdir {output} --output out/"))
 
 
 def _taken(network: "Network") -> str:
@@ -171,7 +173,8 @@ def _upcycle(arguments: argparse.Namespace, overrides: list[str]) -> None:
     )
     print(f"{config.name} from {arguments.upcycle}. Wrote {arguments.output}.")
     output = shlex.quote(str(arguments.output))
-    print(f"Next: train.py with the same --config, --init_from {output} and a --workdir")
+    next_line = "Next: python train.py with the same --config"
+    print(spoken(f"{next_line}, --init_from {output} and a --workdir"))
 
 
 def _wanted(arguments: argparse.Namespace) -> bool | None:

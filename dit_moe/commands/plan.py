@@ -14,7 +14,7 @@ examples:
 Without mesh sizes, here or in the config's mesh, the plainest mesh that fits is taken: the fewest
 parts of a batch (train.accumulation), then the smallest fsdp x expert, then the shortest predicted
 step. With a mesh size, the axis data takes the rest.
-Any field of the config can be set with --config.FIELD=VALUE, as for train.py.
+Any field of the config can be set with --config.FIELD=VALUE, as in training.
 
 Memory of the state is exact, of the rest a count of what is kept; times are predictions from data
 sheets, not measurements. See docs/scale.md.

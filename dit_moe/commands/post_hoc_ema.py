@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dit_moe.config.command_line import command_parser, end, numbers, run_command
+from dit_moe.config.verbs import spoken
 from dit_moe.runs.ema_snapshots import RECIPE_FILE
 
 if TYPE_CHECKING:
@@ -226,7 +227,7 @@ def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = command_parser("python -m dit_moe.training.post_hoc_ema", __doc__, EPILOG)
     add = parser.add_argument
-    add("--workdir", required=True, type=Path, help="run folder of train.py")
+    add("--workdir", required=True, type=Path, help="run folder")
     add(
         "--sigma_rel",
         required=True,
@@ -271,7 +272,8 @@ def run(arguments: argparse.Namespace) -> None:
         with tqdm(total=total, unit="snapshot", dynamic_ncols=True) as bar:
             for recipe, name in zip(recipes, names, strict=True):
                 write_run(recipe, rebuild(recipe, bar), folder / name)
-    print(f"Wrote {output}. Next: python sample.py --workdir {output / names[0]} --output out/")
+    sample = spoken(f"python sample.py --workdir {output / names[0]} --output out/")
+    print(f"Wrote {output}. Next: {sample}")
 
 
 def _widths(text: str) -> list[float]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dit_moe.config.command_line import command_parser, end, run_command
+from dit_moe.config.verbs import spoken
 
 if TYPE_CHECKING:
     from dit_moe.data.prepare.job import Job, Settings
@@ -175,7 +176,7 @@ def _report(output: Path, card: "Card", verified: bool) -> None:
         for title, values in (("mean", card.latent_mean), ("std", card.latent_std)):
             print(f"latent {title:>4} per channel: {'  '.join(f'{v:8.4f}' for v in values)}")
     config = shlex.quote(f"configs/prepared.py:{output}")
-    print(f"next: python train.py --config {config} --workdir runs/{card.name}")
+    print(spoken(f"next: python train.py --config {config} --workdir runs/{card.name}"))
 
 
 if __name__ == "__main__":

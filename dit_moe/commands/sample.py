@@ -36,7 +36,7 @@ are decoded by the autoencoder that encoded its training data, or by that of --a
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = command_parser("sample.py", __doc__, EPILOG)
+    parser = command_parser("python sample.py", __doc__, EPILOG)
     add = parser.add_argument
     add("--workdir", required=True, type=Path, help="run folder, exported folder or hub name")
     add("--output", required=True, type=Path, help="folder for samples.npz and grid.png")
@@ -47,7 +47,6 @@ def main(argv: list[str] | None = None) -> int:
         metavar="0,1,2",
         help="classes in turn (default: the data's)",
     )
-    add("--guidance_scale", type=float, help="1 is no guidance (default: the run's own)")
     add("--seed", type=int, default=0, help="of all images together (default: 0)")
     add("--batch_size", type=int, default=64, help="images per pass over all devices (default: 64)")
     add(
@@ -72,7 +71,8 @@ def main(argv: list[str] | None = None) -> int:
 def run(arguments: argparse.Namespace) -> None:
     """Samples."""
     # After the arguments are parsed: JAX takes seconds to import.
-    from dit_moe.sampling.sample_set import RunSampler, write_sample_set
+    from dit_moe.sampling.run_sampler import RunSampler
+    from dit_moe.sampling.sample_set import write_sample_set
 
     sampler = RunSampler(
         arguments.workdir,
@@ -80,7 +80,6 @@ def run(arguments: argparse.Namespace) -> None:
         batch_size=arguments.batch_size,
         num_samples=arguments.num_samples,
         classes=numbers("classes", arguments.classes),
-        guidance_scale=arguments.guidance_scale,
         **guidance_settings(arguments),
         steering=_steering(arguments),
         **solver_settings(arguments),

@@ -5,6 +5,7 @@ import argparse
 from etils import epath
 
 from dit_moe.config.command_line import command_parser, end, run_command, say_error
+from dit_moe.config.verbs import spoken
 
 EPILOG = """\
 examples:
@@ -33,7 +34,7 @@ under SLURM, Open MPI or on a TPU pod, or else with --coordinator_address, --num
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = command_parser("train.py", __doc__, EPILOG)
+    parser = command_parser("python train.py", __doc__, EPILOG)
     parser.add_argument(
         "--config", required=True, metavar="FILE[:ARGUMENT]", help="config file, see configs/"
     )
@@ -98,7 +99,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     if stopped_by is not None:
         hosts.say(f"Saved. Run the same command to go on, in {workdir}.")
         return 128 + stopped_by
-    hosts.say(f"Done. Next: python sample.py --workdir {workdir} --output out/")
+    hosts.say(spoken(f"Done. Next: python sample.py --workdir {workdir} --output out/"))
     return 0
 
 

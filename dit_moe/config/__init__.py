@@ -7,6 +7,7 @@ from pydantic.dataclasses import dataclass
 
 from dit_moe.config.data import DataConfig
 from dit_moe.config.experts import CHEAP_EXPERTS, EXPERTS, ExpertKind, register_expert
+from dit_moe.config.guidance import GUIDES, WEAK_ROUTINGS, GuidanceConfig
 from dit_moe.config.mesh import MeshConfig
 from dit_moe.config.model import ModelConfig, SegmentConfig
 from dit_moe.config.moe import MoEConfig
@@ -29,22 +30,22 @@ from dit_moe.config.sampling import (
     SOLVER_OPTIONS,
     SOLVERS,
     TIME_GRIDS,
-    GuidanceSchedule,
     SampleConfig,
     SolverConfig,
-    check_guidance_interval,
 )
 from dit_moe.config.training import TrainConfig
 
 __all__ = [
     "CHEAP_EXPERTS",
     "EXPERTS",
+    "GUIDES",
     "MAX_SIGMA_REL",
     "OBJECTIVES",
     "ROUTERS",
     "SOLVERS",
     "SOLVER_OPTIONS",
     "TIME_GRIDS",
+    "WEAK_ROUTINGS",
     "BatchPoolRouterConfig",
     "Config",
     "ConfigError",
@@ -52,7 +53,7 @@ __all__ = [
     "DataConfig",
     "ExpertChoiceRouterConfig",
     "ExpertKind",
-    "GuidanceSchedule",
+    "GuidanceConfig",
     "MeshConfig",
     "Mixture",
     "MoEConfig",
@@ -70,7 +71,6 @@ __all__ = [
     "SolverConfig",
     "TopKRouterConfig",
     "TrainConfig",
-    "check_guidance_interval",
     "divisors",
     "register_expert",
 ]

@@ -10,6 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from dit_moe.config.quiet import quiet
+from dit_moe.config.verbs import spoken
+
 Number = TypeVar("Number", int, float)
 
 _PATIENCE = 5.0  # seconds
@@ -23,9 +26,9 @@ def command_parser(prog: str, description: str | None, epilog: str) -> argparse.
     user may say which file defines them.
     """
     parser = argparse.ArgumentParser(
-        prog=prog,
-        description=description,
-        epilog=epilog,
+        prog=spoken(prog),
+        description=spoken(description or ""),
+        epilog=spoken(epilog),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -55,12 +58,13 @@ class _Extend(argparse.Action):
 
 
 def end(main: Callable[[], int]) -> NoReturn:
-    """Ends the process with the exit code of `main`, which is called.
+    """Ends the process, which is the command's own, with the exit code of `main`, which is called.
 
     After a failure, what is left of the work (threads of a save that failed, other processes that
     know nothing of the failure) is waited for a few seconds only. Output that nobody can receive
     any longer, as after a terminal was closed, changes no exit code.
     """
+    quiet()
     code = 1
     try:
         code = main()
@@ -104,7 +108,7 @@ def run_command(
     try:
         return work() or 0
     except (ConfigError, OSError, *errors) as error:
-        say_error(f"error: {error}")
+        say_error(spoken(f"error: {error}"))
         return 2
     except KeyboardInterrupt:
         then = "Give the same command again to go on." if resumes else "Nothing is half-written."
@@ -130,6 +134,21 @@ def numbers(name: str, text: str, kind: type[Number] = int) -> list[Number]:
 
 
 SOLVER_FLAGS = ("solver", "steps", "time_grid", "eta", "tolerance", "shift")
+"""Flags and fields of `SolverConfig` alike."""
+
+GUIDANCE_FLAGS = {
+    "guidance": "guide",
+    "guidance_scale": "scale",
+    "guidance_schedule": "schedule",
+    "guidance_interval": "interval",
+    "guidance_rescale": "rescale",
+    "guidance_channels": "channels",
+    "weak_routing": "weak_routing",
+}
+"""Each flag's field of `GuidanceConfig`."""
+
+GUIDE_FLAGS = ("guide", "guide_parameters")
+"""The network that guides, if it is one of its own."""
 
 
 def add_solver_flags(parser: argparse.ArgumentParser) -> None:
@@ -147,54 +166,52 @@ def add_solver_flags(parser: argparse.ArgumentParser) -> None:
     add("--shift", type=float, help="with --time_grid shifted: steps to noise (default: 3)")
 
 
-def solver_settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What `SOLVER_FLAGS` ask of a `RunSampler`."""
-    return {name: getattr(arguments, name) for name in SOLVER_FLAGS}
+def add_guidance_flags(parser: argparse.ArgumentParser, *, scales: bool = False) -> None:
+    """Adds `GUIDANCE_FLAGS` and `GUIDE_FLAGS`.
 
-
-GUIDANCE_FLAGS = (
-    "guidance",
-    "guidance_schedule",
-    "guidance_interval",
-    "guidance_rescale",
-    "guidance_channels",
-    "guide",
-    "guide_parameters",
-    "weak_routing",
-)
-
-
-def add_guidance_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds `GUIDANCE_FLAGS`: all of guidance but its scale."""
-    add = parser.add_argument_group("guidance (docs/sampling.md)").add_argument
+    Args:
+      parser: of the command.
+      scales: the scale may be several numbers with commas, and is a text.
+    """
+    add = parser.add_argument_group(
+        "guidance (docs/sampling.md); what is not given is the run's own"
+    ).add_argument
     add(
         "--guidance",
-        default="cfg",
         metavar="GUIDE",
         help="cfg: away from the network without a class; auto: from a worse network, --guide; "
-        "self_contrast: from the network with its tokens at other experts (default: cfg)",
+        "self_contrast: from the network with its tokens at other experts",
     )
+    if scales:
+        several = "one scale or several, which gives a table and a plot; 1 is no guidance"
+        add("--guidance_scale", default="", metavar="1.0,1.5", help=several)
+    else:
+        add("--guidance_scale", type=float, help="1 is no guidance")
     add(
         "--guidance_schedule",
         metavar="SCHEDULE",
-        help="constant, linear or cosine, growing from noise to data (default: the run's own)",
+        help="constant, linear or cosine, growing from noise to data",
     )
     add(
         "--guidance_interval",
         metavar="LOW,HIGH",
-        help="guidance only at these flow times, 0 data and 1 noise (default: the run's own)",
+        help="guidance only at these flow times, 0 data and 1 noise",
     )
     add(
         "--guidance_rescale",
         type=float,
         metavar="PHI",
-        help="0 to 1: takes back contrast that guidance adds (default: the run's own)",
+        help="0 to 1: takes back contrast that guidance adds",
     )
     add(
         "--guidance_channels",
-        choices=("all", "first_three"),
-        default="all",
-        help="channels that are guided; first_three is DiT's published habit (default: all)",
+        metavar="CHANNELS",
+        help="channels that are guided: all, or first_three, DiT's published habit",
+    )
+    add(
+        "--weak_routing",
+        metavar="ROUTING",
+        help="with self_contrast: least_likely or top_1",
     )
     add("--guide", metavar="RUN", help="with auto: run folder, exported folder or hub name")
     add(
@@ -203,17 +220,25 @@ def add_guidance_flags(parser: argparse.ArgumentParser) -> None:
         default="ema",
         help="the guide's (default: ema)",
     )
-    add(
-        "--weak_routing",
-        metavar="ROUTING",
-        help="with self_contrast: least_likely or top_1 (default: least_likely)",
-    )
 
 
-def guidance_settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What `GUIDANCE_FLAGS` ask of a `RunSampler`."""
-    settings = {name: getattr(arguments, name) for name in GUIDANCE_FLAGS}
-    settings["guide_ema"] = settings.pop("guide_parameters") == "ema"
-    if (interval := settings["guidance_interval"]) is not None:
-        settings["guidance_interval"] = numbers("guidance_interval", interval, float)
-    return settings
+def solver_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What `SOLVER_FLAGS` ask of a `RunSampler`."""
+    return {"integration": {name: getattr(arguments, name) for name in SOLVER_FLAGS}}
+
+
+def guidance_settings(arguments: argparse.Namespace, **given: Any) -> dict[str, Any]:
+    """What `GUIDANCE_FLAGS` and `GUIDE_FLAGS` ask of a `RunSampler`.
+
+    Args:
+      arguments: parsed.
+      given: fields of `GuidanceConfig` that are not to be read from them.
+    """
+    guidance = {field: getattr(arguments, flag) for flag, field in GUIDANCE_FLAGS.items()} | given
+    if guidance["interval"] is not None:
+        guidance["interval"] = numbers("guidance_interval", guidance["interval"], float)
+    return {
+        "guidance": guidance,
+        "guide": arguments.guide,
+        "guide_ema": arguments.guide_parameters == "ema",
+    }

@@ -25,7 +25,13 @@ from dit_moe.config import (
 )
 from dit_moe.config.rules import describe
 from dit_moe.storage.files import FilePath
-from dit_moe.storage.records import check_plain, read_json
+from dit_moe.storage.records import check_format, check_plain, read_json
+
+FORMAT = 2
+"""Of run folders and open folders, told by their `config.json`: goes up when what they hold is
+called or means something else. A folder without a number is of format 1."""
+
+_OTHERWISE = "train again, or read it with dit_moe 0.1.0"
 
 _VARIANT = re.compile(r"--config\.(?:.*\.)?(objective|router)\.name=")
 _REGISTRIES = {"objective": OBJECTIVES, "router": ROUTERS}
@@ -50,20 +56,23 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def to_json(config: Config) -> str:
-    """The text of a run folder's `config.json`."""
-    return json.dumps(to_dict(config), indent=2) + "\n"
+    """The text of the `config.json` of a run folder or an open folder."""
+    return json.dumps({"format": FORMAT, **to_dict(config)}, indent=2) + "\n"
 
 
 def load_json(path: FilePath) -> Config:
-    """Reads the `config.json` of a run folder.
+    """Reads the `config.json` of a run folder or an open folder.
 
     Raises:
-      ConfigError: if the file is missing, not JSON, or not a valid config.
+      ConfigError: if the file is missing, not JSON, of another format than `FORMAT`, or not a valid
+        config.
     """
     try:
         values = read_json(path)
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist; expected the config.json of a run") from None
+    if isinstance(values, dict):
+        check_format(path, values.pop("format", 1), FORMAT, _OTHERWISE)
     try:
         return from_dict(values)
     except ConfigError as error:
@@ -75,6 +84,7 @@ def load_file(spec: str, overrides: Sequence[str] = ()) -> Config:
 
     Args:
       spec: `FILE.py` or `FILE.py:ARGUMENT`; the file defines `get_config(argument: str = ...)`.
+        `configs/NAME.py` is the package's own where there is no such file.
       overrides: `--config.train.steps=2000` and the like. Setting the `name` of an objective or
         router switches to that variant with its defaults.
 
@@ -82,7 +92,7 @@ def load_file(spec: str, overrides: Sequence[str] = ()) -> Config:
       ConfigError: for a file that cannot be used or a wrong override.
     """
     filename, _, argument = spec.partition(":")
-    module = run_file(Path(filename), "--config")
+    module = run_file(_config_file(filename), "--config")
     try:
         config = module.get_config(argument) if argument else module.get_config()
     except ConfigError:
@@ -97,6 +107,15 @@ def load_file(spec: str, overrides: Sequence[str] = ()) -> Config:
     if not isinstance(config, Config):
         raise ConfigError(f"{filename}: get_config returned {config!r}; allowed: a Config")
     return override(config, overrides)
+
+
+def _config_file(filename: str) -> Path:
+    """The file itself, or the package's own of this name where there is none here."""
+    path = Path(filename)
+    inside = Path(__file__).parents[1] / "configs"
+    folder = inside if inside.is_dir() else Path(__file__).parents[2] / "configs"  # a checkout's
+    own = folder / path.name
+    return own if not path.exists() and path.parts[:-1] == ("configs",) and own.is_file() else path
 
 
 def run_file(path: Path, flag: str) -> ModuleType:

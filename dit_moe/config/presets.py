@@ -15,6 +15,7 @@ from dit_moe.config import (
     DataConfig,
     DDPMConfig,
     ExpertChoiceRouterConfig,
+    GuidanceConfig,
     ModelConfig,
     MoEConfig,
     ObjectiveConfig,
@@ -239,7 +240,7 @@ def preset(name: str, image_pixels: int = 256) -> Config:
         objective=objective,
         data=DataConfig(source="prepared", path=(f"data/imagenet{image_pixels}",), flip=True),
         train=train,
-        sample=SampleConfig(steps=250, guidance_scale=1.5),
+        sample=SampleConfig(steps=250, guidance=GuidanceConfig(scale=1.5)),
     )
 
 

@@ -13,9 +13,10 @@ from dit_moe.autoencoder.latent_space import read_latent_space, write_latent_spa
 from dit_moe.config import ConfigError
 from dit_moe.config.files import to_json
 from dit_moe.convert import Family
-from dit_moe.convert.clocks import OTHER_CLOCK, exchange_clocks
+from dit_moe.convert.clocks import exchange_clocks
 from dit_moe.convert.constructors import constructor_arguments
 from dit_moe.convert.diffusers_format import STEM, diffusers_config, to_diffusers
+from dit_moe.convert.formats import PEERS
 from dit_moe.convert.peers import to_peer
 from dit_moe.data.classes import read_classes, write_classes
 from dit_moe.runs.loading import Run, load_run, locate
@@ -87,7 +88,7 @@ def _write_diffusers(run: Run, output: Path) -> None:
 def _write_for_peer(run: Run, family: Family, output: Path) -> None:
     arguments = constructor_arguments(family, run.config)
     tensors = _peer_tensors(run)
-    if family in OTHER_CLOCK:
+    if PEERS[family].other_clock:
         tensors = exchange_clocks(tensors)
     _write_state_dict(output, tensors)
     with atomic(output.with_suffix(".json")) as temporary:

@@ -22,10 +22,13 @@ from dit_moe.config.rules import RULES
 from dit_moe.data.array_records import RecordError
 from dit_moe.data.tfds_folder import FEATURES, INFO, TfdsFolder
 from dit_moe.storage.files import atomic, sha256
-from dit_moe.storage.records import read_record, write_record
+from dit_moe.storage.records import check_format, read_json, read_record, write_record
 
 CARD = "prepared.json"
 SPLIT = "train"
+FORMAT = 1
+"""Of prepared sets: goes up when their records or their card mean something else. A card without a
+number is of format 1."""
 _LABELS = "labels.npy"
 _METADATA = (INFO, FEATURES)
 
@@ -50,6 +53,7 @@ class Card:
     """[c] their standard deviation."""
     sha256: dict[str, str]
     """Of every other file of the set, by name: records, labels and TFDS's metadata."""
+    format: int = FORMAT
 
     @property
     def digest(self) -> str:
@@ -277,7 +281,7 @@ def read_card(folder: Path) -> Card:
     """The card of a prepared set.
 
     Raises:
-      ConfigError: there is none, or it cannot be read.
+      ConfigError: there is none, it is of another format than `FORMAT`, or it cannot be read.
     """
     path = folder / CARD
     if not path.is_file():
@@ -285,6 +289,9 @@ def read_card(folder: Path) -> Card:
             f"data set {str(folder)!r} has no {CARD}; allowed: a folder that "
             "python -m dit_moe.data.prepare has finished"
         )
+    values = read_json(path)
+    if isinstance(values, dict):
+        check_format(path, values.get("format", 1), FORMAT, "prepare the set again")
     return read_record(path, Card)
 
 

@@ -7,12 +7,13 @@ import jax
 from dit_moe.config import DDPMConfig, ObjectiveConfig, RectifiedFlowConfig, SolverConfig
 from dit_moe.diffusion.ddpm import DDPM
 from dit_moe.diffusion.denoiser import Denoiser, unit_variance
+from dit_moe.diffusion.objective import Objective
 from dit_moe.diffusion.rectified_flow import RectifiedFlow
 from dit_moe.diffusion.solvers import ancestral, build_solver, step_noise
 from dit_moe.diffusion.time_grids import shifted, time_grid
 
 
-def build_objective(config: ObjectiveConfig) -> DDPM | RectifiedFlow:
+def build_objective(config: ObjectiveConfig) -> Objective:
     """The objective that the config describes."""
     if isinstance(config, DDPMConfig):
         return DDPM(config)
@@ -21,29 +22,29 @@ def build_objective(config: ObjectiveConfig) -> DDPM | RectifiedFlow:
 
 
 def sample(
-    objective: DDPM | RectifiedFlow,
+    objective: Objective,
     denoiser: Denoiser,
     key_N: jax.Array,
     y_N: jax.Array,
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
     solver: str,
     steps: int,
     **options: Any,
 ) -> jax.Array:
-    """Draws images. Pure; an image depends on its own key and label, not on the batch.
+    """Draws examples. Pure; each depends on its own key and label, not on the batch.
 
     Args:
       objective: the one that the network was trained with.
       denoiser: `objective.denoiser(network)`, possibly guided.
       key_N: [N] random keys.
       y_N: [N] int32 labels.
-      shape: (H, W, C) of an image.
+      shape: of an example, of any rank: (H, W, C) of an image, (S, D) of tokens, (D,).
       solver: as of `SolverConfig`, like the following.
       steps: of the solver.
       options: what else the solver has.
 
     Returns:
-      [N, H, W, C] float32.
+      [N, *shape] float32.
 
     Raises:
       ConfigError: the objective has no such solver, or the solver no such option or value.

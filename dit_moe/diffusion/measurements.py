@@ -111,8 +111,8 @@ def steer_by_measurement(
     if strength == 0:
         return denoiser
 
-    def steered(z_NxHxWxC: jax.Array, t: jax.Array, y_N: jax.Array) -> Denoised:
-        denoised = denoiser(z_NxHxWxC, t, y_N)
+    def steered(z: jax.Array, t: jax.Array, y_N: jax.Array) -> Denoised:
+        denoised = denoiser(z, t, y_N)
         clean = measurement.project(denoised.clean, y)
         if strength != 1:
             clean = denoised.clean + strength * (clean - denoised.clean)
@@ -158,20 +158,21 @@ def steer_by_loss(
 
     Args:
       denoiser: what to steer; differentiable.
-      loss: from predicted clean images [N, H, W, C] to [N], each of its own image alone.
+      loss: from predicted clean data [N, ..., C] to [N], each of its own example alone.
       strength: 0 is the denoiser itself.
     """
     if strength == 0:
         return denoiser
 
-    def steered(z_NxHxWxC: jax.Array, t: jax.Array, y_N: jax.Array) -> Denoised:
-        def total(z_NxHxWxC: jax.Array) -> tuple[jax.Array, Denoised]:
-            denoised = denoiser(z_NxHxWxC, t, y_N)
+    def steered(z: jax.Array, t: jax.Array, y_N: jax.Array) -> Denoised:
+        def total(z: jax.Array) -> tuple[jax.Array, Denoised]:
+            denoised = denoiser(z, t, y_N)
             return loss(denoised.clean).sum(), denoised
 
-        gradient, denoised = jax.grad(total, has_aux=True)(z_NxHxWxC)
+        gradient, denoised = jax.grad(total, has_aux=True)(z)
         factor = strength * jnp.where(t <= EARLIEST, t**2 / jnp.maximum(1 - t, 1 - EARLIEST), 0)
-        return _replace_clean(denoised, denoised.clean - broadcast_time(factor) * gradient, t)
+        clean = denoised.clean - broadcast_time(factor, gradient) * gradient
+        return _replace_clean(denoised, clean, t)
 
     return steered
 
@@ -181,7 +182,7 @@ def _replace_clean(denoised: Denoised, clean: jax.Array, t: jax.Array) -> Denois
 
     At t = 0 z is the clean image whatever the noise, which stays.
     """
-    t = broadcast_time(t)
+    t = broadcast_time(t, clean)
     ratio = jnp.where(t > 0, (1 - t) / jnp.where(t > 0, t, 1), 0)
     return dataclasses.replace(
         denoised, clean=clean, noise=denoised.noise - ratio * (clean - denoised.clean)

@@ -16,6 +16,7 @@ from dit_moe.analysis.record import FILE, Analysis
 from dit_moe.analysis.text import TITLES
 from dit_moe.config import Config, ConfigError
 from dit_moe.config.files import load_json, to_json
+from dit_moe.config.verbs import spoken
 from dit_moe.report.chart import Chart, Line, draw, drawable
 from dit_moe.report.metrics import Metrics, group, read_metrics
 from dit_moe.report.pictures import data_uri
@@ -26,7 +27,7 @@ from dit_moe.storage.files import new_folder
 from dit_moe.storage.records import read_record
 
 MAX_GRIDS = 6
-"""Of a run with more sample grids, as many at even distance are shown."""
+"""How many sample grids are shown, at even distance where a run has more."""
 
 
 def render(workdir: Path, analysis: Path | None, results: Sequence[Path]) -> str:
@@ -74,7 +75,7 @@ def render(workdir: Path, analysis: Path | None, results: Sequence[Path]) -> str
 _REPEAT = """\
 from pathlib import Path
 
-from dit_moe.config_io import load_json
+from dit_moe.config.files import load_json
 
 
 def get_config():
@@ -201,12 +202,13 @@ def _commands(
         line += ["--inputs", s.inputs[0] if len(s.inputs) == 1 else "both"]
         line += ["--data", ",".join(s.data)] if s.data else []
         line += ["--classes", ",".join(map(str, s.classes))]
+        line += ["--guidance_scale", s.guidance.scale]
         for name, value in dataclasses.asdict(s).items():
-            if name not in ("inputs", "data", "classes"):
+            if name not in ("inputs", "data", "classes", "guidance"):
                 line += [f"--{name}", value]
         lines.append(line)
     line = ["-m", "dit_moe.report", "--workdir", run]
     line += ["--analysis", folder] if folder else []
     line += ["--results", *results] if results else []
     lines.append(line)
-    return [shlex.join(["python", *map(str, line)]) for line in lines]
+    return [spoken(shlex.join(["python", *map(str, line)])) for line in lines]

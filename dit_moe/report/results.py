@@ -59,7 +59,7 @@ def _table(title: str, path: Path) -> Results | None:
     try:
         if "by_guidance_scale" in content:
             results = content["by_guidance_scale"]
-            heads = [str(r["samples"]["drawn"]["guidance_scale"]) for r in results]
+            heads = [str(r["samples"]["drawn"]["guidance"]["scale"]) for r in results]
             columns = [dict(_metrics(r)) for r in results]
             return _columns(title, "guidance scale", heads, columns, results)
         if "metrics" in content:

@@ -6,41 +6,22 @@ make the same calls.
 
 import contextlib
 import itertools
-import logging
 import re
-import sys
 import textwrap
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-import absl.logging
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from dit_moe.devices import hosts
 from dit_moe.config import ConfigError
-from dit_moe.storage.files import absolute
+from dit_moe.devices import hosts
 from dit_moe.models.parameters import Parameters
 from dit_moe.runs import about
 from dit_moe.runs.fingerprint import fingerprints
 from dit_moe.runs.state import TrainState
-
-# Failures are told here in a sentence. Orbax and its event loops, which it closes while reads and
-# writes are under way, would add pages of tracebacks, and warnings of what is meant to be so.
-absl.logging.set_verbosity(absl.logging.FATAL)
-logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-
-
-def _drop_leftovers(unraisable: Any, hook: Callable[[Any], object] = sys.unraisablehook) -> None:
-    dropped = "_read_array" in str(unraisable.object)
-    if not dropped and str(unraisable.exc_value) != "Event loop is closed":
-        hook(unraisable)
-
-
-sys.unraisablehook = _drop_leftovers
+from dit_moe.storage.files import absolute
 
 _ITEMS = ("step", "parameters", "ema", "optimizer", "tracks")
 _ABOUT, _ABOUT_FILE = "about", "about.json"

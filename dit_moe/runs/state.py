@@ -9,9 +9,9 @@ import optax
 from jax.sharding import Mesh
 
 from dit_moe.config import Config, TrainConfig
+from dit_moe.devices.mesh import parameter_shardings, replicated
 from dit_moe.models.parameters import Parameters, abstract_parameters, init_parameters, logical_axes
 from dit_moe.runs.ema_tracks import Tracks, init_tracks
-from dit_moe.devices.mesh import parameter_shardings, replicated
 
 
 @flax.struct.dataclass

@@ -1,28 +1,53 @@
-"""Which network guides: guides by name, what they need, and their checks."""
+"""Which network guides, and what guidance needs of the model and of its training."""
 
 import dataclasses
-from collections.abc import Sequence
-from typing import get_args
+from collections.abc import Callable
 
 from dit_moe.config import (
     ROUTERS,
+    WEAK_ROUTINGS,
     Config,
     ConfigError,
-    GuidanceSchedule,
+    GuidanceConfig,
     ModelConfig,
     MoEConfig,
-    check_guidance_interval,
 )
+from dit_moe.diffusion.denoiser import Denoiser
+from dit_moe.diffusion.guidance import against, against_null_label, guide
+from dit_moe.diffusion.integrate import build_objective
+from dit_moe.models.parameters import Parameters, functional
 
-GUIDES = ("cfg", "auto", "self_contrast")
-"""`cfg`: the network without a class. `auto`: a worse network. `self_contrast`: the network with
-its tokens at other experts."""
 
-WEAK_ROUTINGS = ("least_likely", "top_1")
-"""Of `self_contrast`: the experts with the lowest scores, or the best one alone."""
+def guided(
+    denoiser: Denoiser, weak: Denoiser | None, null_label: int, guidance: GuidanceConfig
+) -> Denoiser:
+    """The denoiser, guided by the weak one, or by itself without a class."""
+    contrast = against(denoiser, weak) if weak else against_null_label(denoiser, null_label)
+    return guide(denoiser, contrast, guidance)
 
-MAX_SCALE = 1000
-"""Beyond, nothing is left of a picture, and numbers overflow."""
+
+def build_weak_network(
+    config: Config, guidance: GuidanceConfig, weaker: Config | None = None
+) -> Callable[[Parameters], Denoiser] | None:
+    """From its parameters to the denoiser that guides; None: the network without a class does.
+
+    Args:
+      config: of the run that is guided, whose parameters `self_contrast` takes.
+      guidance: as of `check_guidance`.
+      weaker: with guide `auto`, the config of the network that guides.
+    """
+    match guidance.guide:
+        case "cfg":
+            return None
+        case "auto":
+            assert weaker is not None
+            model, objective = weaker.model, build_objective(weaker.objective)
+        case _:
+            assert guidance.weak_routing is not None
+            model = weakly_routed(config.model, guidance.weak_routing)
+            objective = build_objective(config.objective)
+    bind = functional(model)
+    return lambda parameters: objective.denoiser(bind(parameters))
 
 
 def weakly_routed(model: ModelConfig, weak_routing: str) -> ModelConfig:
@@ -38,73 +63,44 @@ def weakly_routed(model: ModelConfig, weak_routing: str) -> ModelConfig:
     return dataclasses.replace(model, moe=weakened(model.moe), segments=segments)
 
 
-def check_guidance(
-    config: Config,
-    *,
-    guidance: str,
-    scale: float,
-    schedule: str,
-    interval: Sequence[float],
-    rescale: float,
-    channels: str,
-    weak_routing: str | None,
-) -> str | None:
-    """Returns the weak routing: what is given, or the default of a guide that has one.
+def check_guidance(config: Config, guidance: GuidanceConfig) -> GuidanceConfig:
+    """Returns the guidance with the weak routing that its guide has by default, if it has one.
 
     Raises:
-      ConfigError: naming the value that cannot be used.
+      ConfigError: the model or its training does not allow it; the message names the value.
     """
-    if guidance not in GUIDES:
-        raise ConfigError(f"guidance is {guidance!r}; allowed: {', '.join(GUIDES)}")
-    if not 0 <= scale <= MAX_SCALE:
+    if guidance.channels == "first_three" and config.model.channels < 3:
         raise ConfigError(
-            f"guidance_scale is {scale}; allowed: 0 to {MAX_SCALE} (1 is no guidance)"
-        )
-    if schedule not in get_args(GuidanceSchedule):
-        allowed = ", ".join(get_args(GuidanceSchedule))
-        raise ConfigError(f"guidance_schedule is {schedule!r}; allowed: {allowed}")
-    check_guidance_interval(interval)
-    if not 0 <= rescale <= 1:
-        raise ConfigError(f"guidance_rescale is {rescale}; allowed: 0 to 1")
-    if channels == "first_three" and config.model.channels < 3:
-        raise ConfigError(
-            f"guidance_channels is 'first_three' but the model has {config.model.channels} "
+            f"guidance.channels is 'first_three' but the model has {config.model.channels} "
             f"channel{'s' * (config.model.channels > 1)}; allowed: all"
         )
-    everywhere = schedule == "constant" and tuple(interval) == (0, 1) and channels == "all"
-    _check_learnt(config.model.label_dropout, guidance, scale, everywhere=everywhere)
-    if guidance == "self_contrast":
-        return _weak_routing(config.model, weak_routing)
-    if weak_routing is not None:
-        raise ConfigError(
-            f"weak_routing is {weak_routing!r} with guidance {guidance!r}; allowed: only with "
-            "guidance 'self_contrast'"
-        )
-    return None
+    _check_learnt(config.model.label_dropout, guidance)
+    if guidance.guide == "self_contrast":
+        return guidance.updated(weak_routing=_weak_routing(config.model, guidance.weak_routing))
+    return guidance
 
 
-def _check_learnt(dropout: float, guidance: str, scale: float, *, everywhere: bool) -> None:
+def _check_learnt(dropout: float, guidance: GuidanceConfig) -> None:
     """Checks that training showed the labels, null label included, that these samples need.
 
     Args:
       dropout: model.label_dropout.
-      guidance: see `GUIDES`.
-      scale: of the guidance.
-      everywhere: the scale holds at all times and in all channels.
+      guidance: of the samples.
 
     Raises:
       ConfigError: it did not; the message names both settings.
     """
-    if dropout == 0 and guidance == "cfg" and scale != 1:
+    by_class, scale = guidance.guide == "cfg", guidance.scale
+    if dropout == 0 and by_class and scale != 1:
         raise ConfigError(
-            f"guidance_scale is {scale:g} with model.label_dropout 0, whose training never shows "
-            "the null label that guidance pushes away from; allowed: guidance_scale 1, guidance "
-            "'auto' or 'self_contrast', or a run with a label_dropout such as 0.1"
+            f"guidance.scale is {scale:g} with model.label_dropout 0, whose training never shows "
+            "the null label that guidance pushes away from; allowed: guidance.scale 1, "
+            "guidance.guide 'auto' or 'self_contrast', or a run with a label_dropout such as 0.1"
         )
-    if dropout == 1 and not (guidance == "cfg" and scale == 0 and everywhere):
+    if dropout == 1 and not (by_class and scale == 0 and guidance.everywhere):
         raise ConfigError(
-            f"guidance_scale is {scale:g} with model.label_dropout 1, whose training shows no "
-            "class; allowed: guidance_scale 0 with guidance 'cfg', at all times and in all "
+            f"guidance.scale is {scale:g} with model.label_dropout 1, whose training shows no "
+            "class; allowed: guidance.scale 0 with guidance.guide 'cfg', at all times and in all "
             "channels, which asks for none, or a run with a label_dropout such as 0.1"
         )
 
@@ -115,15 +111,15 @@ def _weak_routing(model: ModelConfig, weak_routing: str | None) -> str:
         what = f"has router {others[0]!r}" if others else "is dense"
         able = [repr(name) for name in ROUTERS.names if ROUTERS[name].chooser == "token"]
         raise ConfigError(
-            f"guidance is 'self_contrast' but the model {what}; allowed: a model whose tokens "
-            f"choose experts (routers {', '.join(able[:-1])} and {able[-1]})"
+            f"guidance.guide is 'self_contrast' but the model {what}; allowed: a model whose "
+            f"tokens choose experts (routers {', '.join(able[:-1])} and {able[-1]})"
         )
     top_k = min(moe.top_k for moe in model.mixtures)
     allowed = WEAK_ROUTINGS if top_k > 1 else WEAK_ROUTINGS[:1]
     weak_routing = weak_routing or WEAK_ROUTINGS[0]
     if weak_routing not in allowed:
         raise ConfigError(
-            f"weak_routing is {weak_routing!r} for a model with top_k {top_k}; "
+            f"guidance.weak_routing is {weak_routing!r} for a model with top_k {top_k}; "
             f"allowed: {', '.join(allowed)}"
         )
     return weak_routing

@@ -19,11 +19,21 @@ _FREE = ("num_samples", "batch_size")  # of which no image depends
 
 
 def differences(made_of: Mapping[str, object], other: Mapping[str, object]) -> list[str]:
-    """The names of what two sets' images depend on, as JSON holds it, and is not the same."""
+    """The names of what two sets' images depend on, as JSON holds it, and is not the same.
+
+    What is inside of a record has its name before it: `guidance.scale`.
+    """
     # Tuples are lists there.
     a, b = json.loads(json.dumps([made_of, other]))
-    names = (a.keys() | b.keys()) - set(_FREE)
-    return sorted(name for name in names if a.get(name) != b.get(name))
+    return sorted(name for name in _unlike(a, b) if name not in _FREE)
+
+
+def _unlike(a: Any, b: Any, name: str = "") -> Iterator[str]:
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in a.keys() | b.keys():
+            yield from _unlike(a.get(key), b.get(key), f"{name}.{key}" if name else key)
+    elif a != b:
+        yield name
 
 
 def read_description(path: Path) -> dict[str, Any] | None:

@@ -54,6 +54,28 @@ def _integer(digits: str) -> int:
     return int(digits)
 
 
+def check_format(path: FilePath, found: object, known: int, older: str) -> None:
+    """Checks the format number of what a file describes.
+
+    Args:
+      path: the file.
+      found: its number, or whatever stands there.
+      known: the number that can be read.
+      older: what to do about a lower number, as the end of a sentence.
+
+    Raises:
+      ConfigError: it is another number, or none.
+    """
+    if type(found) is int and found == known:
+        return
+    is_older = type(found) is int and 1 <= found < known
+    remedy = older if is_older else "read it with a newer dit_moe"
+    raise ConfigError(
+        f"{path} is of format {shown(found)}, and this version of dit_moe reads format {known} "
+        f"alone: {remedy}"
+    )
+
+
 def check_plain(value: Any, name: str = "", level: int = 0) -> None:
     """Checks plain values for what no JSON file of this package holds.
 

@@ -17,6 +17,7 @@ from dit_moe.runs.ema_start import start_warning
 from dit_moe.runs.state import TrainState
 from dit_moe.sampling import sampler as sampling
 from dit_moe.sampling.rendering import build_renderer
+from dit_moe.sampling.request import Request, build_request
 from dit_moe.storage import images
 from dit_moe.storage.files import atomic
 
@@ -29,7 +30,7 @@ def _onto_devices(parameters: Parameters) -> Parameters:
     return jax.device_put(parameters, jax.memory.Space.Device)
 
 
-def grid_request(config: Config, learnt: Sequence[int]) -> sampling.Request:
+def grid_request(config: Config, learnt: Sequence[int]) -> Request:
     """What the grids show: some of the classes that the training data have, as the config samples.
 
     Raises:
@@ -37,7 +38,7 @@ def grid_request(config: Config, learnt: Sequence[int]) -> sampling.Request:
     """
     classes = evenly_spaced(learnt, GRID_CLASSES)
     try:
-        return sampling.build_request(
+        return build_request(
             config, num_samples=len(classes) * GRID_COLUMNS, classes=classes, seed=config.seed
         )
     except ConfigError as error:
@@ -50,9 +51,7 @@ class GridSampler:
     Latents are decoded if their autoencoder is at hand; otherwise three channels are drawn.
     """
 
-    def __init__(
-        self, config: Config, request: sampling.Request, space: LatentSpace | None, mesh: Mesh
-    ):
+    def __init__(self, config: Config, request: Request, space: LatentSpace | None, mesh: Mesh):
         self.render = images.to_uint8
         if space is not None and is_local(space.autoencoder.source):
             self.render = build_renderer(space, None, mesh).render

@@ -23,7 +23,7 @@ from dit_moe.plan.host import check_host_memory
 from dit_moe.runs.checkpoints import Checkpoints, TrainingError
 from dit_moe.runs.folder import put_back_run, write_parameter_overview, write_run
 from dit_moe.runs.state import abstract_state, init_state, start_state, updates_done
-from dit_moe.sampling.sampler import Request
+from dit_moe.sampling.request import Request
 from dit_moe.storage.files import check_reachable, lock
 from dit_moe.training.grids import grid_request
 from dit_moe.training.health import Skips, Warnings

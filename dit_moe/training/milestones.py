@@ -8,7 +8,7 @@ from dit_moe.config import Config
 from dit_moe.devices import hosts
 from dit_moe.runs.ema_snapshots import drop_snapshots_after, save_snapshot, snapshot_steps
 from dit_moe.runs.state import TrainState
-from dit_moe.sampling.sampler import Request
+from dit_moe.sampling.request import Request
 from dit_moe.training.grids import GridSampler
 
 

@@ -24,7 +24,7 @@ them. No pickled code is ever executed.
 """
 
 
-class WeightsError(OSError):
+class WeightsError(ConfigError):
     """A file of weights cannot be used; the message is one sentence for its user."""
 
 
@@ -71,8 +71,8 @@ def read(path: Path, network: str) -> dict[str, np.ndarray]:
             readable without executing code, needs PyTorch where there is none, or does not fit the
             network.
     """
-    from eval.features import dinov2
-    from eval.features.networks import NETWORKS
+    from . import dinov2
+    from .networks import NETWORKS
 
     check_digest(path)
     tensors = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dit_moe.analysis import experts, pictures, visits
+from dit_moe.analysis import experts, pictures
 from dit_moe.analysis.analyse import (
     build_settings,
     class_names,
@@ -22,15 +22,23 @@ from dit_moe.analysis.record import FILE, Analysis, Information, Inputs, Layer, 
 from dit_moe.analysis.summary import summarize
 from dit_moe.analysis.visits import euler_step, part_of_range
 from dit_moe.commands.analysis import main
-from dit_moe.config import DataConfig, DDPMConfig, MeshConfig, RectifiedFlowConfig, SampleConfig
+from dit_moe.config import (
+    DataConfig,
+    DDPMConfig,
+    GuidanceConfig,
+    MeshConfig,
+    RectifiedFlowConfig,
+    SampleConfig,
+)
 from dit_moe.config.files import to_json
 from dit_moe.data.model_classes import model_classes
 from dit_moe.devices.mesh import build_mesh, replicated
 from dit_moe.diffusion.denoiser import unit_variance
-from dit_moe.diffusion.guidance import guide
 from dit_moe.diffusion.integrate import build_objective
 from dit_moe.models.parameters import init_parameters
 from dit_moe.models.prediction import Prediction
+from dit_moe.sampling import guides
+from dit_moe.sampling.guides import guided
 from dit_moe.storage.records import read_record
 from tests.analysis.fresh_run import write_fresh_run
 from tests.tiny import DIFFMOE, DIT_MOE, EC_DIT, PROMOE_EC, tiny
@@ -128,18 +136,28 @@ def test_routers_in_which_experts_choose(moe, mesh, monkeypatch):
         assert layer.time.bits == pytest.approx(0, abs=1e-9)
         assert {f.verdict for f in findings("training", inputs, 3)} == {"cannot be told"}
     if moe is PROMOE_EC:
-        sample = SampleConfig(
-            guidance_schedule="cosine", guidance_interval=(0.0, 0.6), guidance_rescale=0.5
-        )
-        config, used = dataclasses.replace(config, sample=sample), []
-        monkeypatch.setattr(visits, "guide", lambda *a: used.append(a[-1]) or guide(*a))
-        guided = count_sampling(config, parameters, settings, 16, mesh)
+        guidance = GuidanceConfig(schedule="cosine", interval=(0.0, 0.6), rescale=0.5)
+        config = dataclasses.replace(config, sample=SampleConfig(guidance=guidance))
+        settings, used = build_settings(config, **asked), []
+        monkeypatch.setattr(guides, "guided", lambda *a: used.append(a[-1]) or guided(*a))
+        found = count_sampling(config, parameters, settings, 16, mesh)
         assert [(g.schedule, g.rescale, g.scale) for g in used] == [("cosine", 0.5, 2.0)]
-        np.testing.assert_array_equal(guided.visits_B, [24, 24])
+        np.testing.assert_array_equal(found.visits_B, [24, 24])
         times = build_objective(config.objective).times(4)[:-1]
-        assert guided.null_visits == 12 * np.sum(times <= 0.6) == 24
-        each = guided.time_NxVxLxE.sum(axis=(2, 3)) / tokens
+        assert found.null_visits == 12 * np.sum(times <= 0.6) == 24
+        each = found.time_NxVxLxE.sum(axis=(2, 3)) / tokens
         np.testing.assert_array_equal(each, np.full(each.shape, layer.experts_per_token))
+
+
+def test_a_guide_of_its_own_is_not_counted(mesh):
+    """It guides the trajectories, of which every state is shown once."""
+    guidance = GuidanceConfig("self_contrast", 2.0)
+    config = dataclasses.replace(config_of(DIT_MOE), sample=SampleConfig(guidance=guidance))
+    settings = build_settings(config, num_images=10, time_bins=2, steps=2)
+    assert settings.guidance == dataclasses.replace(guidance, weak_routing="least_likely")
+    found = count_sampling(config, fresh(config, mesh), settings, 16, mesh)
+    np.testing.assert_array_equal(found.visits_B, [10, 10])
+    assert found.null_visits == 0
 
 
 @pytest.mark.parametrize("objective", [RectifiedFlowConfig(shift=2.0), DDPMConfig(timesteps=30)])

@@ -25,7 +25,7 @@ from dit_moe.runs.checkpoints import on_one_device
 from dit_moe.runs.loading import load_run
 from dit_moe.runs.weights import write_weights
 from dit_moe.runs.writer import InMemory, write_run
-from dit_moe.sampling.sample_set import RunSampler
+from dit_moe.sampling.run_sampler import RunSampler
 from dit_moe.training.origin import start_parameters
 from tests.convert.converted import imported
 
@@ -115,11 +115,11 @@ def test_a_flipped_bit(exported, tmp_path):
 
 def test_numbers_that_are_not_finite(exported, tmp_path):
     def change(tensors):
-        tensors["groups.1.blocks.0.modulation.bias"][3] = np.inf
+        tensors["trunk.segments.1.blocks.0.modulation.bias"][3] = np.inf
 
     folder = damaged(exported, tmp_path / "infinite", change)
     with pytest.raises(
-        ConfigError, match=r"groups\.1\.blocks\.0\.modulation\.bias of .* not finite"
+        ConfigError, match=r"trunk\.segments\.1\.blocks\.0\.modulation\.bias of .* not finite"
     ):
         load_run(folder)
 

@@ -1,5 +1,6 @@
 import dataclasses
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -279,3 +280,16 @@ def test_an_unfinished_or_damaged_set_is_refused(tmp_path):
     (tmp_path / "prepared.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"prepared\.json cannot be read: name"):
         build_sources(prepared(tmp_path))
+
+
+def test_another_format_is_refused(tmp_path):
+    pictures(tmp_path)
+    path = tmp_path / "prepared.json"
+    card = json.loads(path.read_text())
+    assert card["format"] == 1
+    path.write_text(json.dumps({**card, "format": 2}))
+    with pytest.raises(ConfigError, match=r"prepared\.json is of format 2, .* a newer dit_moe$"):
+        build_sources(prepared(tmp_path))
+    del card["format"]  # as before there was a number
+    path.write_text(json.dumps(card))
+    assert len(build_sources(prepared(tmp_path))) == 1

@@ -18,7 +18,7 @@ from skimage import data
 from dit_moe.commands.prepare import main
 from dit_moe.config import ConfigError
 from dit_moe.data import prepared
-from dit_moe.data.prepare import inputs
+from dit_moe.data.prepare.input import Input
 from dit_moe.data.prepare.job import Job, PrepareError, Settings
 from dit_moe.data.prepare.local import make_shards
 from dit_moe.data.prepared import Prepared
@@ -158,7 +158,7 @@ def flags(pictures: Pictures | None, output: Path, **more: object) -> list[str]:
 # The same command, ended by a signal at a given moment of the work on a given shard.
 ENDED = """
 import multiprocessing, os, signal, sys
-from dit_moe.commands import prepare
+from dit_moe.commands import prepare as command
 from dit_moe.data.prepare import job, shard
 
 index, moment, number = int(sys.argv[1]), sys.argv[2], getattr(signal, sys.argv[3])
@@ -185,7 +185,7 @@ def ended_write_record(job, place, record):
 
 shard.write_shard = ended_write_shard
 job.Job.write_record = ended_write_record
-sys.exit(prepare.main(sys.argv[4:]))
+sys.exit(command.main(sys.argv[4:]))
 """
 
 
@@ -466,6 +466,6 @@ def test_entries_of_shards_are_all_entries(pictures):
     job = Job(settings)
     parts = [entry for index in range(job.num_shards) for entry in job.entries(index)]
     assert parts == list(job.input.entries)
-    assert isinstance(job.input, inputs.Input)
+    assert isinstance(job.input, Input)
     with pytest.raises(ConfigError, match="is 0"):
         dataclasses.replace(settings, images_per_shard=0)

@@ -13,10 +13,12 @@ from PIL import Image
 
 from dit_moe.storage import files
 from eval import collect as collect_module
-from eval import evaluate as evaluate_module
-from eval import fid, metrics
-from eval.evaluate import METRICS, choose, evaluate
-from eval.image_sets import ImageSetError, open_set
+from eval import fid, metric_table, metrics
+from eval.choose import choose
+from eval.evaluate import evaluate
+from eval.image_set import ImageSetError
+from eval.image_sets import open_set
+from eval.metric_table import METRICS
 from eval.references import open_reference
 from eval.statistics import SmallSetWarning, fit_gaussian
 
@@ -182,7 +184,7 @@ class TestEvaluate:
     def test_inception_score_of_class_folders(
         self, judge, tmp_path, reference, label_N, is_shuffled, monkeypatch
     ):
-        monkeypatch.setattr(evaluate_module, "_SPLIT_SIZE", 20)
+        monkeypatch.setattr(metric_table, "_SPLIT_SIZE", 20)
         arrays = [SAMPLES] if label_N is None else [SAMPLES, label_N]
         np.savez(tmp_path / "labelled.npz", *arrays)
         result = judge(tmp_path / "labelled.npz", reference, ["is"])

@@ -103,7 +103,7 @@ def run(tmp_path_factory) -> Path:
             "fid": {"value": 12.3456789, "features": "pool"},
             "per_class": {"mean": 20.0, "by_class": {"0": 20.0}},
         },
-        "samples": {"num": 50, "drawn": {"guidance_scale": 1.5}},
+        "samples": {"num": 50, "drawn": {"guidance": {"scale": 1.5}}},
         "features": {"name": "inception"},
         "notes": [HOSTILE],
     }

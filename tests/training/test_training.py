@@ -19,6 +19,7 @@ import pytest
 from dit_moe.config import (
     Config,
     ConfigError,
+    GuidanceConfig,
     MeshConfig,
     PrototypeRouterConfig,
     SampleConfig,
@@ -312,8 +313,8 @@ def test_grids_show_classes_that_the_data_have():
 
 def test_labels_that_guidance_needs_are_learnt(tmp_path, capsys):
     config = with_model(tiny(None, sample_every=2), label_dropout=0.0)
-    config = dataclasses.replace(config, sample=SampleConfig(guidance_scale=1.5))
-    message = "config.sample.guidance_scale is 1.5 with model.label_dropout 0"
+    config = dataclasses.replace(config, sample=SampleConfig(guidance=GuidanceConfig(scale=1.5)))
+    message = "config.sample.guidance.scale is 1.5 with model.label_dropout 0"
     with pytest.raises(ConfigError, match=re.escape(message)):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()

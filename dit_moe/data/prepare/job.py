@@ -16,7 +16,8 @@ from dit_moe.autoencoder.latent_space import AutoencoderCard
 from dit_moe.config import ConfigError
 from dit_moe.data import prepared
 from dit_moe.data.picture_files import printable
-from dit_moe.data.prepare import inputs
+from dit_moe.data.prepare.input import Entry
+from dit_moe.data.prepare.inputs import open_input
 from dit_moe.data.prepared import Card, Shard
 from dit_moe.storage.files import atomic, lock, sha256
 from dit_moe.storage.records import read_json, read_record, write_record
@@ -81,7 +82,7 @@ class Job:
 
     def __init__(self, settings: Settings):
         self.settings = settings
-        self.input = inputs.open_input(settings.source, settings.input, settings.split)
+        self.input = open_input(settings.source, settings.input, settings.split)
         self.loaded: Loaded | None = None
         self.autoencoder: AutoencoderCard | None = None
         size = settings.image_size
@@ -131,7 +132,7 @@ class Job:
             identity |= {"dtype": settings.dtype, "batch_size": settings.batch_size}
         return identity
 
-    def entries(self, index: int) -> Sequence[inputs.Entry]:
+    def entries(self, index: int) -> Sequence[Entry]:
         """Of one shard."""
         number = self.settings.images_per_shard
         return self.input.entries[index * number : (index + 1) * number]

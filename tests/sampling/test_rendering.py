@@ -11,7 +11,8 @@ from dit_moe.autoencoder.latent_space import read_latent_space
 from dit_moe.autoencoder.loading import load
 from dit_moe.commands import prepare, preview
 from dit_moe.config import Config, ConfigError, DataConfig, SampleConfig
-from dit_moe.sampling.sample_set import RunSampler, write_sample_set
+from dit_moe.sampling.run_sampler import RunSampler
+from dit_moe.sampling.sample_set import write_sample_set
 from dit_moe.storage import images
 from dit_moe.training.loop import train
 from tests.data import tiny_autoencoder

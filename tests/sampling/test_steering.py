@@ -16,6 +16,7 @@ from dit_moe.config import ConfigError, ModelConfig
 from dit_moe.models.parameters import init_parameters
 from dit_moe.sampling import sampler as sampling
 from dit_moe.sampling.known_images import SteeringRequest, read_steering
+from dit_moe.sampling.request import build_request
 from dit_moe.storage.images import to_uint8
 from tests.damaged_picture import write_damaged_png
 from tests.tiny import tiny
@@ -52,9 +53,11 @@ def arrays(path: Path) -> np.ndarray:
         return archive["arr_0"]
 
 
-def draw(model: ModelConfig, steering, **settings) -> np.ndarray:
+def draw(model: ModelConfig, steering, solver=None, **settings) -> np.ndarray:
     config = dataclasses.replace(tiny(None), model=model)
-    request = sampling.build_request(config, num_samples=5, steps=3, **settings)
+    request = build_request(
+        config, num_samples=5, integration={"solver": solver, "steps": 3}, **settings
+    )
     sampler = sampling.build_sampler(config, request, steering=steering)
     parameters = jax.jit(lambda key: init_parameters(model, key))(jax.random.key(0))
     rng = np.random.default_rng(1)
@@ -67,7 +70,7 @@ def test_inpainting_keeps_what_is_known_bit_by_bit(files):
     request = SteeringRequest("inpaint", files / "digits.npz", mask=files / "mask.png")
     steering = read_steering(request, GREY)
     np.testing.assert_array_equal(steering.labels, [7, 1, 2])
-    x = draw(GREY, steering, solver="heun", guidance_scale=2.0)
+    x = draw(GREY, steering, solver="heun", guidance={"scale": 2.0})
     original = arrays(files / "digits.npz")[[0, 1, 2, 0, 1]]
     known = original.astype(np.float32) / np.float32(127.5) - 1
     np.testing.assert_array_equal(x[:, LEFT], known[:, LEFT])

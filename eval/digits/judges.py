@@ -13,8 +13,9 @@ from sklearn.svm import SVC
 from threadpoolctl import threadpool_limits
 
 from dit_moe.data import digits
-from eval.features.embedded import EMBEDDED, penultimate
-from eval.features.embedded import grey as pixels
+
+from ..features.embedded import EMBEDDED, penultimate
+from ..features.embedded import grey as pixels
 
 FEATURES = "second hidden layer (64 ReLU) of a scikit-learn MLPClassifier 64-128-64-10"
 CLASSIFIER = "scikit-learn SVC, RBF kernel, C=10"

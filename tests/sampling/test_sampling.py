@@ -22,13 +22,15 @@ from dit_moe.data.classes import Classes, write_classes
 from dit_moe.models.parameters import init_parameters
 from dit_moe.sampling import sampler as sampling
 from dit_moe.sampling.known_images import SteeringRequest
-from dit_moe.sampling.sample_set import RunSampler, write_sample_set
+from dit_moe.sampling.request import build_request
+from dit_moe.sampling.run_sampler import RunSampler
+from dit_moe.sampling.sample_set import write_sample_set
 from dit_moe.storage import images
 from dit_moe.storage.files import lock
 from dit_moe.training.loop import train
 from tests.tiny import DIFFMOE, tiny
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +98,9 @@ def test_experts_that_train_on_a_pool_sample_image_by_image():
         else value + 0.05 * jax.random.normal(next(keys), value.shape)
         for path, value in init_parameters(config.model, jax.random.key(0)).items()
     }
-    request = sampling.build_request(config, num_samples=3, guidance_scale=2.0, steps=2)
+    request = build_request(
+        config, num_samples=3, integration={"steps": 2}, guidance={"scale": 2.0}
+    )
     sampler = sampling.build_sampler(config, request)
     key_N, y_N = jax.random.split(jax.random.key(2), 3), jnp.arange(3, dtype=jnp.int32)
     together = sampler(parameters, key_N, y_N)
@@ -111,9 +115,9 @@ def test_settings_matter(run, tmp_path):
     plain, _ = make(run, tmp_path)
     for change in (
         {"seed": 1},
-        {"guidance_scale": 3.0, "guidance_interval": (0.3, 1.0), "guidance_rescale": 0.5},
-        {"solver": "dopri5"},
-        {"steps": 4},
+        {"guidance": {"scale": 3.0, "interval": (0.3, 1.0), "rescale": 0.5}},
+        {"integration": {"solver": "dopri5"}},
+        {"integration": {"steps": 4}},
         {"ema": True},
         {"classes": [5]},
     ):
@@ -123,7 +127,7 @@ def test_settings_matter(run, tmp_path):
 
 def test_a_run_that_guides_itself(run, tmp_path):
     plain, _ = make(run, tmp_path / "plain")
-    settings = {"guidance": "auto", "guide": run, "guidance_scale": 3.0}
+    settings = {"guide": run, "guidance": {"guide": "auto", "scale": 3.0}}
     itself, _ = make(run, tmp_path / "out", guide_ema=False, **settings)
     np.testing.assert_array_equal(itself, plain)
     drawn = json.loads((tmp_path / "out" / "samples.json").read_text())
@@ -175,33 +179,60 @@ def test_an_interrupted_set_goes_on(run, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"solver": "ancestral"}, "solver is 'ancestral' with objective 'rectified_flow'; allowed"),
-        ({"eta": 0.5}, "eta is 0.5 with solver 'euler'; allowed: only with solver ddim"),
-        ({"solver": "ddim", "eta": 1.5}, "eta is 1.5; allowed: 0 to 1"),
-        ({"solver": "dopri5", "tolerance": 1e-9}, "tolerance is 1e-09; allowed: 1e-6"),
-        ({"solver": "dopri5", "time_grid": "karras"}, "time_grid is 'karras' with solver 'dopri5'"),
-        ({"time_grid": "shifted", "shift": 0.0}, "shift is 0.0; allowed: 0.001 to 1000"),
-        ({"time_grid": "shifted", "shift": 1e8}, "shift is 100000000.0; allowed: 0.001 to 1000"),
-        ({"time_grid": "karras", "shift": 2.0}, "shift is 2.0 with time_grid 'karras'; allowed"),
+        (
+            {"integration": {"solver": "ancestral"}},
+            "solver is 'ancestral' with objective 'rectified_flow'; allowed",
+        ),
+        (
+            {"integration": {"eta": 0.5}},
+            "eta is 0.5 with solver 'euler'; allowed: only with solver ddim",
+        ),
+        ({"integration": {"solver": "ddim", "eta": 1.5}}, "eta is 1.5; allowed: 0 to 1"),
+        (
+            {"integration": {"solver": "dopri5", "tolerance": 1e-9}},
+            "tolerance is 1e-09; allowed: 1e-6",
+        ),
+        (
+            {"integration": {"solver": "dopri5", "time_grid": "karras"}},
+            "time_grid is 'karras' with solver 'dopri5'",
+        ),
+        (
+            {"integration": {"time_grid": "shifted", "shift": 0.0}},
+            "shift is 0.0; allowed: 0.001 to 1000",
+        ),
+        (
+            {"integration": {"time_grid": "shifted", "shift": 1e8}},
+            "shift is 100000000.0; allowed: 0.001 to 1000",
+        ),
+        (
+            {"integration": {"time_grid": "karras", "shift": 2.0}},
+            "shift is 2.0 with time_grid 'karras'; allowed",
+        ),
         ({"classes": [10]}, "classes has 10; allowed: 0 to 9"),
         ({"num_samples": 0}, "num_samples is 0; allowed: 1 to 100000000"),
-        ({"steps": 0}, "steps is 0; allowed: 1 to 50000"),
+        ({"integration": {"steps": 0}}, "steps is 0; allowed: 1 to 50000"),
         ({"seed": -1}, "seed is -1; allowed: 0 to 4294967295"),
         ({"seed": 2**70}, "allowed: 0 to 4294967295"),
-        ({"guidance_scale": float("inf")}, "guidance_scale is inf; allowed: 0 to 1000 (1"),
-        ({"guidance_scale": 1e38}, "guidance_scale is 1e+38; allowed: 0 to 1000 (1"),
-        ({"guidance_scale": -1.0}, "guidance_scale is -1.0; allowed: 0 to 1000 (1"),
-        ({"guidance_scale": float("nan")}, "guidance_scale is nan; allowed: 0 to 1000 (1"),
+        ({"guidance": {"scale": float("inf")}}, "guidance.scale is inf; allowed: 0 to 1000 (1"),
+        ({"guidance": {"scale": 1e38}}, "guidance.scale is 1e+38; allowed: 0 to 1000 (1"),
+        ({"guidance": {"scale": -1.0}}, "guidance.scale is -1.0; allowed: 0 to 1000 (1"),
+        ({"guidance": {"scale": float("nan")}}, "guidance.scale is nan; allowed: 0 to 1000 (1"),
         ({"batch_size": 0}, "batch_size is 0; allowed: 1 to 65536"),
         ({"batch_size": 10**30}, "; allowed: 1 to 65536"),
         ({"num_samples": 10**12}, "num_samples is 1000000000000; allowed: 1 to 100000000"),
-        ({"steps": 10**9}, "steps is 1000000000; allowed: 1 to 50000"),
-        ({"steps": 10**30}, "; allowed: 1 to 50000"),
+        ({"integration": {"steps": 10**9}}, "steps is 1000000000; allowed: 1 to 50000"),
+        ({"integration": {"steps": 10**30}}, "; allowed: 1 to 50000"),
         ({"classes": [2**70]}, "; allowed: 0 to 9"),
-        ({"guidance_channels": "first_three", "guidance_scale": 2.0}, "has 1 channel"),
-        ({"guidance": "auto"}, "guidance is 'auto' without guide; allowed: 'auto' with a guide"),
+        ({"guidance": {"channels": "first_three", "scale": 2.0}}, "has 1 channel"),
+        (
+            {"guidance": {"guide": "auto"}},
+            "guidance is 'auto' without guide; allowed: 'auto' with a guide",
+        ),
         ({"guide": "g"}, "guidance is 'cfg' with guide 'g'; allowed: 'auto' with a guide"),
-        ({"guidance": "auto", "guide": "g"}, "guide is 'g', which is not a folder; allowed: a run"),
+        (
+            {"guide": "g", "guidance": {"guide": "auto"}},
+            "guide is 'g', which is not a folder; allowed: a run",
+        ),
         ({"workdir": Path("nowhere")}, "workdir is 'nowhere', which is not a folder"),
     ],
 )
@@ -354,7 +385,7 @@ def test_a_run_of_other_devices(tmp_path):
         cwd=ROOT,
         env={**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)},
     )
-    x, _ = make(run, tmp_path / "out", steps=2)
+    x, _ = make(run, tmp_path / "out", integration={"steps": 2})
     assert x.shape == (10, 8, 8, 1)
 
 
@@ -366,14 +397,14 @@ def test_ddpm_with_learned_variance(solver):
         objective=DDPMConfig(variance="learned_range"),
         mesh=MeshConfig(),
     )
-    request = sampling.build_request(config, num_samples=3, solver=solver, steps=5)
+    request = build_request(config, num_samples=3, integration={"solver": solver, "steps": 5})
     sampler = sampling.build_sampler(config, request)
     parameters = init_parameters(config.model, jax.random.key(0))
     (x,) = sampling.generate(sampler, parameters, request, batch_size=3)
     assert x.shape == (3, 4, 4, 1)
     assert np.isfinite(x).all()
     with pytest.raises(ConfigError, match="steps is 1001; allowed: 1 to 1000"):
-        sampling.build_request(config, num_samples=3, steps=1001)
+        build_request(config, num_samples=3, integration={"steps": 1001})
 
 
 def test_to_uint8():

@@ -25,6 +25,7 @@ from dit_moe.moe.routers import build_router
 from dit_moe.moe.routing import Conditioning
 from dit_moe.sampling import sampler as sampling
 from dit_moe.sampling.guides import check_guide, weakly_routed
+from dit_moe.sampling.request import build_request, function_evaluations
 from tests.tiny import DIFFMOE, DIT_MOE, EC_DIT, PROMOE, tiny
 
 KEY_N, Y_N = jax.random.split(jax.random.key(2), 3), jnp.arange(3, dtype=jnp.int32)
@@ -40,10 +41,12 @@ def random_parameters(config: Config, seed: int = 0):
     }
 
 
-def draw(config, parameters, *, weak_routing=None, guide=None, steps=2, **settings):
-    request = sampling.build_request(config, num_samples=3, solver="euler", steps=steps, **settings)
+def draw(config, parameters, *, weak_routing=None, guide=None, steps=2, guidance=None):
+    integration = {"solver": "euler", "steps": steps}
+    request = build_request(config, num_samples=3, integration=integration, guidance=guidance)
     if weak_routing is not None:  # past the checks
-        request = dataclasses.replace(request, weak_routing=weak_routing)
+        changed = request.guidance.updated(weak_routing=weak_routing)
+        request = dataclasses.replace(request, guidance=changed)
     weaker, of_guide = guide or (None, None)
     sampler = sampling.build_sampler(config, request, weaker=weaker)
     return np.asarray(sampler(parameters, KEY_N, Y_N, weaker=of_guide))
@@ -59,7 +62,7 @@ def dit_moe():
 def test_a_run_guided_by_itself_draws_what_it_draws(dit_moe):
     config, parameters, plain = dit_moe
     itself = draw(
-        config, parameters, guidance="auto", guidance_scale=3.0, guide=(config, parameters)
+        config, parameters, guide=(config, parameters), guidance={"guide": "auto", "scale": 3.0}
     )
     np.testing.assert_array_equal(itself, plain)
 
@@ -70,7 +73,11 @@ def test_a_guide_of_another_architecture_and_objective(dit_moe):
     dense = dataclasses.replace(tiny(None), objective=DDPMConfig())
     other = random_parameters(dense, 1)
     guided = draw(
-        config, parameters, guidance="auto", guidance_scale=1.5, guide=(dense, other), steps=1
+        config,
+        parameters,
+        guide=(dense, other),
+        steps=1,
+        guidance={"guide": "auto", "scale": 1.5},
     )
 
     @jax.jit
@@ -90,16 +97,16 @@ def test_a_guide_of_another_architecture_and_objective(dit_moe):
 
 def test_scale_one_is_no_guidance(dit_moe):
     config, parameters, plain = dit_moe
-    again = draw(config, parameters, guidance="self_contrast", guidance_scale=1.0)
+    again = draw(config, parameters, guidance={"guide": "self_contrast", "scale": 1.0})
     np.testing.assert_array_equal(again, plain)
 
 
 def test_self_contrast_is_guidance_by_the_weakly_routed_run(dit_moe):
     config, parameters, plain = dit_moe
-    drawn = draw(config, parameters, guidance="self_contrast", guidance_scale=1.5)
+    drawn = draw(config, parameters, guidance={"guide": "self_contrast", "scale": 1.5})
     weak = dataclasses.replace(config, model=weakly_routed(config.model, "least_likely"))
     expected = draw(
-        config, parameters, guidance="auto", guide=(weak, parameters), guidance_scale=1.5
+        config, parameters, guide=(weak, parameters), guidance={"guide": "auto", "scale": 1.5}
     )
     np.testing.assert_allclose(drawn, expected, atol=1e-6)
     assert np.abs(drawn - plain).max() > 1e-4
@@ -110,7 +117,10 @@ def test_self_contrast_of_a_model_with_one_expert_a_token_with_itself():
     assert weakly_routed(config.model, "top_1") == config.model
     parameters = random_parameters(config)
     itself = draw(
-        config, parameters, guidance="self_contrast", guidance_scale=3.0, weak_routing="top_1"
+        config,
+        parameters,
+        guidance={"guide": "self_contrast", "scale": 3.0},
+        weak_routing="top_1",
     )
     np.testing.assert_allclose(itself, draw(config, parameters), rtol=1e-5, atol=1e-6)
 
@@ -137,39 +147,71 @@ def test_the_least_likely_experts_take_the_weights_of_the_likeliest(router):
 @pytest.mark.parametrize(
     ("settings", "passes"),
     [
-        ({"solver": "heun", "steps": 5}, 10),
-        ({"solver": "euler", "steps": 10, "guidance_scale": 2.0}, 20),
+        ({"integration": {"solver": "heun", "steps": 5}}, 10),
+        ({"integration": {"solver": "euler", "steps": 10}, "guidance": {"scale": 2.0}}, 20),
         # Of the times 1, 0.9, ... 0.1 four lie inside.
-        ({"guidance_scale": 2.0, "guidance_interval": (0.35, 0.75)}, 14),
-        ({"guidance_scale": 2.0, "guidance": "self_contrast"}, 20),
-        ({"solver": "dopri5"}, None),
+        ({"guidance": {"scale": 2.0, "interval": (0.35, 0.75)}}, 14),
+        ({"guidance": {"scale": 2.0, "guide": "self_contrast"}}, 20),
+        ({"integration": {"solver": "dopri5"}}, None),
     ],
 )
 def test_passes_are_counted(settings, passes, monkeypatch):
     monkeypatch.delattr(jax, "local_devices")  # under JAX_PLATFORMS=cuda there is no CPU
-    settings = {"solver": "euler", "steps": 10, **settings}
-    request = sampling.build_request(tiny(PROMOE), num_samples=1, **settings)
-    assert sampling.function_evaluations(tiny(PROMOE), request) == passes
+    settings = {"integration": {"solver": "euler", "steps": 10}, **settings}
+    request = build_request(tiny(PROMOE), num_samples=1, **settings)
+    assert function_evaluations(tiny(PROMOE), request) == passes
 
 
 @pytest.mark.parametrize(
     ("moe", "settings", "message"),
     [
-        (DIT_MOE, {"guidance": "magic"}, "guidance is 'magic'; allowed: cfg, auto, self_contrast"),
-        (DIT_MOE, {"guidance_schedule": "x"}, "is 'x'; allowed: constant, linear, cosine"),
-        (DIT_MOE, {"guidance_interval": (0.5, 0.2)}, "guidance_interval is 0.5,0.2; allowed: two"),
-        (DIT_MOE, {"guidance_interval": (0.5,)}, "guidance_interval is 0.5; allowed: two flow"),
-        (DIT_MOE, {"guidance_rescale": 1.5}, "guidance_rescale is 1.5; allowed: 0 to 1"),
-        (DIT_MOE, {"weak_routing": "top_1"}, "with guidance 'cfg'; allowed: only with guidance"),
-        (PROMOE, {"guidance": "self_contrast", "weak_routing": "top_1"}, "with top_k 1; allowed"),
-        (EC_DIT, {"guidance": "self_contrast"}, "the model has router 'expert_choice'; allowed"),
-        (DIFFMOE, {"guidance": "self_contrast"}, "the model has router 'batch_pool'; allowed"),
-        (None, {"guidance": "self_contrast"}, "but the model is dense; allowed: a model whose"),
+        (
+            DIT_MOE,
+            {"guidance": {"guide": "magic"}},
+            "guidance.guide is 'magic'; allowed: cfg, auto, self_contrast",
+        ),
+        (DIT_MOE, {"guidance": {"schedule": "x"}}, "is 'x'; allowed: constant, linear, cosine"),
+        (
+            DIT_MOE,
+            {"guidance": {"interval": (0.5, 0.2)}},
+            "guidance.interval is 0.5,0.2; allowed: two",
+        ),
+        (
+            DIT_MOE,
+            {"guidance": {"interval": (0.5,)}},
+            "guidance.interval is 0.5; allowed: two flow",
+        ),
+        (DIT_MOE, {"guidance": {"rescale": 1.5}}, "guidance.rescale is 1.5; allowed: 0 to 1"),
+        (
+            DIT_MOE,
+            {"guidance": {"weak_routing": "top_1"}},
+            "with guide 'cfg'; allowed: only with guide",
+        ),
+        (
+            PROMOE,
+            {"guidance": {"guide": "self_contrast", "weak_routing": "top_1"}},
+            "with top_k 1; allowed",
+        ),
+        (
+            EC_DIT,
+            {"guidance": {"guide": "self_contrast"}},
+            "the model has router 'expert_choice'; allowed",
+        ),
+        (
+            DIFFMOE,
+            {"guidance": {"guide": "self_contrast"}},
+            "the model has router 'batch_pool'; allowed",
+        ),
+        (
+            None,
+            {"guidance": {"guide": "self_contrast"}},
+            "but the model is dense; allowed: a model whose",
+        ),
     ],
 )
 def test_errors(moe, settings, message):
     with pytest.raises(ConfigError) as error:
-        sampling.build_request(tiny(moe), num_samples=1, **settings)
+        build_request(tiny(moe), num_samples=1, **settings)
     assert message in str(error.value)
 
 
@@ -182,27 +224,27 @@ def learning(label_dropout: float) -> Config:
 @pytest.mark.parametrize(
     ("label_dropout", "settings"),
     [
-        (0.0, {"guidance_scale": 1.5}),
-        (0.0, {"guidance_scale": 0.0}),
-        (1.0, {"guidance_scale": 1.0}),
-        (1.0, {"guidance_scale": 2.0, "guidance": "self_contrast"}),
-        (1.0, {"guidance_scale": 0.0, "guidance_schedule": "linear"}),
-        (1.0, {"guidance_scale": 0.0, "guidance_interval": (0.2, 1.0)}),
+        (0.0, {"guidance": {"scale": 1.5}}),
+        (0.0, {"guidance": {"scale": 0.0}}),
+        (1.0, {"guidance": {"scale": 1.0}}),
+        (1.0, {"guidance": {"scale": 2.0, "guide": "self_contrast"}}),
+        (1.0, {"guidance": {"scale": 0.0, "schedule": "linear"}}),
+        (1.0, {"guidance": {"scale": 0.0, "interval": (0.2, 1.0)}}),
     ],
 )
 def test_labels_that_were_never_learnt_are_not_asked_for(label_dropout, settings):
-    with pytest.raises(ConfigError, match=r"guidance_scale is .* with model\.label_dropout [01]"):
-        sampling.build_request(learning(label_dropout), num_samples=1, **settings)
-    sampling.build_request(learning(0.1), num_samples=1, **settings)
+    with pytest.raises(ConfigError, match=r"guidance\.scale is .* with model\.label_dropout [01]"):
+        build_request(learning(label_dropout), num_samples=1, **settings)
+    build_request(learning(0.1), num_samples=1, **settings)
 
 
 def test_what_was_learnt_is_enough():
     for scale, settings in (
-        (0.0, {"guidance_scale": 1.0}),
-        (0.0, {"guidance_scale": 2.0, "guidance": "self_contrast"}),
-        (1.0, {"guidance_scale": 0.0}),
+        (0.0, {"guidance": {"scale": 1.0}}),
+        (0.0, {"guidance": {"scale": 2.0, "guide": "self_contrast"}}),
+        (1.0, {"guidance": {"scale": 0.0}}),
     ):
-        assert sampling.build_request(learning(scale), num_samples=1, **settings)
+        assert build_request(learning(scale), num_samples=1, **settings)
 
 
 def test_a_guide_for_other_images():
