@@ -158,7 +158,8 @@ def flags(pictures: Pictures | None, output: Path, **more: object) -> list[str]:
 # The same command, ended by a signal at a given moment of the work on a given shard.
 ENDED = """
 import multiprocessing, os, signal, sys
-from dit_moe.data.prepare import command, job, shard
+from dit_moe.commands import prepare as command
+from dit_moe.data.prepare import job, shard
 
 index, moment, number = int(sys.argv[1]), sys.argv[2], getattr(signal, sys.argv[3])
 write_shard, write_record = shard.write_shard, job.Job.write_record
