@@ -32,7 +32,7 @@ class Sets:
     _made: dict[str, Gaussian] = field(default_factory=dict)
 
     def gaussian(self, of: str, output: str) -> Gaussian:
-        """Of the "samples" or the "reference"; made once, as its root is costly."""
+        """The Gaussian of the "samples" or the "reference"; made once, as its root is costly."""
         if of == "reference" and output in self.stored:
             return self.stored[output]
         name = f"{of}/{output}"

@@ -30,7 +30,7 @@ from dit_moe.sampling.sampler import build_request
 from dit_moe.storage.records import write_record
 
 MAX_CLASSES = 16
-"""Of a run with more, as many at even distance are shown, with enough images each."""
+"""How many classes are shown, at even distance where a run has more, with enough images each."""
 MAX_IMAGES = 100_000
 """Counts of all of them are held in memory."""
 

@@ -25,7 +25,7 @@ class SegmentConfig:
     depth: PositiveInt
     """Blocks."""
     moe: MoEConfig | None = None
-    """Of the last of each `moe.every` blocks; None: all are dense."""
+    """The mixture in the last of each `moe.every` blocks; None: all are dense."""
 
     def __post_init__(self) -> None:
         require(
@@ -80,7 +80,8 @@ class ModelConfig:
     """Mixtures that differ by depth, such as pyramids: parts of the trunk from the first block on,
     whose depths add up to `depth`. Empty: one part, with the mixture `moe`."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of activations and matrix products. Parameters, routing, softmax and loss stay float32."""
+    """The type of activations and matrix products. Parameters, routing, softmax and loss stay
+    float32."""
     remat: Annotated[
         Literal["none", "dots", "full"],
         # On the command line the word stands for None.
@@ -157,7 +158,7 @@ class ModelConfig:
 
     @property
     def mixtures(self) -> tuple[MoEConfig, ...]:
-        """Of every MoE layer in order."""
+        """The mixture of every MoE layer, in order."""
         return tuple(s.moe for s in self.trunk if s.moe for _ in range(s.moe_blocks))
 
     @property

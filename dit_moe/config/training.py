@@ -29,7 +29,7 @@ class TrainConfig:
     learning_rate: PositiveFloat = 1e-4
     warmup_steps: NonNegativeInt = 0
     schedule: Literal["constant", "cosine", "linear"] = "constant"
-    """Of the learning rate after the warm-up; `cosine` and `linear` end at 0."""
+    """How the learning rate goes on after the warm-up; `cosine` and `linear` end at 0."""
     beta1: Decay = 0.9
     beta2: Decay = 0.999
     first_moment_dtype: Literal["float32", "bfloat16"] = "float32"

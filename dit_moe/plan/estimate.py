@@ -40,12 +40,12 @@ class Estimate:
     hardware_flops_per_image: float
     """The same with what rematerialisation computes again."""
     seconds: tuple[float, float] | None
-    """Of a step: communication hidden behind compute, and not hidden at all; None without a
-    known device."""
+    """The time of a step with communication hidden behind compute, and not hidden at all; None
+    without a known device."""
 
     @property
     def num_devices(self) -> int:
-        """Of the mesh."""
+        """How many devices the mesh has."""
         return math.prod(self.mesh.values())
 
     @property
@@ -60,7 +60,7 @@ class Estimate:
 
     @property
     def images_per_second(self) -> tuple[float, float] | None:
-        """Of all devices, slowest first."""
+        """The speed of all devices together, slowest first."""
         if self.seconds is None:
             return None
         fast, slow = self.seconds

@@ -22,7 +22,7 @@ class ImageFlops:
     attention: float
     """Projections, scores and mixing."""
     feed_forward: float
-    """Of the dense blocks."""
+    """The feed-forwards of the dense blocks."""
     experts: float
     """Routed: top_k of them per token, whichever they are (the unconditional one included), and on
     average where experts choose tokens or some are cheap."""

@@ -26,7 +26,7 @@ from dit_moe.storage.files import new_folder
 from dit_moe.storage.records import read_record
 
 MAX_GRIDS = 6
-"""Of a run with more sample grids, as many at even distance are shown."""
+"""How many sample grids are shown, at even distance where a run has more."""
 
 
 def render(workdir: Path, analysis: Path | None, results: Sequence[Path]) -> str:

@@ -27,7 +27,7 @@ class Embedded:
     describe: Callable[[np.ndarray], np.ndarray]
     """uint8 [N, H, W, C] to float64 [N, P]."""
     settings: Mapping[str, Any]
-    """Of scikit-learn's MLPClassifier."""
+    """Arguments of scikit-learn's MLPClassifier."""
     classes: tuple[str, ...] = ()
     """Names; empty where they are the numbers."""
 
