@@ -34,15 +34,10 @@ from dit_moe.models.parameters import functional
 from dit_moe.runs.checkpoints import Checkpoints
 from dit_moe.runs.ema_start import start_share, start_warning
 from dit_moe.runs.loading import load, load_run
-from dit_moe.runs.state import (
-    TrainState,
-    abstract_state,
-    build_optimizer,
-    build_schedule,
-    init_state,
-)
+from dit_moe.runs.optimizer import build_optimizer, build_schedule
+from dit_moe.runs.state import TrainState, abstract_state, init_state
 from dit_moe.storage import images
-from dit_moe.training import loop
+from dit_moe.training import session
 from dit_moe.training.grids import GridSampler, grid_request
 from dit_moe.training.loop import train
 from dit_moe.training.step import build_step
@@ -195,9 +190,9 @@ def final_state(config: Config, workdir) -> TrainState:
 
 def interrupt_at(monkeypatch, step: int, by: signal.Signals = signal.SIGINT) -> None:
     """Sends a signal to this process as the batch of the given step is drawn."""
-    from dit_moe.training import loop
+    from dit_moe.training import session
 
-    original = loop.device_batches
+    original = session.device_batches
 
     def batches(config, sources, first_step, sharding):
         stream = original(config, sources, first_step, sharding)
@@ -206,7 +201,7 @@ def interrupt_at(monkeypatch, step: int, by: signal.Signals = signal.SIGINT) -> 
                 os.kill(os.getpid(), by)
             yield item
 
-    monkeypatch.setattr(loop, "device_batches", batches)
+    monkeypatch.setattr(session, "device_batches", batches)
 
 
 @pytest.fixture(scope="module")
@@ -320,7 +315,7 @@ def test_labels_that_guidance_needs_are_learnt(tmp_path, capsys):
     # Without grids nothing needs it yet.
     settings = dataclasses.replace(config.train, sample_every=0)
     config = dataclasses.replace(config, train=settings)
-    assert loop._grid_request(config, (0, 1)) is None
+    assert session.grid_or_none(config, (0, 1)) is None
     assert message in capsys.readouterr().out
 
 
