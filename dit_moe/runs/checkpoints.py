@@ -19,13 +19,13 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from dit_moe.devices import hosts
 from dit_moe.config import ConfigError
-from dit_moe.storage.files import absolute
+from dit_moe.devices import hosts
 from dit_moe.models.parameters import Parameters
 from dit_moe.runs import about
 from dit_moe.runs.fingerprint import fingerprints
 from dit_moe.runs.state import TrainState
+from dit_moe.storage.files import absolute
 
 # Failures are told here in a sentence. Orbax and its event loops, which it closes while reads and
 # writes are under way, would add pages of tracebacks, and warnings of what is meant to be so.

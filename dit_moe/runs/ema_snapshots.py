@@ -9,13 +9,13 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from dit_moe.devices import hosts
 from dit_moe.config import ConfigError
-from dit_moe.storage.files import absolute
+from dit_moe.devices import hosts
 from dit_moe.models.parameters import Parameters
 from dit_moe.runs.checkpoints import TrainingError, brief, on_one_device
 from dit_moe.runs.ema_tracks import Tracks
 from dit_moe.runs.fingerprint import fingerprints
+from dit_moe.storage.files import absolute
 
 _FINGERPRINTS = "fingerprints"
 

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from clu import parameter_overview
 from etils import epath
 
-from dit_moe.devices import hosts
+from dit_moe.autoencoder.latent_space import write_latent_space
 from dit_moe.config import Config, ConfigError
 from dit_moe.config.files import differences, load_json, to_json
 from dit_moe.data.classes import count_classes, write_classes
-from dit_moe.autoencoder.latent_space import write_latent_space
 from dit_moe.data.sources import Source
+from dit_moe.devices import hosts
+from dit_moe.runs.state import TrainState
 from dit_moe.storage.files import atomic
 from dit_moe.storage.records import read_json
-from dit_moe.runs.state import TrainState
 
 # Fields (and what begins so) that do not change what is learned.
 _FREE_ON_RESUME = (
@@ -22,6 +22,7 @@ _FREE_ON_RESUME = (
     "mesh.",
     "sample.",
     "data.path",
+    "data.validation_path",
     "model.remat",
     "train.averages_on_host",
     "train.log_every",
@@ -30,6 +31,8 @@ _FREE_ON_RESUME = (
     "train.keep_every",
     "train.max_skipped",
     "train.sample_every",
+    "train.validate_every",
+    "train.validation_batches",
 )
 
 

@@ -9,18 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dit_moe.devices import hosts
 from dit_moe.config import Config, ConfigError
 from dit_moe.config.files import load_json
-from dit_moe.runs import open_folder as published
-from dit_moe.runs.weights import check_weights
-from dit_moe.storage.hub import is_hub_name
+from dit_moe.config.presets import preset
+from dit_moe.devices import hosts
 from dit_moe.models.dit import DiT
 from dit_moe.models.parameters import Parameters, abstract_parameters, functional
-from dit_moe.config.presets import preset
+from dit_moe.runs import open_folder as published
 from dit_moe.runs.checkpoints import Checkpoints, on_one_device
-from dit_moe.runs.ema_start import start_warning
 from dit_moe.runs.ema_snapshots import RECIPE_FILE
+from dit_moe.runs.ema_start import start_warning
+from dit_moe.runs.weights import check_weights
+from dit_moe.storage.hub import is_hub_name
 
 
 class Run(NamedTuple):

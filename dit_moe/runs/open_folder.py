@@ -1,8 +1,8 @@
 """A model as an open folder: safetensors, weights.json, config.json, latents.json, README.md.
 
 The tensors have this package's names, one for each unit of blocks: "trunk.segments.0.3.blocks.0.
-attention.qkv.kernel" is number 3 of the stack "trunk.segments.0.blocks.0.attention.qkv.kernel". Above `SHARD_BYTES`
-they lie in several files with an index, in the layout of the Hugging Face hub.
+attention.qkv.kernel" is number 3 of the stack "trunk.segments.0.blocks.0.attention.qkv.kernel".
+Above `SHARD_BYTES` they lie in several files with an index, in the layout of the Hugging Face hub.
 """
 
 import json
@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from dit_moe.config import ConfigError, ModelConfig
+from dit_moe.models.parameters import abstract_parameters, stack_of
 from dit_moe.runs.checkpoint_files import INDEX, WEIGHTS, read_shards
 from dit_moe.runs.tensor_files import StoredTensor, finite, read_safetensors, write_safetensors
 from dit_moe.runs.weights import write_weights
 from dit_moe.storage.files import atomic
 from dit_moe.storage.hub import reason
-from dit_moe.models.parameters import abstract_parameters, stack_of
 
 SHARD_BYTES = 5_000_000_000
 

@@ -19,13 +19,13 @@ import tensorstore as ts
 from orbax.checkpoint import type_handlers
 from tqdm import tqdm
 
+from dit_moe.autoencoder.latent_space import LatentSpace, write_latent_space
 from dit_moe.config import Config
 from dit_moe.config.files import to_json
-from dit_moe.runs.weights import write_weights
-from dit_moe.autoencoder.latent_space import LatentSpace, write_latent_space
-from dit_moe.storage.files import atomic, new_folder
 from dit_moe.models.parameters import stack_of
 from dit_moe.runs import about, fingerprint
+from dit_moe.runs.weights import write_weights
+from dit_moe.storage.files import atomic, new_folder
 
 
 class Source(Protocol):

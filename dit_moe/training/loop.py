@@ -13,6 +13,7 @@ from dit_moe.storage.files import check_reachable
 from dit_moe.training.progress import postfix
 from dit_moe.training.session import Session, open_session
 from dit_moe.training.step import Metrics
+from dit_moe.training.validation import NOT_MEASURED
 
 
 def train(
@@ -83,8 +84,9 @@ def _record(session: Session, number: int, *, last: bool) -> None:
     """Writes what is due after step `number`: metrics, a checkpoint, grids and snapshots."""
     settings = session.config.train
     save = number % settings.checkpoint_every == 0 or last
+    validate = session.validation is not None and session.validation.due(number)
     # A row before every save too, which shows whether updates are being skipped.
-    if number % settings.log_every == 0 or save:
+    if number % settings.log_every == 0 or save or validate:
         _log(session, number)
     # A state whose own loss was not finite may be of no use: it replaces no checkpoint.
     if save and (last or not session.skips.in_a_row):
@@ -99,6 +101,7 @@ def _log(session: Session, number: int) -> None:
     """Tells of the steps since the last line."""
     session.checkpoints.poll()
     scalars, reasons = session.window.close()
+    scalars |= _validate(session, number)
     session.warnings.check(number, scalars)
     for writer in session.writers:
         with hosts.surviving("metrics"):
@@ -107,6 +110,16 @@ def _log(session: Session, number: int) -> None:
     if number == session.config.train.steps:
         session.skips.conclude(number, int(updates_done(session.state.optimizer)))
     session.bar.set_postfix_str(postfix(scalars))
+
+
+def _validate(session: Session, number: int) -> dict[str, float]:
+    """The columns of the held-out data, empty where none is due; no columns without such data."""
+    if session.validation is None:
+        return {}
+    if not session.validation.due(number):
+        return NOT_MEASURED
+    with session.window.paused():
+        return session.validation.measure(session.state.parameters)
 
 
 def _check_saved(session: Session) -> None:

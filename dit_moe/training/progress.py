@@ -30,6 +30,9 @@ def progress_bar(first_step: int, steps: int) -> tqdm:
 def postfix(scalars: Mapping[str, float]) -> str:
     """What the bar shows of a log line."""
     parts = [f"loss {scalars['loss']:.4f}"]
+    heldout = scalars.get("validation/loss", math.nan)
+    if not math.isnan(heldout):
+        parts.append(f"validation {heldout:.4f}")
     if not math.isnan(scalars["images_per_second"]):
         parts.append(f"{scalars['images_per_second']:.0f} img/s")
     busiest = [v for name, v in scalars.items() if name.startswith("moe/busiest")]

@@ -32,7 +32,10 @@ from dit_moe.training.origin import check_origin, prepare_origin, start_paramete
 from dit_moe.training.profile import Profile
 from dit_moe.training.progress import progress_bar
 from dit_moe.training.step import Metrics, build_step
+from dit_moe.training.validation import Validation, heldout_sources
 from dit_moe.training.window import Window
+
+_Step = Callable[..., tuple[TrainState, Metrics]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +46,8 @@ class Parts:
     device: Device | None
     plan: Estimate
     sources: Sequence[Source]
+    heldout: Sequence[Source]
+    """None without validation."""
     request: Request | None
     """What grids show; None without grids."""
 
@@ -58,11 +63,12 @@ class Session:
     """How many steps were done before."""
     state: TrainState
     """After the last step that was done."""
-    step: Callable[..., tuple[TrainState, Metrics]]
+    step: _Step
     stream: Iterator[Batch]
     """The batches of the steps to come."""
     checkpoints: Checkpoints
     milestones: Milestones
+    validation: Validation | None
     window: Window
     skips: Skips
     warnings: Warnings
@@ -115,6 +121,7 @@ def open_session(
             stream=device_batches(config, parts.sources, first_step, batch_sharding(mesh)),
             checkpoints=checkpoints,
             milestones=milestones,
+            validation=Validation(config, parts.heldout, mesh) if parts.heldout else None,
             window=Window(config, parts.plan.flops_per_image, parts.device, mesh.size),
             skips=Skips(settings.max_skipped, hosts.say),
             warnings=Warnings([moe.num_experts for moe in config.model.mixtures], hosts.say),
@@ -140,8 +147,9 @@ def build_parts(config: Config) -> Parts:
     plan = estimate(config, mesh.shape, device)
     check_host_memory(plan)
     sources = build_sources(config)
+    heldout = heldout_sources(config, sources)
     request = grid_or_none(config, count_classes(sources).learnt())
-    return Parts(mesh, device, plan, sources, request)
+    return Parts(mesh, device, plan, sources, heldout, request)
 
 
 def grid_or_none(config: Config, learnt: Sequence[int]) -> Request | None:
@@ -196,7 +204,7 @@ def _begin(
     return state, milestones
 
 
-def _compiled(config: Config, like: TrainState, mesh: Mesh) -> Callable[..., tuple[TrainState, Metrics]]:
+def _compiled(config: Config, like: TrainState, mesh: Mesh) -> _Step:
     """The step, which takes over the memory of the state that it is given."""
     shardings = jax.tree.map(lambda a: a.sharding, like)
     return jax.jit(
