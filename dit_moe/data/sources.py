@@ -2,7 +2,8 @@
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, Protocol
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -10,10 +11,9 @@ from dit_moe.autoencoder.latent_space import LatentSpace, same_latents
 from dit_moe.config import Config, ConfigError, DataConfig
 from dit_moe.config.data import SOURCES
 from dit_moe.data import digits, patches
-from dit_moe.data.prepared import Card, Prepared, latent_space
+from dit_moe.data.prepared import Card, Prepared, Split, latent_space, read_card
 
 Record = dict[str, np.ndarray]
-Split = Literal["train", "validation"]
 
 
 class Source(Protocol):
@@ -230,7 +230,8 @@ def _prepared(data: DataConfig, split: Split) -> Mapping[str, Source]:
         like = Prepared(data.path[0]).card
         sets = {folder: Prepared(folder) for folder in data.validation_path}
         return {folder: _open(found, data.latent_scaling, like) for folder, found in sets.items()}
-    return {}
+    holding = [folder for folder in data.path if read_card(Path(folder)).num_validation]
+    return {f: _open(Prepared(f, "validation"), data.latent_scaling) for f in holding}
 
 
 def _open(prepared: Prepared, scaling: str, like: Card | None = None) -> Source:

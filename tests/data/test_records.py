@@ -85,7 +85,7 @@ def test_a_damaged_record_names_its_file(folder):
 LIMIT = """
 import resource
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, {hard}))
-from dit_moe.data.records import _files_that_may_stay_open
+from dit_moe.data.array_records import _files_that_may_stay_open
 print(_files_that_may_stay_open(), *resource.getrlimit(resource.RLIMIT_NOFILE))
 """
 
