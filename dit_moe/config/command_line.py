@@ -41,7 +41,7 @@ def command_parser(prog: str, description: str | None, epilog: str) -> argparse.
 
 
 class _Parser(argparse.ArgumentParser):
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         args = sys.argv[1:] if args is None else list(args)
         for text in args:
             if re.fullmatch("--[^=]+=--", text):  # of which Python 3.11 makes an empty list
