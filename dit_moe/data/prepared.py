@@ -234,7 +234,11 @@ class Prepared:
             """[N] int32, of every record."""
             if self.label.ndim != 1 or self.label.dtype.kind not in "iu":
                 raise ConfigError(f"{_LABELS} holds no list of whole numbers; prepare it again")
-            self._records = TfdsFolder(self.folder).records(SPLIT)
+            stored, latents = TfdsFolder(self.folder), self.card.autoencoder is not None
+            absent = {*features(self.card.shape, (), latents=latents)} - {*stored.fields}
+            if absent:
+                raise ConfigError(f"its records lack {', '.join(sorted(absent))}; prepare it again")
+            self._records = stored.records(SPLIT)
             if self.card.num_examples:
                 self._records[self.card.num_examples - 1]
         except ConfigError as error:

@@ -1,5 +1,6 @@
 import dataclasses
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -278,4 +279,15 @@ def test_an_unfinished_or_damaged_set_is_refused(tmp_path):
         build_sources(prepared(tmp_path))
     (tmp_path / "prepared.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"prepared\.json cannot be read: name"):
+        build_sources(prepared(tmp_path))
+
+
+@pytest.mark.parametrize("lost", ["label", "image"])
+def test_a_set_whose_records_lost_a_field_is_refused(tmp_path, lost):
+    pictures(tmp_path)
+    path = tmp_path / "features.json"
+    described = json.loads(path.read_text())
+    del described["featuresDict"]["features"][lost]
+    path.write_text(json.dumps(described))
+    with pytest.raises(ConfigError, match=f"its records lack {lost}; prepare it again"):
         build_sources(prepared(tmp_path))
