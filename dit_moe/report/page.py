@@ -74,7 +74,7 @@ def render(workdir: Path, analysis: Path | None, results: Sequence[Path]) -> str
 _REPEAT = """\
 from pathlib import Path
 
-from dit_moe.config_io import load_json
+from dit_moe.config.files import load_json
 
 
 def get_config():
