@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 EXIT_CODES = (0, 1, 2, 130)
-LIMIT = 40.0
-"""Seconds after which a command counts as hanging: far more than any takes here."""
+LIMIT = 120.0
+"""Seconds after which a command counts as hanging, on a busy machine too."""
 
 
 class Hang(BaseException):

@@ -61,13 +61,16 @@ REFUSED = [("weights", 0), ("train", 2)]
 
 
 @pytest.fixture
-def run(copy):
+def run(house, copy):
     def call(name: str, data: st.DataObject) -> None:
         more, patterns = data.draw(st.sampled_from(READS[name]))
-        found = [p for pattern in patterns for p in copy.folder.glob(pattern) if p.is_file()]
-        path = data.draw(st.sampled_from(sorted(found)))
-        done = spoil(path, data.draw)
-        check(COMMANDS[name], [*COMMANDS[name].line, *more], copy, done)
+        found = [p for pattern in patterns for p in house.glob(pattern) if p.is_file()]
+        names = sorted(str(path.relative_to(house)) for path in found)
+        try:
+            done = spoil(copy.folder / data.draw(st.sampled_from(names)), data.draw)
+            check(COMMANDS[name], [*COMMANDS[name].line, *more], copy, done)
+        finally:
+            copy.mend()
 
     return call
 
