@@ -265,7 +265,11 @@ class Prepared:
                 raise ConfigError(
                     f"{_LABELS[split]} holds no list of whole numbers; prepare it again"
                 )
-            self._records = TfdsFolder(self.folder).records(split)
+            stored, latents = TfdsFolder(self.folder), self.card.autoencoder is not None
+            absent = {*features(self.card.shape, (), latents=latents)} - {*stored.fields}
+            if absent:
+                raise ConfigError(f"its records lack {', '.join(sorted(absent))}; prepare it again")
+            self._records = stored.records(split)
             if self._number:
                 self._records[self._number - 1]
         except ConfigError as error:

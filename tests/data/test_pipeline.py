@@ -311,3 +311,14 @@ def test_another_format_is_refused(tmp_path):
     del card["format"]  # as before there was a number
     path.write_text(json.dumps(card))
     assert len(build_sources(prepared(tmp_path))) == 1
+
+
+@pytest.mark.parametrize("lost", ["label", "image"])
+def test_a_set_whose_records_lost_a_field_is_refused(tmp_path, lost):
+    pictures(tmp_path)
+    path = tmp_path / "features.json"
+    described = json.loads(path.read_text())
+    del described["featuresDict"]["features"][lost]
+    path.write_text(json.dumps(described))
+    with pytest.raises(ConfigError, match=f"its records lack {lost}; prepare it again"):
+        build_sources(prepared(tmp_path))
