@@ -26,8 +26,7 @@ def is_remote(path: epath.PathLike) -> bool:
 
 def absolute(path: epath.PathLike) -> epath.Path:
     """A local path from the root; an address as it is."""
-    path = epath.Path(path)
-    return path if is_remote(path) else path.absolute()
+    return epath.Path(path if is_remote(path) else Path(path).absolute())
 
 
 def check_reachable(name: str, path: epath.PathLike) -> None:

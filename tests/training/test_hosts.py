@@ -86,7 +86,8 @@ def test_one_process_needs_no_others():
     said = []
     hosts.on_lead(lambda: said.append(hosts.is_lead()))
     assert said == [True]
-    assert hosts.Agreement(jax.make_mesh((8,), ("data",)))(15) == 15
+    mesh = jax.make_mesh((8,), ("data",), (jax.sharding.AxisType.Auto,))
+    assert hosts.Agreement(mesh)(15) == 15
     with pytest.raises(ConfigError, match="busy"):
         hosts.on_lead(lambda: (_ for _ in ()).throw(ConfigError("busy")))
 
