@@ -34,7 +34,7 @@ from dit_moe.data.sources import build_sources
 from dit_moe.models.parameters import init_parameters
 from dit_moe.runs.ema_snapshots import save_snapshot
 from dit_moe.runs.open_folder import write_tensors
-from dit_moe.sampling.sampler import Request
+from dit_moe.sampling.request import Request
 from dit_moe.storage.records import write_record
 from tests.analysis.fresh_run import write_fresh_run
 from tests.prepared_sets import AUTOENCODER, write_latents, write_pictures
@@ -226,7 +226,7 @@ STUBS = {
     "dit_moe.training.session.device_batches": _begin,
     "jax.distributed.initialize": _begin,
     "dit_moe.sampling.sampler.generate": _blank,
-    "dit_moe.sampling.request.function_evaluations": lambda *_: 1,
+    "dit_moe.sampling.run_sampler.function_evaluations": lambda *_: 1,
     "dit_moe.sampling.rendering.decode_tiled": _begin,
     "dit_moe.analysis.analyse.count_training": _begin,
     "dit_moe.analysis.analyse.count_sampling": _begin,
