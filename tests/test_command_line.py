@@ -8,7 +8,7 @@ import time
 import pytest
 
 from dit_moe.config import ConfigError
-from dit_moe.config.command_line import numbers, run_command
+from dit_moe.config.command_line import command_parser, numbers, run_command
 
 
 def fails(error):
@@ -57,6 +57,24 @@ def test_names_that_the_terminal_cannot_write(monkeypatch):
     assert run_command(lambda: print("Wrote \udcff.")) == 0
     terminal.flush()
     assert terminal.buffer.getvalue() == b"Wrote \\udcff.\n"
+
+
+def refusal(capsys, *line):
+    parser = command_parser("train.py", None, "")
+    parser.add_argument("--output")
+    with pytest.raises(SystemExit) as stop:
+        parser.parse_known_args(line)
+    assert stop.value.code == 2
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_flag_whose_value_is_two_dashes(capsys):
+    told = refusal(capsys, "--output=--")
+    assert told == "train.py: error: argument --output is '--'; allowed: another value"
+
+
+def test_a_file_to_extend_with_whose_name_is_too_long(capsys):
+    assert "File name too long" in refusal(capsys, "--extend", "x" * 300)
 
 
 def test_numbers():

@@ -79,6 +79,8 @@ def test_json_round_trip(tmp_path):
         ("sample.shift=2", "config.sample.shift is 2.0 with time_grid 'uniform'; allowed: only"),
         ("data.source=prepared", "config.data.path is '' with source 'prepared'; allowed: folders"),
         ("data.source=patches --config.data.path=a,b", "config.data.path is 'a, b' with source"),
+        ("data.validation_path=x", "config.data.validation_path is 'x' with source 'digits'; al"),
+        ("data.source=cats", "config.data.source is 'cats'; allowed: 'digits', 'patches', "),
         (
             "data.source=prepared --config.data.path=a,b --config.data.mix_weights=1",
             "config.data.mix_weights has 1 numbers; allowed: none, or one for each of the 2",

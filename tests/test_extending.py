@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from dit_moe.commands import analysis, convert, plan, sample, train
+from dit_moe.config.data import SOURCES
 
 ROOT = Path(__file__).parent.parent
 SMALL = [
@@ -20,6 +21,7 @@ SMALL = [
     "--config.train.batch_size=8",
     "--config.train.warmup_steps=0",
     "--config.train.sample_every=0",
+    "--config.train.validate_every=0",
     "--config.train.schedule=constant",
 ]
 
@@ -113,3 +115,22 @@ def test_a_solver(recipes: Path, position_run: Path, tmp_path: Path):
     assert sample.main([*flags, "--num_samples", "2"]) == 0
     description = json.loads((tmp_path / "out" / "samples.json").read_text())
     assert description["function_evaluations"] == 2 * 3 * 2  # slopes, steps, guided
+
+
+def test_a_data_set(recipes: Path, tmp_path: Path, monkeypatch, capsys):
+    flags = ["--config", str(recipes / "my_data.py"), "--workdir", str(tmp_path / "run")]
+    assert train.main([*flags, *SMALL, "--config.train.validate_every=2"]) == 0
+    header, row = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
+    found = dict(zip(header.split(","), row.split(","), strict=True))
+    assert float(found["validation/loss"]) > 0
+    classes = json.loads((tmp_path / "run" / "classes.json").read_text())
+    assert classes["names"] == ["lying", "standing"]
+    assert sum(classes["images"]) == 900
+    # Where it is not known, the run's config is refused in a sentence.
+    monkeypatch.delitem(SOURCES, "stripes")
+    flags = ["--workdir", str(tmp_path / "run"), "--output", str(tmp_path / "out")]
+    assert sample.main(flags) == 2
+    error = capsys.readouterr().err
+    assert "config.data.source is 'stripes'; allowed: 'digits', 'patches', 'prepared', or" in error
+    extend = ["--extend", str(recipes / "my_data.py")]
+    assert sample.main([*flags, *extend, "--num_samples", "2", "--steps", "2"]) == 0

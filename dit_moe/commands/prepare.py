@@ -80,6 +80,13 @@ def build_parser(program: str, description: str | None) -> argparse.ArgumentPars
         default=0.05,
         help="share of pictures that may be left out before it counts as an error (default: 0.05)",
     )
+    add(
+        "--validation_share",
+        type=float,
+        default=0.0,
+        help="share of pictures that are held out, so that training measures the loss on them; a "
+        "picture's name decides (default: 0)",
+    )
     return parser
 
 
@@ -143,6 +150,7 @@ def _settings(arguments: argparse.Namespace) -> "Settings":
         image_size=arguments.image_size,
         batch_size=arguments.batch_size,
         images_per_shard=arguments.images_per_shard,
+        validation_share=arguments.validation_share,
     )
 
 
@@ -168,9 +176,10 @@ def _report(output: Path, card: "Card", verified: bool) -> None:
         if verified
         else f"Wrote {output}."
     )
+    heldout = f" and {card.num_validation:,} held out" if card.num_validation else ""
     print(
         f"{card.num_examples:,} examples of {'x'.join(map(str, card.shape))} in "
-        f"{len(card.classes):,} classes; {rejected:,} rejected ({output / REJECTED})."
+        f"{len(card.classes):,} classes{heldout}; {rejected:,} rejected ({output / REJECTED})."
     )
     if card.latent_mean is not None and card.latent_std is not None:
         for title, values in (("mean", card.latent_mean), ("std", card.latent_std)):

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import io
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable
@@ -25,7 +26,7 @@ def command_parser(prog: str, description: str | None, epilog: str) -> argparse.
     `--extend`: a run whose router or experts are the user's own names them, and nothing but the
     user may say which file defines them.
     """
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=spoken(prog),
         description=spoken(description or ""),
         epilog=spoken(epilog),
@@ -42,6 +43,15 @@ def command_parser(prog: str, description: str | None, epilog: str) -> argparse.
     return parser
 
 
+class _Parser(argparse.ArgumentParser):
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        args = sys.argv[1:] if args is None else list(args)
+        for text in args:
+            if re.fullmatch("--[^=]+=--", text):  # of which Python 3.11 makes an empty list
+                self.error(f"argument {text[:-3]} is '--'; allowed: another value")
+        return super().parse_known_args(args, namespace)
+
+
 class _Extend(argparse.Action):
     """Runs the file as soon as the flag is read."""
 
@@ -53,7 +63,7 @@ class _Extend(argparse.Action):
 
         try:
             run_file(Path(values), "--extend")
-        except ConfigError as error:
+        except (ConfigError, OSError) as error:
             parser.error(str(error))
 
 

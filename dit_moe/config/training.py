@@ -58,6 +58,11 @@ class TrainConfig:
     """Keeps every checkpoint whose step is a multiple of it, too; 0: no others."""
     sample_every: NonNegativeInt = 10_000
     """Steps between sample grids; 0: none."""
+    validate_every: NonNegativeInt | None = None
+    """Steps between measurements of the loss on held-out data; 0: none. None: as
+    `checkpoint_every` where the data have a held-out part, none where not."""
+    validation_batches: PositiveInt = 4
+    """How many batches of held-out data that takes, always with the same noise."""
 
     def __post_init__(self) -> None:
         require(

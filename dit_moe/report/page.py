@@ -153,9 +153,9 @@ def _charts(metrics: Metrics) -> tuple[list[tuple[str, Chart]], list[tuple[str, 
     for curves in sorted(curves_by_title, key=lambda c: (c.title != "loss", c.title[:4] != "loss")):
         lines = []
         for label, name in curves.names.items():
-            values = metrics.values(name)
+            steps, values = metrics.curve(name)
             if any(map(drawable, values)):
-                lines.append(Line(label, metrics.steps, values))
+                lines.append(Line(label, steps, values))
         cells = {cell for name in curves.names.values() for cell in metrics.cells[name] if cell}
         if len(cells) > 1 and lines:
             charts.append((curves.title, draw(curves.title, lines, linear="rate" in curves.title)))

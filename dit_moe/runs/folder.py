@@ -22,6 +22,7 @@ _FREE_ON_RESUME = (
     "mesh.",
     "sample.",
     "data.path",
+    "data.validation_path",
     "model.remat",
     "train.averages_on_host",
     "train.log_every",
@@ -30,6 +31,8 @@ _FREE_ON_RESUME = (
     "train.keep_every",
     "train.max_skipped",
     "train.sample_every",
+    "train.validate_every",
+    "train.validation_batches",
 )
 
 

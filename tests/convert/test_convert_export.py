@@ -115,11 +115,11 @@ def test_a_flipped_bit(exported, tmp_path):
 
 def test_numbers_that_are_not_finite(exported, tmp_path):
     def change(tensors):
-        tensors["trunk.segments.1.blocks.0.modulation.bias"][3] = np.inf
+        tensors["trunk.segments.0.1.blocks.0.modulation.bias"][3] = np.inf
 
     folder = damaged(exported, tmp_path / "infinite", change)
     with pytest.raises(
-        ConfigError, match=r"trunk\.segments\.1\.blocks\.0\.modulation\.bias of .* not finite"
+        ConfigError, match=r"trunk\.segments\.0\.1\.blocks\.0\.modulation\.bias of .* not finite"
     ):
         load_run(folder)
 

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dit_moe.config import ConfigError
 from dit_moe.storage import files
 from eval import collect as collect_module
 from eval import fid, metric_table, metrics
 from eval.choose import choose
 from eval.evaluate import evaluate
+from eval.features.weights import WeightsError
 from eval.image_set import ImageSetError
 from eval.image_sets import open_set
 from eval.metric_table import METRICS
@@ -528,6 +530,18 @@ class TestCommand:
         errors = [e for e in capsys.readouterr().err.splitlines() if e.startswith("error: ")]
         assert len(errors) == 8
         assert not (tmp_path / "new").exists()
+
+    def test_mistakes_are_of_one_kind(self, tmp_path, samples, reference):
+        arguments = [f"--samples={samples}", f"--reference={reference}", "--weights=none"]
+        for more in (
+            ["--output=a.txt"],
+            [f"--output={tmp_path}"],
+            ["--output=a.json", "--batch_size=0"],
+        ):
+            with pytest.raises(ConfigError):
+                fid._run(fid._parser().parse_args([*arguments, *more]))
+        assert issubclass(ImageSetError, ConfigError)
+        assert issubclass(WeightsError, ConfigError)
 
     def test_interruption_is_told(self, run, capsys):
         run.module.extractor = FakeExtractor(fail_after=0)

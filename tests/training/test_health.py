@@ -45,6 +45,33 @@ def test_experts_without_work():
     assert lines([1.0] * 10, num_experts=3, loads=revived) == []
 
 
+def validated(training: list[float], heldout: list[float]) -> list[str]:
+    """Two log lines before each validation."""
+    said: list[str] = []
+    warnings = Warnings([], said.append)
+    for i, (loss, value) in enumerate(zip(training, heldout, strict=True)):
+        warnings.check(20 * i + 10, {"loss": loss, "validation/loss": float("nan")})
+        warnings.check(20 * i + 20, {"loss": loss, "validation/loss": value})
+    return said
+
+
+def test_a_loss_on_heldout_data_that_rises_for_long():
+    falling = [1.0 - 0.05 * i for i in range(10)]
+    rising = [1.0, 0.8] + [0.85] * 8
+    (line,) = validated(falling, rising)
+    assert line.startswith(
+        "step 140: the loss on held-out data has been above its best (0.8 at step 40) for 5 "
+        "validations, while the training loss falls: it is 0.85 now."
+    )
+    assert validated(falling[:6], rising[:6]) == []  # not for long
+    assert validated([1.0] * 10, rising) == []  # training does not fall
+    assert validated(falling, [1.0, 0.8] + [0.81] * 8) == []  # as good as its best
+    # In a row: a good one in between begins anew, and a new best another count.
+    assert validated(falling, [1.0, 0.8] + [0.85] * 4 + [0.8] + [0.85] * 3) == []
+    # A validation before any finite loss compares with nothing.
+    assert validated([float("nan")] * 10, rising) == []
+
+
 def test_skips_say_which_steps_and_why():
     said: list[str] = []
     Skips(5, said.append).report(

@@ -13,7 +13,7 @@ from dit_moe.diffusion.integrate import build_objective
 from dit_moe.models.parameters import functional
 from dit_moe.nn.embeddings import drop_labels
 from dit_moe.runs.state import init_state
-from dit_moe.training import loop
+from dit_moe.training import session
 from dit_moe.training.loop import train
 from dit_moe.training.step import SKIPPED_FOR_DATA, build_step
 from tests.tiny import DIFFMOE, tiny
@@ -60,7 +60,7 @@ def test_thresholds_follow_the_predictions_and_nothing_else():
 def test_resume_is_exact(tmp_path, monkeypatch):
     config = tiny(DIFFMOE, steps=3)
     step = build_step(config)
-    monkeypatch.setattr(loop, "build_step", lambda config: step)
+    monkeypatch.setattr(session, "build_step", lambda config: step)
     train(config, tmp_path / "whole")
     train(tiny(DIFFMOE, steps=2), tmp_path / "parts")
     train(config, tmp_path / "parts")
