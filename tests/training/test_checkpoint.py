@@ -302,6 +302,7 @@ def test_saving_and_reading_change_nothing_of_the_process(run):
     before = process()
     with Checkpoints(run, keep=3) as checkpoints:
         checkpoints.save(make_state(8))
+        checkpoints.wait()
         checkpoints.restore_newest(make_state(0))
     assert process() == before
 
