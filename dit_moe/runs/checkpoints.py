@@ -286,7 +286,8 @@ def _items(state: TrainState) -> dict[str, Any]:
 def brief(error: Exception) -> str:
     """An error of Orbax in one line without paths, for a sentence that names the folder."""
     without_paths = re.sub(r'\s*"[^"]*"', "", f"{type(error).__name__}: {error}")
-    return textwrap.shorten(without_paths, 160, placeholder=" ...")
+    # What the system says comes last, after what each layer of TensorStore was doing.
+    return textwrap.shorten(without_paths, 240, placeholder=" ...")
 
 
 def on_one_device(like: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.ShapeDtypeStruct]:

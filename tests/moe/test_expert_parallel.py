@@ -20,7 +20,7 @@ from dit_moe.moe.expert_parallel import dispatch_to_shards, make_plan, round_row
 from dit_moe.moe.routing import Routing
 from dit_moe.moe.statistics import expert_traffic
 from dit_moe.nn.feed_forward import ExpertWeights
-from tests.moe.test_dispatch import assert_close, make_experts, make_routing, value_and_grads
+from tests.moe.dispatch_contract import assert_close, make_experts, make_routing, value_and_grads
 
 WIDTH, HIDDEN, TOKENS, TOP_K = 16, 24, 64, 2
 AXES = {
