@@ -156,7 +156,7 @@ def test_tokens_that_are_not_finite_are_refused():
     counts = Counts(np.array([0]), (0,), np.arange(1), (1, 1, 1, 2, 1))
     routing = record([[[0]]]).replace(metrics={"mean_token": jnp.full((1, 1, 1), jnp.nan)})
     with pytest.raises(ConfigError, match="tokens are not finite"):
-        counts.add(decisions(routing, 2, 1), np.array([0]), np.array([0]))
+        counts.add(decisions([routing], 2, 1), np.array([0]), np.array([0]))
 
 
 def test_a_time_at_which_no_expert_is_chosen():

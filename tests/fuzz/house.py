@@ -28,7 +28,8 @@ from dit_moe.analysis.record import (
 from dit_moe.autoencoder.latent_space import LatentSpace, write_latent_space
 from dit_moe.commands import prepare, sample
 from dit_moe.config import ConfigError
-from dit_moe.config.files import to_json
+from dit_moe.config.files import to_dict, to_json
+from dit_moe.config.guidance import GuidanceConfig
 from dit_moe.data.classes import Classes, write_classes
 from dit_moe.data.sources import build_sources
 from dit_moe.models.parameters import init_parameters
@@ -62,7 +63,7 @@ ANALYSIS = Analysis(
     name="tiny",
     workdir="run",
     step=0,
-    settings=Settings(("training",), 10, tuple(range(10)), 2, 2, 1.0, 0, "ema"),
+    settings=Settings(("training",), 10, tuple(range(10)), 2, 2, GuidanceConfig(), 0, "ema"),
     class_names=tuple("0123456789"),
     inputs={
         "training": Inputs(
@@ -95,7 +96,7 @@ def build(folder: Path) -> None:
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (12, 8, 8, 1)).astype(np.uint8)
     label = np.arange(12) % 10
-    (folder / "tiny.py").write_text(TINY.format(text=to_json(CONFIG)))
+    (folder / "tiny.py").write_text(TINY.format(text=json.dumps(to_dict(CONFIG))))
     (folder / "empty").mkdir()
     (folder / "text.txt").write_text("no picture")
     (folder / "latin.txt").write_bytes(b"caf\xe9")
