@@ -13,11 +13,11 @@ import jax.numpy as jnp
 from benchmarks.plan import compile_step
 from benchmarks.timing import fastest, machine
 from dit_moe.config import Config
-from dit_moe.plan.devices import peak_flops
+from dit_moe.config.presets import preset
+from dit_moe.devices.accelerators import peak_flops
+from dit_moe.devices.mesh import build_mesh
 from dit_moe.plan.flops import image_flops
-from dit_moe.presets import preset
-from dit_moe.training.mesh import build_mesh
-from dit_moe.training.state import init_state
+from dit_moe.runs.state import init_state
 
 FUSED = ("flash", "fmha", "cudnn$fmha", "splash", "mha")
 """Names of fused attention in a compiled program."""

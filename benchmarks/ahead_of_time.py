@@ -51,9 +51,9 @@ def compile_case(name: str, mesh_text: str, side: int) -> bool:
 
     from benchmarks.plan import compile_step
     from dit_moe.config import MeshConfig, TrainConfig
-    from dit_moe.presets import preset
-    from dit_moe.training.mesh import build_mesh, check_mesh
-    from dit_moe.training.state import abstract_state
+    from dit_moe.config.presets import preset
+    from dit_moe.devices.mesh import build_mesh, check_mesh
+    from dit_moe.runs.state import abstract_state
 
     config = preset(name)
     data, fsdp, expert = (int(size) for size in mesh_text.split("x"))

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from dit_moe.config import Config, MeshConfig
-from dit_moe.presets import PRESET_NAMES, preset
-from dit_moe.training.mesh import build_mesh, replicated
-from dit_moe.training.state import init_state
+from dit_moe.config.presets import PRESET_NAMES, preset
+from dit_moe.devices.mesh import build_mesh, replicated
+from dit_moe.runs.state import init_state
 from dit_moe.training.step import build_step
 
 

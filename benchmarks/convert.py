@@ -23,7 +23,7 @@ def peer_shapes(preset: str) -> dict[str, tuple[int, ...]]:
     """Shapes of a family's tensors by its own names."""
     import dit_moe
     from dit_moe.convert.peers import to_peer
-    from dit_moe.nn.parameters import abstract_parameters
+    from dit_moe.models.parameters import abstract_parameters
 
     model = dit_moe.preset(preset).model
     zeros = {
@@ -61,9 +61,9 @@ def check(checkpoint: Path, run: Path, shapes: Mapping[str, tuple[int, ...]]) ->
     """Compares tensors from all over the network with what was written; returns how many."""
     import tensorstore as ts
 
-    from dit_moe.config_io import load_json
+    from dit_moe.config.files import load_json
     from dit_moe.convert.peers import Pieces
-    from dit_moe.convert.tensors import read_safetensors
+    from dit_moe.runs.tensor_files import read_safetensors
 
     pieces = Pieces(load_json(run / "config.json").model, read_safetensors(checkpoint))
     item = run / "checkpoints" / "0" / "ema"

@@ -15,13 +15,14 @@ import jax
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
+from dit_moe.autoencoder.latent_space import AutoencoderCard
 from dit_moe.config import Config, MeshConfig
-from dit_moe.config_io import load_file
+from dit_moe.config.files import load_file
 from dit_moe.data.pipeline import batches
-from dit_moe.data.prepared import AutoencoderCard, features, finish, shard_name, write_shard
+from dit_moe.data.prepared import features, finish, shard_name, write_shard
 from dit_moe.data.sources import build_sources
-from dit_moe.training.mesh import batch_sharding, build_mesh
-from dit_moe.training.state import init_state
+from dit_moe.devices.mesh import batch_sharding, build_mesh
+from dit_moe.runs.state import init_state
 from dit_moe.training.step import build_step
 
 SHAPE = (32, 32, 4)

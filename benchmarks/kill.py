@@ -98,10 +98,10 @@ def same_bits(folders: list[Path], step: int) -> bool:
     """Whether two runs have the same state at a step."""
     import jax
 
-    from dit_moe.config_io import load_json
-    from dit_moe.training.checkpoint import Checkpoints
-    from dit_moe.training.mesh import build_mesh
-    from dit_moe.training.state import abstract_state
+    from dit_moe.config.files import load_json
+    from dit_moe.devices.mesh import build_mesh
+    from dit_moe.runs.checkpoints import Checkpoints
+    from dit_moe.runs.state import abstract_state
 
     states = []
     for folder in folders:

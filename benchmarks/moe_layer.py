@@ -16,8 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.timing import MATMUL_FLOPS, Timed, fastest, machine, square_matmul
-from dit_moe.moe.dispatch import BACKENDS, ExpertWeights, dispatch, expert_activation
+from dit_moe.config import EXPERTS
+from dit_moe.moe.dispatch import BACKENDS, dispatch
 from dit_moe.moe.routing import Routing
+from dit_moe.nn.feed_forward import ExpertWeights
 
 COLUMNS = """\
 columns
@@ -102,7 +104,7 @@ def compiled(
 
 def dense(x_AxD: jax.Array, w_in: jax.Array, w_out: jax.Array) -> jax.Array:
     h_AxG = x_AxD @ w_in.astype(x_AxD.dtype)
-    return expert_activation(h_AxG, "swiglu") @ w_out.astype(x_AxD.dtype)
+    return EXPERTS["swiglu"].activation(h_AxG) @ w_out.astype(x_AxD.dtype)
 
 
 def routed(

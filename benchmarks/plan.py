@@ -14,10 +14,10 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 
 from dit_moe.config import Config
+from dit_moe.config.presets import preset
+from dit_moe.devices.mesh import batch_sharding, build_mesh
 from dit_moe.plan.memory import abstract_mesh, device_bytes
-from dit_moe.presets import preset
-from dit_moe.training.mesh import batch_sharding, build_mesh
-from dit_moe.training.state import abstract_state
+from dit_moe.runs.state import abstract_state
 from dit_moe.training.step import build_step
 
 SETTINGS = ("none", "dots", "full")

@@ -18,12 +18,13 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks.embedded_judge import EmbeddedJudge
 from dit_moe.config import Config, MoEConfig, PrototypeRouterConfig
-from dit_moe.config_io import load_file
-from dit_moe.files import atomic
-from dit_moe.images import to_uint8
-from dit_moe.loading import load_run
-from dit_moe.presets import small_moe
-from dit_moe.sampling import build_request, build_sampler, generate
+from dit_moe.config.files import load_file
+from dit_moe.config.presets import small_moe
+from dit_moe.runs.loading import load_run
+from dit_moe.sampling.request import build_request
+from dit_moe.sampling.sampler import build_sampler, generate
+from dit_moe.storage.files import atomic
+from dit_moe.storage.images import to_uint8
 from dit_moe.training.loop import train
 from eval.features.embedded import EMBEDDED
 

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 
 from benchmarks.timing import fastest
 from dit_moe.config import Config
-from dit_moe.config_io import load_file
-from dit_moe.diffusion.sampling import build_objective
-from dit_moe.nn.parameters import functional, init_parameters
+from dit_moe.config.files import load_file
+from dit_moe.diffusion.integrate import build_objective
+from dit_moe.models.parameters import functional, init_parameters
 
 SETTINGS = ("none", "dots", "full")
 

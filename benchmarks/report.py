@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from benchmarks.timing import machine
-from dit_moe.files import atomic
+from dit_moe.storage.files import atomic
 
 PAGE = Path("docs/benchmarks.md")
 

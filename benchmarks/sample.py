@@ -10,24 +10,26 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.timing import Timed, fastest, machine
-from dit_moe.config_io import load_file
-from dit_moe.nn.parameters import init_parameters
-from dit_moe.sampling import build_request, build_sampler, function_evaluations
+from dit_moe.config.files import load_file
+from dit_moe.models.parameters import init_parameters
+from dit_moe.sampling.request import build_request, function_evaluations
+from dit_moe.sampling.sampler import build_sampler
 
+PLAIN = {"scale": 1.0}
+GUIDED = {"scale": 2.0}
 CASES = {
-    "euler 16": {"solver": "euler", "steps": 16, "guidance_scale": 1.0},
-    "euler 32": {"solver": "euler", "steps": 32, "guidance_scale": 1.0},
-    "heun 16": {"solver": "heun", "steps": 16, "guidance_scale": 1.0},
-    "dpmpp_2m 16": {"solver": "dpmpp_2m", "steps": 16, "guidance_scale": 1.0},
-    "unipc 16": {"solver": "unipc", "steps": 16, "guidance_scale": 1.0},
-    "euler 16, guided": {"solver": "euler", "steps": 16, "guidance_scale": 2.0},
-    "euler 16, guided in t 0.25 to 0.75": {
-        "solver": "euler",
-        "steps": 16,
-        "guidance_scale": 2.0,
-        "guidance_interval": (0.25, 0.75),
-    },
+    "euler 16": ({"solver": "euler", "steps": 16}, PLAIN),
+    "euler 32": ({"solver": "euler", "steps": 32}, PLAIN),
+    "heun 16": ({"solver": "heun", "steps": 16}, PLAIN),
+    "dpmpp_2m 16": ({"solver": "dpmpp_2m", "steps": 16}, PLAIN),
+    "unipc 16": ({"solver": "unipc", "steps": 16}, PLAIN),
+    "euler 16, guided": ({"solver": "euler", "steps": 16}, GUIDED),
+    "euler 16, guided in t 0.25 to 0.75": (
+        {"solver": "euler", "steps": 16},
+        GUIDED | {"interval": (0.25, 0.75)},
+    ),
 }
+"""What is changed of the solver and of the guidance."""
 
 
 def main() -> None:
@@ -43,8 +45,13 @@ def main() -> None:
     y_N = jnp.arange(arguments.batch_size) % config.model.num_classes
     contestants: dict[str, Timed] = {}
     evaluations = {}
-    for name, settings in CASES.items():
-        request = build_request(config, num_samples=arguments.batch_size, **settings)
+    for name, (integration, guidance) in CASES.items():
+        request = build_request(
+            config,
+            num_samples=arguments.batch_size,
+            integration=integration,
+            guidance=guidance,
+        )
         sampler = build_sampler(config, request)
         contestants[name] = lambda draw=sampler: jax.block_until_ready(draw(parameters, key_N, y_N))
         evaluations[name] = function_evaluations(config, request)

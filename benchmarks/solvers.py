@@ -16,12 +16,12 @@ import numpy as np
 
 from benchmarks.embedded_judge import EmbeddedJudge
 from dit_moe.config import SOLVERS, TIME_GRIDS, Config, ConfigError, DDPMConfig
-from dit_moe.config_io import load_file
+from dit_moe.config.files import load_file
 from dit_moe.diffusion.denoiser import Denoised, Denoiser
-from dit_moe.diffusion.sampling import build_objective, sample
-from dit_moe.images import to_uint8
-from dit_moe.loading import Run, load_run
-from dit_moe.nn.parameters import Parameters, functional
+from dit_moe.diffusion.integrate import build_objective, sample
+from dit_moe.models.parameters import Parameters, functional
+from dit_moe.runs.loading import Run, load_run
+from dit_moe.storage.images import to_uint8
 from dit_moe.training.loop import train
 from eval.features.embedded import EMBEDDED
 

@@ -19,15 +19,15 @@ import numpy as np
 
 from benchmarks.timing import MATMUL_FLOPS, Timed, fastest, machine, peak_rss, square_matmul
 from dit_moe.config import Config, RectifiedFlowConfig
+from dit_moe.config.presets import preset
 from dit_moe.convert.constructors import constructor_arguments
 from dit_moe.convert.peers import to_peer
-from dit_moe.diffusion.sampling import build_objective
-from dit_moe.nn.parameters import Parameters, functional, init_parameters
-from dit_moe.nn.prediction import Prediction
+from dit_moe.devices.mesh import build_mesh
+from dit_moe.diffusion.integrate import build_objective
+from dit_moe.models.parameters import Parameters, functional, init_parameters
+from dit_moe.models.prediction import Prediction
 from dit_moe.plan.flops import image_flops
-from dit_moe.presets import preset
-from dit_moe.training.mesh import build_mesh
-from dit_moe.training.state import start_state
+from dit_moe.runs.state import start_state
 from dit_moe.training.step import build_step
 
 COLUMNS = """\

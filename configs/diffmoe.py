@@ -4,7 +4,7 @@ Argument: {B,L,XL}/2-E8, with "@512" for 512 px images (default 256).
 """
 
 from dit_moe.config import Config
-from dit_moe.presets import preset_from_argument
+from dit_moe.config.presets import preset_from_argument
 
 
 def get_config(model: str = "B/2-E8") -> Config:

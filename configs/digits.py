@@ -6,12 +6,13 @@ Argument: promoe, promoe-ec, tc-dit, ec-dit, diffmoe, dit-moe, ds-moe or dit.
 from dit_moe.config import (
     Config,
     DataConfig,
+    GuidanceConfig,
     ModelConfig,
     RectifiedFlowConfig,
     SampleConfig,
     TrainConfig,
 )
-from dit_moe.presets import small_moe
+from dit_moe.config.presets import small_moe
 
 
 def get_config(architecture: str = "promoe") -> Config:
@@ -41,5 +42,5 @@ def get_config(architecture: str = "promoe") -> Config:
             checkpoint_every=300,
             sample_every=300,
         ),
-        sample=SampleConfig(solver="heun", steps=25, guidance_scale=1.25),
+        sample=SampleConfig(solver="heun", steps=25, guidance=GuidanceConfig(scale=1.25)),
     )

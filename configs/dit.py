@@ -4,7 +4,7 @@ Argument: S/2, B/2, L/2 or XL/2, with "@512" for 512 px images (default 256).
 """
 
 from dit_moe.config import Config
-from dit_moe.presets import preset_from_argument
+from dit_moe.config.presets import preset_from_argument
 
 
 def get_config(model: str = "S/2") -> Config:

@@ -10,13 +10,14 @@ from dit_moe.config import (
     Config,
     ConfigError,
     DataConfig,
+    GuidanceConfig,
     ModelConfig,
     RectifiedFlowConfig,
     SampleConfig,
     TrainConfig,
 )
+from dit_moe.config.presets import small_moe
 from dit_moe.data.prepared import read_card
-from dit_moe.presets import small_moe
 
 
 def get_config(folder: str = "data/prepared") -> Config:
@@ -58,7 +59,7 @@ def get_config(folder: str = "data/prepared") -> Config:
             checkpoint_every=1000,
             sample_every=1000,
         ),
-        sample=SampleConfig(solver="heun", steps=25, guidance_scale=1.5),
+        sample=SampleConfig(solver="heun", steps=25, guidance=GuidanceConfig(scale=1.5)),
     )
 
 

@@ -5,7 +5,7 @@ images (default 256).
 """
 
 from dit_moe.config import Config
-from dit_moe.presets import preset_from_argument
+from dit_moe.config.presets import preset_from_argument
 
 
 def get_config(model: str = "S/2") -> Config:

@@ -5,18 +5,18 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dit_moe.config import Config, ConfigError
-    from dit_moe.loading import create, load
-    from dit_moe.presets import PRESET_NAMES, preset
+    from dit_moe.config.presets import PRESET_NAMES, preset
+    from dit_moe.runs.loading import create, load
 
 __all__ = ["PRESET_NAMES", "Config", "ConfigError", "create", "load", "preset"]
 
 _HOME = {
     "Config": "dit_moe.config",
     "ConfigError": "dit_moe.config",
-    "PRESET_NAMES": "dit_moe.presets",
-    "create": "dit_moe.loading",
-    "load": "dit_moe.loading",
-    "preset": "dit_moe.presets",
+    "PRESET_NAMES": "dit_moe.config.presets",
+    "create": "dit_moe.runs.loading",
+    "load": "dit_moe.runs.loading",
+    "preset": "dit_moe.config.presets",
 }
 
 

@@ -11,14 +11,16 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from dit_moe import files
-from eval.image_sets import ImageSet, ImageSetError
-from eval.statistics import GaussianAccumulator
+from dit_moe.storage import files
+
+from .features import Extractor
+from .image_set import ImageSet, ImageSetError
+from .statistics import GaussianAccumulator
 
 _SAVE_EVERY = 60.0  # seconds: what a crash costs at most
 _DAMAGED = (  # what reading a damaged .npz raises
@@ -34,24 +36,6 @@ _DAMAGED = (  # what reading a damaged .npz raises
     zipfile.BadZipFile,
     zlib.error,
 )
-
-
-class Extractor(Protocol):
-    """A feature network."""
-
-    @property
-    def name(self) -> str:
-        """Short: "inception", "dinov2"."""
-        ...
-
-    @property
-    def description(self) -> dict[str, Any]:
-        """Everything that its numbers depend on, ready for JSON."""
-        ...
-
-    def __call__(self, image_NxHxWxC: np.ndarray, /) -> dict[str, np.ndarray]:
-        """float32 [N, D] by output, such as "pool", of uint8 images, C of 1 or 3."""
-        ...
 
 
 @dataclass

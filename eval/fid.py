@@ -1,20 +1,20 @@
 """Judges samples against a reference: FID and its relatives."""
 
 import argparse
-import json
 import math
 import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dit_moe.command_line import (
+from dit_moe.config.command_line import (
     GUIDANCE_FLAGS,
+    GUIDE_FLAGS,
     SOLVER_FLAGS,
     add_guidance_flags,
     add_solver_flags,
     command_parser,
+    end,
     guidance_settings,
     numbers,
     run_command,
@@ -22,7 +22,7 @@ from dit_moe.command_line import (
 )
 
 if TYPE_CHECKING:
-    from eval.image_sets import ImageSet
+    from .image_set import ImageSet
 
 _HELP = """\
 Judges a set of images against a reference by the features of a published network.
@@ -74,8 +74,8 @@ the same command goes on where it was.
 
 _OF_RUNS = (
     "num_samples",
-    "guidance_scale",
     *GUIDANCE_FLAGS,
+    *GUIDE_FLAGS,
     "classes",
     *SOLVER_FLAGS,
     "seed",
@@ -126,12 +126,6 @@ def _parser() -> argparse.ArgumentParser:
     add = drawn.add_argument
     add("--num_samples", type=int, default=50_000, help="images to draw (default: 50000)")
     add(
-        "--guidance_scale",
-        default="",
-        metavar="1.0,1.5",
-        help="one scale or several, which gives a table and a plot (default: the run's own)",
-    )
-    add(
         "--classes",
         default="",
         metavar="0,1,2",
@@ -147,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--autoencoder", help="decodes latents (default: the one of the training data)")
     add("--save", type=Path, metavar="FOLDER", help="keep the images of each scale here")
     add_solver_flags(parser)
-    add_guidance_flags(parser)
+    add_guidance_flags(parser, scales=True)
     return parser
 
 
@@ -156,34 +150,42 @@ def _default_cache() -> Path:
 
 
 def _run(options: argparse.Namespace) -> str:
-    """Judges, writes, and returns the table.
+    """Judges, writes, and returns the table. Imports here, so that help is instant.
 
     Raises:
-        ImageSetError, OSError, dit_moe.config.ConfigError: for the user to mend.
+        ConfigError: for the user to mend.
+        OSError: a file cannot be written.
     """
-    from eval import evaluate, image_sets, references
-    from eval.features import load_extractor
+    from dit_moe.config import ConfigError
+
+    from .choose import choose
+    from .evaluate import evaluate
+    from .features import load_extractor
+    from .image_sets import open_set
+    from .output import as_json, write
+    from .references import open_reference
+    from .result_table import table
 
     for name in ("batch_size", "pairwise_reference"):
         if getattr(options, name) < 1:
-            raise OSError(f"--{name} is {getattr(options, name)}, but must be at least 1.")
+            raise ConfigError(f"--{name} is {getattr(options, name)}, but must be at least 1.")
     output: Path = options.output
     if output.is_dir():
-        raise OSError(f"--output is {output}, which is a folder, but must name a file.")
+        raise ConfigError(f"--output is {output}, which is a folder, but must name a file.")
     if output.suffix != ".json":
-        raise OSError(f"--output is {output}, but must end in .json.")
+        raise ConfigError(f"--output is {output}, but must end in .json.")
     inputs = [os.path.realpath(path) for path in (options.samples, options.reference) if path]
     if os.path.realpath(output) in inputs:
-        raise OSError(f"--output is {output}, but must not be the samples or the reference.")
+        raise ConfigError(f"--output is {output}, but must not be the samples or the reference.")
 
-    samples = image_sets.open_set(options.samples, options.split) if options.samples else None
-    reference = references.open_reference(options.reference, options.split)
+    samples = open_set(options.samples, options.split) if options.samples else None
+    reference = open_reference(options.reference, options.split)
     names = (
         None
         if options.metrics is None
         else [name.strip() for name in options.metrics.split(",") if name.strip()]
     )
-    chosen = evaluate.choose(names, options.features, reference)  # before the network is loaded
+    chosen = choose(names, options.features, reference)  # before the network is loaded
     extractor = load_extractor(options.features, options.weights, batch_size=options.batch_size)
 
     try:
@@ -191,8 +193,8 @@ def _run(options: argparse.Namespace) -> str:
     except OSError as error:
         raise OSError(f"{output} cannot be written ({error.strerror or error}).") from error
 
-    def judge(images: image_sets.ImageSet, batch_size: int) -> dict[str, Any]:
-        return evaluate.evaluate(
+    def judge(images: "ImageSet", batch_size: int) -> dict[str, Any]:
+        return evaluate(
             images,
             reference,
             extractor,
@@ -205,8 +207,8 @@ def _run(options: argparse.Namespace) -> str:
     if samples is not None:
         # Four: the network prepares one while it computes another.
         result = judge(samples, 4 * options.batch_size)
-        _write(output, result)
-        return evaluate.table(result)
+        write(output, as_json(result))
+        return table(result)
     identity = {
         "reference": reference.sha256,
         "features": extractor.description,
@@ -221,8 +223,12 @@ def _judge_run(
     judge: Callable[["ImageSet", int], dict[str, Any]],
     identity: dict[str, Any],
 ) -> str:
-    from eval import evaluate, sweep
-    from eval.run_samples import open_run
+    from dit_moe.config import ConfigError
+
+    from . import sweep
+    from .output import as_json, write
+    from .result_table import table
+    from .run_samples import open_run
 
     def judge_scale(images: "ImageSet", drawn: dict[str, Any]) -> dict[str, Any]:
         result = judge(images, drawn["batch_size"])
@@ -232,7 +238,9 @@ def _judge_run(
     scales = sorted(set(numbers("guidance_scale", options.guidance_scale, float))) or [None]
     for scale in scales:
         if scale is not None and not 0 <= scale < math.inf:
-            raise OSError(f"--guidance_scale has {scale}, but must be 0 or more (1: no guidance).")
+            raise ConfigError(
+                f"--guidance_scale has {scale}, but must be 0 or more (1: no guidance)."
+            )
     # One at a time: each holds the model's parameters.
     sets = (
         open_run(
@@ -240,8 +248,7 @@ def _judge_run(
             batch_size=options.batch_size,
             save=options.save,
             num_samples=options.num_samples,
-            guidance_scale=scale,
-            **guidance_settings(options),
+            **guidance_settings(options, scale=scale),
             classes=numbers("classes", options.classes),
             **solver_settings(options),
             seed=options.seed,
@@ -253,26 +260,14 @@ def _judge_run(
     parts = options.output.with_name(f"{options.output.name}.parts")
     results = sweep.judge_sets(sets, judge_scale, parts, identity)
     if len(results) == 1:
-        _write(options.output, results[0])
+        write(options.output, as_json(results[0]))
         sweep.finish(parts)
-        return evaluate.table(results[0])
-    _write(options.output, {"by_guidance_scale": results})
+        return table(results[0])
+    write(options.output, as_json({"by_guidance_scale": results}))
     picture = options.output.with_suffix(".png")
     sweep.plot(results, picture)
     sweep.finish(parts)
     return f"{sweep.table(results)}\n\nThe plot: {picture}"
-
-
-def _write(output: Path, result: dict[str, Any]) -> None:
-    from dit_moe import files
-
-    try:
-        with files.atomic(output) as temporary:
-            text = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
-            # Names of files need not be text.
-            temporary.write_text(text, encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise OSError(f"{output} cannot be written ({error.strerror or error}).") from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -283,11 +278,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in _OF_RUNS:
             if getattr(options, name) != parser.get_default(name):
                 parser.error(f"--{name} belongs to --workdir, not to --samples")
-    # After parsing: help is instant.
-    from eval.image_sets import ImageSetError
-
-    return run_command(lambda: print(_run(options)), ImageSetError, resumes=True)
+    return run_command(lambda: print(_run(options)), resumes=True)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main)

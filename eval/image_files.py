@@ -9,14 +9,15 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from tqdm import tqdm
 
-from dit_moe import files
 from dit_moe.data import edm_labels
 from dit_moe.data.picture_files import FilesError, Listing, has_picture_name, printable
 from dit_moe.data.picture_folders import list_folder
 from dit_moe.data.picture_zips import list_zip
-from dit_moe.data.pictures import SUFFIXES, ImageError, read_picture
-from eval.image_sets import ImageSet, ImageSetError
-from eval.labels import Labels, of_folders
+from dit_moe.storage import files
+from dit_moe.storage.pictures import SUFFIXES, ImageError, read_picture
+
+from .image_set import ImageSet, ImageSetError
+from .labels import Labels, of_folders
 
 _THREADS = 8
 

@@ -16,7 +16,7 @@ class Labels:
     number: np.ndarray
     """int64 [N]."""
     names: Mapping[int, str] = field(default_factory=dict)
-    """Of all classes by number; empty where they are not known."""
+    """The names of all classes by number; empty where they are not known."""
     numbered: bool = True
     """The numbers are the data set's own. False: they are places in the sorted names of what this
     set happens to hold, or names that are other numbers than those; then names alone count."""

@@ -14,10 +14,11 @@ from typing import IO
 
 import numpy as np
 
-from dit_moe import files
-from dit_moe.data.npz import NpzError, open_archive, open_member, read_member
-from eval.image_sets import ImageSet, ImageSetError, check_shape
-from eval.labels import Labels, of_places
+from dit_moe.storage import files
+from dit_moe.storage.npz import NpzError, open_archive, open_member, read_member
+
+from .image_set import ImageSet, ImageSetError, check_shape
+from .labels import Labels, of_places
 
 _CHUNK = 2**24  # bytes that are skipped at once
 _LABELS = ("arr_1", "class_numbers", "class_names")

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from dit_moe import files
-from eval import image_sets, npz_images
-from eval.image_sets import ImageSet, ImageSetError
-from eval.statistics import Gaussian
+from dit_moe.storage import files
+
+from . import npz_images
+from .image_set import ImageSet, ImageSetError
+from .image_sets import open_set
+from .statistics import Gaussian
 
 _PICKLES = (".pickle", ".pkl", ".pt", ".pth")
 # Of pytorch-fid, EDM and ADM (pooled features), and of ADM alone (spatial features).
@@ -48,7 +50,7 @@ def open_reference(path: str | Path, split: str = "train") -> Reference:
             "mu=stats['fid']['mu'], sigma=stats['fid']['sigma'])."
         )
     if not (path.is_file() and zipfile.is_zipfile(path) and npz_images.is_npz(path)):
-        images = image_sets.open_set(path, split)
+        images = open_set(path, split)
         return Reference(images.path, images.sha256, images, {})
     arrays = npz_images.read_arrays(path, [name for pair in _STORED.values() for name in pair])
     gaussians = {

@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from dit_moe.sample_set import RunSampler, write_sample_set
-from eval import npz_images
-from eval.image_sets import ImageSet, ImageSetError
-from eval.labels import of_places
+from dit_moe.sampling.run_sampler import RunSampler
+from dit_moe.sampling.sample_set import write_sample_set
+
+from . import npz_images
+from .image_set import ImageSet, ImageSetError
+from .labels import of_places
 
 
 def open_run(
@@ -27,7 +29,7 @@ def open_run(
         batch_size: images per pass over all devices; rounded up, and then `batch_size` of what is
             returned, it is what `ImageSet.batches` must be asked for.
         save: folder for the images; None: they are drawn again whenever they are read.
-        settings: as for `sample_set.RunSampler`.
+        settings: as for `run_sampler.RunSampler`.
 
     Returns:
         The set, and everything that is needed to draw it again, ready for JSON.
@@ -42,7 +44,7 @@ def open_run(
 
     drawn = sampler.identity
     if save is not None:
-        folder = save / f"guidance_{sampler.request.guidance_scale:g}"
+        folder = save / f"guidance_{sampler.request.guidance.scale:g}"
         return npz_images.open_npz(write_sample_set(sampler, folder)[0]), drawn
 
     def batches(size: int, start: int) -> Iterator[np.ndarray]:

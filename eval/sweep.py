@@ -9,10 +9,12 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
-from dit_moe.files import atomic
-from dit_moe.records import read_json
-from eval.evaluate import METRICS, title_of
-from eval.image_sets import ImageSet, ImageSetError
+from dit_moe.storage.files import atomic
+from dit_moe.storage.records import read_json
+
+from .image_set import ImageSet, ImageSetError
+from .metric_table import METRICS
+from .result_table import title_of
 
 Result = dict[str, Any]
 
@@ -94,7 +96,7 @@ def plot(results: Sequence[Result], path: Path) -> None:
 
 
 def _scales(results: Sequence[Result]) -> list[float]:
-    return [result["samples"]["drawn"]["guidance_scale"] for result in results]
+    return [result["samples"]["drawn"]["guidance"]["scale"] for result in results]
 
 
 def _rows(results: Sequence[Result]) -> list[tuple[str, list[float]]]:

@@ -2,37 +2,94 @@
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dit_moe import files
-from dit_moe.data.pictures import ImageError, read_picture
-from eval.image_sets import ImageSet, ImageSetError, check_shape
-from eval.labels import Labels, of_places
+from dit_moe.data.array_records import RecordError, Records
+from dit_moe.data.tfds_folder import TfdsFolder
+from dit_moe.storage import files
+from dit_moe.storage.pictures import ImageError, read_picture
 
-
-def is_data_set(path: Path) -> bool:
-    """Whether a folder is that of one version of a TFDS data set."""
-    return (path / "dataset_info.json").is_file() and (path / "features.json").is_file()
+from .image_set import ImageSet, ImageSetError, check_shape
+from .labels import Labels, of_places
 
 
 def open_tfds(path: Path, split: str) -> ImageSet:
     """The feature `image` of a split in its stored order, with the feature `label` if it is there.
 
     Raises:
-        ImageSetError: tensorflow_datasets is not installed, the files are not array_record or
-            damaged, the split or the image is missing, or images are not uint8.
+        ImageSetError: the files are not array_record or damaged, the split or the image is missing,
+            or images are not uint8.
     """
-    try:
-        from dit_moe.data.records import RecordError
-        from dit_moe.data.tfds_folder import TfdsFolder
-    except ImportError as error:
-        raise ImageSetError(
-            f"{path} is a TFDS data set: pip install tensorflow-datasets array-record to read it."
-        ) from error
+    opened = _opened(path, split)
+    return ImageSet(
+        path=f"{path} ({split})",
+        num=len(opened.records),
+        shape=opened.shape,
+        make_batches=opened.batches,
+        make_labels=opened.labels,
+        make_sha256=opened.content,
+    )
 
+
+@dataclass(frozen=True)
+class _Split:
+    """One split, whose first image was read."""
+
+    path: Path
+    folder: TfdsFolder
+    split: str
+    records: Records
+    shape: tuple[int, int, int]
+    """(H, W, C) of all images."""
+
+    def batches(self, size: int, start: int) -> Iterator[np.ndarray]:
+        num = len(self.records)
+        for begin in range(start, num, size):
+            yield np.stack([self._image(i) for i in range(begin, min(begin + size, num))])
+
+    def _image(self, index: int) -> np.ndarray:
+        try:
+            image_HxWxC = _pixels(self.folder, self.records[index])
+        except (RecordError, ImageError) as error:
+            raise ImageSetError(f"{self.path}: image {index} cannot be read ({error}).") from error
+        if image_HxWxC.shape != self.shape:
+            raise ImageSetError(
+                f"{self.path}: image {index} has shape {image_HxWxC.shape}, but image 0 has "
+                f"{self.shape}; all images must be of one size: cut them by python -m "
+                "dit_moe.data.prepare --autoencoder none, and give its output."
+            )
+        return image_HxWxC
+
+    def labels(self) -> Labels | None:
+        if "label" not in self.folder.fields:
+            return None
+        records, feature = self.folder.records(self.split, ["label"]), self.folder.fields["label"]
+        try:
+            label_N = np.asarray([records[i]["label"] for i in range(len(records))])
+        except RecordError as error:
+            raise ImageSetError(f"{self.path}: a label cannot be read ({error}).") from error
+        if label_N.ndim != 1 or not np.issubdtype(label_N.dtype, np.integer):
+            raise ImageSetError(
+                f"{self.path}: the labels are {label_N.dtype} {label_N.shape}, but must be an "
+                "integer for every image."
+            )
+        if label_N.min() < 0:  # TFDS's mark of images without a label
+            return None
+        return of_places(label_N, getattr(feature, "names", ()))
+
+    def content(self) -> str:
+        digest = hashlib.sha256(self.split.encode())
+        for file in sorted(self.path.iterdir()):
+            if file.is_file():
+                digest.update(f"{file.name}\0{files.sha256(file)}\n".encode())
+        return digest.hexdigest()
+
+
+def _opened(path: Path, split: str) -> _Split:
     try:
         folder = TfdsFolder(path)
         if split not in folder.splits:
@@ -42,9 +99,8 @@ def open_tfds(path: Path, split: str) -> ImageSet:
             )
         if "image" not in folder.fields:
             raise ImageSetError(f"{path} has no feature 'image', but {folder.field_names}.")
-        source = folder.records(split, ["image"])
-        channels = folder.fields["image"].shape[-1]
-        first = _pixels(source[0], channels) if len(source) else np.zeros((0, 0, 3), np.uint8)
+        records = folder.records(split, ["image"])
+        first = _pixels(folder, records[0]) if len(records) else np.zeros((0, 0, 3), np.uint8)
     except ImageSetError:
         raise
     except Exception as error:
@@ -53,64 +109,15 @@ def open_tfds(path: Path, split: str) -> ImageSet:
         raise ImageSetError(f"{path} cannot be read ({reason}).") from error
     if first.dtype != np.uint8:
         raise ImageSetError(f"{path}: the images are {first.dtype}, but must be uint8, 0 to 255.")
-    check_shape(str(path), (len(source), *first.shape))
-
-    def image(index: int) -> np.ndarray:
-        try:
-            image_HxWxC = _pixels(source[index], channels)
-        except (RecordError, ImageError) as error:
-            raise ImageSetError(f"{path}: image {index} cannot be read ({error}).") from error
-        if image_HxWxC.shape != first.shape:
-            raise ImageSetError(
-                f"{path}: image {index} has shape {image_HxWxC.shape}, but image 0 has "
-                f"{first.shape}; all images must be of one size: cut them by python -m "
-                "dit_moe.data.prepare --autoencoder none, and give its output."
-            )
-        return image_HxWxC
-
-    def batches(size: int, start: int) -> Iterator[np.ndarray]:
-        for begin in range(start, len(source), size):
-            yield np.stack([image(i) for i in range(begin, min(begin + size, len(source)))])
-
-    def labels() -> Labels | None:
-        if "label" not in folder.fields:
-            return None
-        records, feature = folder.records(split, ["label"]), folder.fields["label"]
-        try:
-            label_N = np.asarray([records[i]["label"] for i in range(len(records))])
-        except RecordError as error:
-            raise ImageSetError(f"{path}: a label cannot be read ({error}).") from error
-        if label_N.ndim != 1 or not np.issubdtype(label_N.dtype, np.integer):
-            raise ImageSetError(
-                f"{path}: the labels are {label_N.dtype} {label_N.shape}, but must be an integer "
-                "for every image."
-            )
-        if label_N.min() < 0:  # TFDS's mark of images without a label
-            return None
-        return of_places(label_N, getattr(feature, "names", ()))
-
-    def content() -> str:
-        digest = hashlib.sha256(split.encode())
-        for file in sorted(path.iterdir()):
-            if file.is_file():
-                digest.update(f"{file.name}\0{files.sha256(file)}\n".encode())
-        return digest.hexdigest()
-
-    height, width, num_channels = first.shape
-    return ImageSet(
-        path=f"{path} ({split})",
-        num=len(source),
-        shape=(height, width, num_channels),
-        make_batches=batches,
-        make_labels=labels,
-        make_sha256=content,
-    )
+    check_shape(str(path), (len(records), *first.shape))
+    height, width, channels = first.shape
+    return _Split(path, folder, split, records, (height, width, channels))
 
 
-def _pixels(example: dict[str, Any], channels: int | None) -> np.ndarray:
+def _pixels(folder: TfdsFolder, example: dict[str, Any]) -> np.ndarray:
     """uint8 [H, W, C] of a file or an array; raises ImageError."""
     image = example["image"]
     if not isinstance(image, bytes):
         return np.asarray(image)
     image_HxWx3 = np.asarray(read_picture(image).convert("RGB"))
-    return image_HxWx3[..., :1] if channels == 1 else image_HxWx3
+    return image_HxWx3[..., :1] if folder.fields["image"].shape[-1] == 1 else image_HxWx3

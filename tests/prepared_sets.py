@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dit_moe.data.prepared import AutoencoderCard, Card, features, finish, shard_name, write_shard
+from dit_moe.autoencoder.latent_space import AutoencoderCard
+from dit_moe.data.prepared import Card, features, finish, shard_name, write_shard
 
 AUTOENCODER = AutoencoderCard(source="nowhere", sha256="0" * 64, scaling_factor=0.25)
 

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from dit_moe.command_line import numbers, run_command
 from dit_moe.config import ConfigError
+from dit_moe.config.command_line import command_parser, numbers, run_command
 
 
 def fails(error):
@@ -59,6 +59,24 @@ def test_names_that_the_terminal_cannot_write(monkeypatch):
     assert terminal.buffer.getvalue() == b"Wrote \\udcff.\n"
 
 
+def refusal(capsys, *line):
+    parser = command_parser("train.py", None, "")
+    parser.add_argument("--output")
+    with pytest.raises(SystemExit) as stop:
+        parser.parse_known_args(line)
+    assert stop.value.code == 2
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_flag_whose_value_is_two_dashes(capsys):
+    told = refusal(capsys, "--output=--")
+    assert told == "train.py: error: argument --output is '--'; allowed: another value"
+
+
+def test_a_file_to_extend_with_whose_name_is_too_long(capsys):
+    assert "File name too long" in refusal(capsys, "--extend", "x" * 300)
+
+
 def test_numbers():
     assert numbers("classes", "") == []
     assert numbers("classes", "3, 1,") == [3, 1]
@@ -69,7 +87,7 @@ def test_numbers():
 
 ENDS = """
 import contextlib, sys, threading
-from dit_moe import command_line
+from dit_moe.config import command_line
 command_line._PATIENCE = 0.2
 
 def main():
@@ -108,3 +126,28 @@ def test_threads_left_over_do_not_hold_up_a_failure(work, code, told):
     assert told in result.stderr
     assert "nobody hears" in result.stdout
     assert time.monotonic() - begin < 30
+
+
+QUIET = """
+import logging, sys
+from dit_moe.config import command_line
+
+class Unraisable:
+    object = "coroutine _read_array"
+    exc_value = None
+
+def main():
+    import absl.logging
+    assert absl.logging.get_verbosity() == absl.logging.FATAL
+    assert logging.getLogger("asyncio").level == logging.CRITICAL
+    sys.unraisablehook(Unraisable)
+    return 0
+
+command_line.end(main)
+"""
+
+
+def test_libraries_are_muted_in_the_process_of_a_command():
+    script = [sys.executable, "-c", QUIET]
+    result = subprocess.run(script, capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stderr) == (0, "")

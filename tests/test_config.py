@@ -7,13 +7,16 @@ from dit_moe.config import (
     Config,
     ConfigError,
     DDPMConfig,
+    GuidanceConfig,
     ModelConfig,
     MoEConfig,
     PrototypeRouterConfig,
     SolverConfig,
     divisors,
 )
-from dit_moe.config_io import (
+from dit_moe.config.command_line import GUIDANCE_FLAGS, SOLVER_FLAGS
+from dit_moe.config.files import (
+    FORMAT,
     differences,
     from_dict,
     load_file,
@@ -76,6 +79,8 @@ def test_json_round_trip(tmp_path):
         ("sample.shift=2", "config.sample.shift is 2.0 with time_grid 'uniform'; allowed: only"),
         ("data.source=prepared", "config.data.path is '' with source 'prepared'; allowed: folders"),
         ("data.source=patches --config.data.path=a,b", "config.data.path is 'a, b' with source"),
+        ("data.validation_path=x", "config.data.validation_path is 'x' with source 'digits'; al"),
+        ("data.source=cats", "config.data.source is 'cats'; allowed: 'digits', 'patches', "),
         (
             "data.source=prepared --config.data.path=a,b --config.data.mix_weights=1",
             "config.data.mix_weights has 1 numbers; allowed: none, or one for each of the 2",
@@ -94,7 +99,10 @@ def test_json_round_trip(tmp_path):
         ("model.width=2147483648", "config.model.width is '2147483648'; input should be less than"),
         ("data.classes=2147483648", "config.data.classes.0 is '2147483648'; input should be less"),
         ("model.mlp_ratio=1e300", "config.model.mlp_ratio is 1e+300; allowed: a ratio that gives"),
-        ("sample.guidance_interval=nan,1", "config.sample.guidance_interval.0 is 'nan'; input sh"),
+        ("sample.guidance.interval=nan,1", "config.sample.guidance.interval.0 is 'nan'; input sh"),
+        ("sample.guidance.scale=-1", "config.sample.guidance.scale is -1.0; allowed: 0 to 1000"),
+        ("sample.guidance.schedule=x", "config.sample.guidance.schedule is 'x'; allowed: const"),
+        ("sample.guidance.guide=auto", "config.sample.guidance.guide is 'auto'; allowed: cfg, se"),
         ("sample.eta=nan", "config.sample.eta is 'nan'; input should be a finite number"),
         ("train.ema_decay=nan", "config.train.ema_decay is 'nan'; input should be a finite number"),
         (f"model.width={'9' * 9999}", "...; unable to parse input string as an integer"),
@@ -174,6 +182,24 @@ def test_another_solver_leaves_the_options_of_the_old_one_behind():
     assert ddpm.sample.resolve(ddpm.objective) == SolverConfig("ancestral", 250)
 
 
+def test_another_guide_leaves_the_weak_routing_behind():
+    texts = ["guide=self_contrast", "weak_routing=top_1", "scale=2", "interval=0.2,0.7"]
+    config = override(CONFIG, [f"--config.sample.guidance.{text}" for text in texts])
+    guidance = config.sample.guidance
+    interval = (0.2, 0.7)
+    assert guidance == GuidanceConfig("self_contrast", 2, interval=interval, weak_routing="top_1")
+    assert guidance.updated(guide="cfg", scale=3.0) == GuidanceConfig(scale=3, interval=interval)
+    assert guidance.updated(guide=None, scale=None) == guidance
+    with pytest.raises(ConfigError, match=r"guidance\.weight is not a field of the config"):
+        guidance.updated(weight=1)
+
+
+def test_solvers_and_guidance_have_a_flag_for_each_field():
+    fields = {field.name for field in dataclasses.fields(GuidanceConfig)}
+    assert set(GUIDANCE_FLAGS.values()) == fields
+    assert set(SOLVER_FLAGS) == {field.name for field in dataclasses.fields(SolverConfig)}
+
+
 def test_many_fields_of_a_variant_in_any_order():
     config = override(
         override(CONFIG, ["--config.model.moe=none"]),
@@ -218,14 +244,34 @@ def test_config_json_errors(tmp_path):
     with pytest.raises(ConfigError, match="is nested deeper than 50 levels"):
         load_json(path)
     for values in (None, [], "x", {"name": [], "model": 3}, {"objective": {"name": {}}}):
-        path.write_text(json.dumps(values))
+        numbered = {"format": FORMAT, **values} if isinstance(values, dict) else values
+        path.write_text(json.dumps(numbered))
         with pytest.raises(ConfigError, match=r"config\.json: config"):
             load_json(path)
-    path.write_text(json.dumps(to_dict(CONFIG) | {"extra": 1}))
+    path.write_text(json.dumps({"format": FORMAT, **to_dict(CONFIG), "extra": 1}))
     with pytest.raises(ConfigError, match=r"config\.extra is not a field of the config"):
         load_json(path)
-    path.write_text(json.dumps({"name": "x"}))
+    path.write_text(json.dumps({"format": FORMAT, "name": "x"}))
     with pytest.raises(ConfigError, match=r"config\.model is missing"):
+        load_json(path)
+
+
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [
+        ({}, "of format 1, .* format 2 alone: train again, or read it with dit_moe 0.1.0"),
+        ({"format": 1}, "of format 1, .*: train again, or read it with dit_moe 0.1.0"),
+        ({"format": 3}, "of format 3, .* format 2 alone: read it with a newer dit_moe"),
+        ({"format": 0}, "of format 0, .*: read it with a newer dit_moe"),
+        ({"format": True}, "of format True, "),
+        ({"format": "2"}, "of format '2', "),
+        ({"format": None}, "of format None, "),
+    ],
+)
+def test_another_format_is_refused(tmp_path, number, told):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**to_dict(CONFIG), **number}))
+    with pytest.raises(ConfigError, match=rf"^{path} is {told}"):
         load_json(path)
 
 

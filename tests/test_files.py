@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from dit_moe import files
 from dit_moe.config import ConfigError
+from dit_moe.storage import files
 
 
 def test_failed_write_keeps_the_old_file(tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dit_moe.config import Config, ConfigError
-from dit_moe.config_io import differences, load_file
+from dit_moe.config.files import differences, load_file
 from tests.prepared_sets import write_pictures
 
 ROOT = Path(__file__).parent.parent

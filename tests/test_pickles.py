@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dit_moe.config import ConfigError
-from dit_moe.pickles import load_pickle
+from dit_moe.storage.pickles import load_pickle
 
 
 @pytest.fixture

@@ -12,18 +12,18 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh
 
+from dit_moe.commands.plan import main
 from dit_moe.config import Config, ConfigError, ModelConfig, MoEConfig, TrainConfig
-from dit_moe.nn.parameters import abstract_parameters, functional
-from dit_moe.plan.__main__ import main
-from dit_moe.plan.command import choose
-from dit_moe.plan.devices import DEVICES, peak_flops
+from dit_moe.config.presets import preset
+from dit_moe.devices.accelerators import DEVICES, peak_flops
+from dit_moe.devices.mesh import AXES, batch_sharding
+from dit_moe.models.parameters import abstract_parameters, functional
+from dit_moe.plan.choose import choose
 from dit_moe.plan.estimate import UTILISATION, estimate
 from dit_moe.plan.flops import dispatch_in_rounds, image_flops, recomputed_flops
 from dit_moe.plan.host import check_host_memory
 from dit_moe.plan.memory import abstract_mesh, device_bytes, parameter_bytes, saved_bytes
-from dit_moe.presets import preset
-from dit_moe.training.mesh import AXES, batch_sharding
-from dit_moe.training.state import abstract_state
+from dit_moe.runs.state import abstract_state
 from dit_moe.training.step import build_step
 from tests.tiny import DIT_MOE, PROMOE, tiny
 
@@ -380,7 +380,7 @@ def test_mesh_that_does_not_divide():
 
 def test_help_does_not_wait_for_jax():
     code = (
-        "import sys, dit_moe.plan.__main__ as m\ntry: m.main(['--help'])\nexcept SystemExit: pass"
+        "import sys, dit_moe.commands.plan as m\ntry: m.main(['--help'])\nexcept SystemExit: pass"
     )
     code += "\nassert 'jax' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)

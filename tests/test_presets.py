@@ -1,9 +1,9 @@
 import pytest
 
 from dit_moe.config import ConfigError
-from dit_moe.config_io import load_file
-from dit_moe.nn.parameters import abstract_parameters
-from dit_moe.presets import PRESET_NAMES, preset
+from dit_moe.config.files import load_file
+from dit_moe.config.presets import PRESET_NAMES, preset
+from dit_moe.models.parameters import abstract_parameters
 
 # Counted in the peers' public code, position table excluded.
 PARAMETERS = {

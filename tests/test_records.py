@@ -5,7 +5,7 @@ from pydantic.dataclasses import dataclass
 
 from dit_moe.config import ConfigError
 from dit_moe.config.rules import RULES
-from dit_moe.records import read_json, read_record, write_record
+from dit_moe.storage.records import read_json, read_record, write_record
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,7 @@ def tiny(moe: MoEConfig | None = PROMOE, **train: object) -> Config:
         "log_every": 2,
         "checkpoint_every": 100,
         "sample_every": 0,
+        "validate_every": 0,
     }
     return Config(
         name="tiny",

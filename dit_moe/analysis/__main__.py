@@ -1,8 +1,6 @@
-"""The command; see command.py."""
+"""The face of `commands/analysis.py`, which is above this room and not imported by it."""
 
-import sys
-
-from dit_moe.analysis.command import main
+import runpy
 
 if __name__ == "__main__":
-    sys.exit(main())
+    runpy.run_module("dit_moe.commands.analysis", run_name="__main__")

@@ -10,7 +10,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dit_moe.analysis.counts import Counts
-from dit_moe.analysis.experts import expert_similarity, matrices, prototype_classes
+from dit_moe.analysis.decisions import most_experts
+from dit_moe.analysis.experts import expert_similarity, prototype_classes
 from dit_moe.analysis.findings import findings
 from dit_moe.analysis.pictures import draw
 from dit_moe.analysis.record import FILE, Analysis, Inputs, InputsName, Settings
@@ -18,18 +19,18 @@ from dit_moe.analysis.summary import summarize
 from dit_moe.analysis.text import markdown
 from dit_moe.analysis.visits import sampling_bins, sampling_visits, training_visits
 from dit_moe.config import Config, ConfigError, DataConfig, MeshConfig
-from dit_moe.config_io import load_json
+from dit_moe.config.files import load_json
 from dit_moe.data.classes import evenly_spaced, read_classes
 from dit_moe.data.model_classes import ModelClasses, model_classes
 from dit_moe.data.sources import Source, build_sources
-from dit_moe.loading import load_run, locate
-from dit_moe.nn.parameters import Parameters, abstract_parameters
-from dit_moe.records import write_record
-from dit_moe.sampling import build_request
-from dit_moe.training.mesh import build_mesh, replicated
+from dit_moe.devices.mesh import build_mesh, replicated
+from dit_moe.models.parameters import Parameters, abstract_parameters
+from dit_moe.runs.loading import load_run, locate
+from dit_moe.sampling.request import build_request
+from dit_moe.storage.records import write_record
 
 MAX_CLASSES = 16
-"""Of a run with more, as many at even distance are shown, with enough images each."""
+"""How many classes are shown, at even distance where a run has more, with enough images each."""
 MAX_IMAGES = 100_000
 """Counts of all of them are held in memory."""
 
@@ -66,7 +67,7 @@ def build_settings(
       classes: of these images, equally many each; empty: all, but at most `MAX_CLASSES`.
       time_bins: equal parts of the time range.
       steps: of the sampling trajectories.
-      guidance_scale: of the trajectories; None: the config's.
+      guidance_scale: of the trajectories; None: the config's, as is all else of their guidance.
       seed: of everything that is random.
       ema: the moving average of the parameters.
       data: folders of the training data, where they are no longer those of the config.
@@ -75,7 +76,7 @@ def build_settings(
     Raises:
       ConfigError: naming the value that cannot be used.
     """
-    if config.model.moe is None:
+    if not config.model.mixtures:
         raise ConfigError(
             f"model.moe is none in {config.name!r}, a dense model without experts; allowed: a "
             "model with a mixture of experts"
@@ -92,8 +93,8 @@ def build_settings(
         config,
         num_samples=num_images,
         classes=chosen,
-        guidance_scale=guidance_scale,
-        steps=steps,
+        guidance={"scale": guidance_scale},
+        integration={"steps": steps},
         seed=seed,
     )
     if not 2 <= time_bins <= 1000:
@@ -104,7 +105,7 @@ def build_settings(
         classes=tuple(chosen),
         time_bins=time_bins,
         steps=steps,
-        guidance_scale=request.guidance_scale,
+        guidance=request.guidance,
         seed=seed,
         parameters="ema" if ema else "raw",
         data=tuple(data),
@@ -192,10 +193,9 @@ def count_sampling(
 def _counts(
     config: Config, label_N: np.ndarray, settings: Settings, bin_V: np.ndarray, tokens: int
 ) -> Counts:
-    moe, model = config.model.moe, config.model
-    assert moe is not None
-    layers, bins = model.depth // moe.every, settings.time_bins
-    shape = (layers, bins, tokens, moe.total_experts, model.width)
+    model = config.model
+    layers, bins = len(model.mixtures), settings.time_bins
+    shape = (layers, bins, tokens, most_experts(model), model.width)
     return Counts(label_N, settings.classes, bin_V, shape)
 
 
@@ -217,8 +217,6 @@ def analyse(workdir: str | Path, batch_size: int, **asked: object) -> Found:
     known = read_classes(folder)
     learnt = known.learnt() if known else ()
     settings = build_settings(config, learnt=learnt, **asked)  # pyright: ignore[reportArgumentType]
-    moe = config.model.moe
-    assert moe is not None
     # Before the parameters are read, which may take long.
     source = open_source(config, settings) if "training" in settings.inputs else None
     like = {
@@ -234,7 +232,7 @@ def analyse(workdir: str | Path, batch_size: int, **asked: object) -> Found:
     if "sampling" in settings.inputs:
         counts["sampling"] = count_sampling(config, run.parameters, settings, batch_size, mesh)
     inputs: dict[InputsName, Inputs] = {
-        name: summarize(c, moe, settings.seed) for name, c in counts.items()
+        name: summarize(c, config.model, settings.seed) for name, c in counts.items()
     }
     means = next(iter(counts.values())).mean_tokens()
     analysis = Analysis(
@@ -244,14 +242,14 @@ def analyse(workdir: str | Path, batch_size: int, **asked: object) -> Found:
         settings=settings,
         class_names=class_names(settings, source, model_classes(config, folder)),
         inputs=inputs,
-        expert_similarity=matrices(expert_similarity(config.model, run.parameters)),
+        expert_similarity=expert_similarity(config.model, run.parameters),
         prototypes=prototype_classes(config.model, run.parameters, means),
         findings=tuple(
             f for name, i in inputs.items() for f in findings(name, i, len(settings.classes))
         ),
         pictures={},
     )
-    pictures = draw(analysis, counts, moe.num_experts)
+    pictures = draw(analysis, counts, max(moe.num_experts for moe in config.model.mixtures))
     captions = {file: caption for file, (caption, _) in pictures.items()}
     png = {file: png for file, (_, png) in pictures.items()}
     return Found(dataclasses.replace(analysis, pictures=captions), counts, png)

@@ -1,7 +1,7 @@
 """What every MoE layer decided for every token, from the record that all routers write."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import flax.struct
 import jax
@@ -9,12 +9,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dit_moe.config import ModelConfig
+from dit_moe.models.dit import DiT
+from dit_moe.models.parameters import functional
+from dit_moe.moe.assignments import ExpertRanges
 from dit_moe.moe.layer import MoELayer
 from dit_moe.moe.routers import Router
 from dit_moe.moe.routing import Conditioning, Routing
-from dit_moe.nn.block import group_size
-from dit_moe.nn.dit import DiT
-from dit_moe.nn.parameters import functional
 
 _MEAN_TOKEN = "mean_token"
 
@@ -31,15 +31,25 @@ class Decisions:
     """[L, N, D] float32: mean over an image's tokens of what the router sees."""
 
 
-def decisions(routing: Routing, num_experts: int, tokens_per_image: int) -> Decisions:
-    """Reads a stacked record.
+def most_experts(config: ModelConfig) -> int:
+    """The most experts that any layer has, of all kinds."""
+    return max(ExpertRanges.of(moe).none for moe in config.mixtures)
+
+
+def decisions(routings: Sequence[Routing], num_experts: int, tokens_per_image: int) -> Decisions:
+    """Reads stacked records.
 
     Args:
-      routing: the record with a leading layer axis; slots of weight 0 are unused. Its metric
-        "mean_token" [L, N, D], where it has one, is passed on.
-      num_experts: E, the unconditional expert included.
+      routings: of the segments in order, each with a leading layer axis; slots of weight 0 are
+        unused. Their metric "mean_token" [L, N, D], where they have one, is passed on.
+      num_experts: E, at least as many as any layer has, all kinds included.
       tokens_per_image: S.
     """
+    found = [_of_segment(routing, num_experts, tokens_per_image) for routing in routings]
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *found)
+
+
+def _of_segment(routing: Routing, num_experts: int, tokens_per_image: int) -> Decisions:
     layers, num_tokens = routing.scores.shape[:2]
 
     def layer(token_A: jax.Array, expert_A: jax.Array, weight_A: jax.Array):
@@ -72,16 +82,15 @@ class _Watched(nnx.Module):
         return dataclasses.replace(routing, metrics={**routing.metrics, _MEAN_TOKEN: mean_NxD})
 
 
-def moe_layer(model: DiT) -> MoELayer:
-    """The MoE layers of a network, stacked."""
-    layer = model.groups.blocks[group_size(model.config) - 1].feed_forward
-    assert isinstance(layer, MoELayer)
-    return layer
+def moe_layers(model: DiT) -> list[MoELayer]:
+    """The MoE layers of a network: those of a segment as one, stacked."""
+    last_blocks = (units.blocks[-1] for units in model.trunk.segments)
+    return [b.feed_forward for b in last_blocks if isinstance(b.feed_forward, MoELayer)]
 
 
 def watched(config: ModelConfig, parameters: Mapping[str, jax.Array]) -> DiT:
     """The network, whose routing has the metric "mean_token" too. Usable under jit."""
     model = functional(config)(dict(parameters))
-    layer = moe_layer(model)
-    layer.router = _Watched(layer.router)
+    for layer in moe_layers(model):
+        layer.router = _Watched(layer.router)
     return model

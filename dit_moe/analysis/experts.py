@@ -5,17 +5,22 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dit_moe.analysis.decisions import moe_layer
+from dit_moe.analysis.decisions import moe_layers
 from dit_moe.analysis.record import Prototypes
 from dit_moe.config import ModelConfig
-from dit_moe.nn.parameters import Parameters, functional
+from dit_moe.models.parameters import Parameters, functional
+from dit_moe.nn.feed_forward import ExpertWeights
 
 Matrices = tuple[tuple[tuple[float, ...], ...], ...]
 
 
-def expert_similarity(config: ModelConfig, parameters: Parameters) -> np.ndarray:
-    """Cosines of the experts' weights, all of an expert's as one vector: float32 [L, E, E]."""
-    weights = moe_layer(functional(config)(parameters)).experts.weights()
+def expert_similarity(config: ModelConfig, parameters: Parameters) -> Matrices:
+    """Cosines of the experts' weights, all of an expert's as one vector: [L][E][E]."""
+    layers = moe_layers(functional(config)(parameters))
+    return tuple(m for layer in layers for m in matrices(_similarity(layer.experts.bank())))
+
+
+def _similarity(weights: ExpertWeights) -> np.ndarray:
     arrays = (weights.w_in, weights.w_out, weights.b_in, weights.b_out)
 
     @jax.jit
@@ -38,15 +43,26 @@ def prototype_classes(
       parameters: of the network.
       mean_LxYxD: mean of the tokens that the router of each layer sees, by class.
     """
-    prototypes = getattr(moe_layer(functional(config)(parameters)).router, "prototypes", None)
-    if not isinstance(prototypes, nnx.Param):
+    mean, difference, first = [], [], 0
+    for layer, repeats in zip(
+        moe_layers(functional(config)(parameters)),
+        [segment.repeats for segment in config.trunk if segment.moe],
+        strict=True,
+    ):
+        own_LxYxD = mean_LxYxD[first : first + repeats]
+        first += repeats
+        prototypes = getattr(layer.router, "prototypes", None)
+        if not isinstance(prototypes, nnx.Param):
+            mean += [()] * repeats
+            difference += [()] * repeats
+            continue
+        prototypes_LxExD = np.asarray(prototypes[...], np.float64)
+        mean += matrices(_cosines(prototypes_LxExD, own_LxYxD))
+        difference_LxYxD = own_LxYxD - own_LxYxD.mean(axis=1, keepdims=True)
+        difference += matrices(_cosines(prototypes_LxExD, difference_LxYxD))
+    if not any(mean):
         return None
-    prototypes_LxExD = np.asarray(prototypes[...], np.float64)
-    difference_LxYxD = mean_LxYxD - mean_LxYxD.mean(axis=1, keepdims=True)
-    return Prototypes(
-        with_class_mean=matrices(_cosines(prototypes_LxExD, mean_LxYxD)),
-        with_class_difference=matrices(_cosines(prototypes_LxExD, difference_LxYxD)),
-    )
+    return Prototypes(with_class_mean=tuple(mean), with_class_difference=tuple(difference))
 
 
 def matrices(array: np.ndarray) -> Matrices:

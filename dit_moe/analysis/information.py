@@ -7,7 +7,7 @@ import numpy as np
 from tqdm import tqdm
 
 PERMUTATIONS = 99
-"""Of what the choice might depend on; 1 / 100 is the smallest p-value."""
+"""How often what the choice might depend on is shuffled; 1 / 100 is the smallest p-value."""
 
 
 def entropy(count: np.ndarray) -> np.ndarray:

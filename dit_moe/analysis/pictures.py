@@ -1,12 +1,13 @@
 """Pictures of an analysis."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
 from dit_moe.analysis.counts import Counts
 from dit_moe.analysis.record import Analysis, Inputs, InputsName, Layer
@@ -67,13 +68,12 @@ def draw(analysis: Analysis, counts: Mapping[InputsName, Counts], experts: int) 
                 f"more often than by independent layers ({where}).",
                 _coactivation(c.coactivation_LxExE[:, :experts, :experts], pairs),
             )
-    similarity = np.asarray(analysis.expert_similarity)
     pictures["similarity.png"] = (
         "Cosine of the experts' weights.",
-        _matrices(similarity, titles, "expert", "expert", "RdBu_r", (-1, 1)),
+        _matrices(analysis.expert_similarity, titles, "expert", "expert", "RdBu_r", (-1, 1)),
     )
     if analysis.prototypes is not None:
-        cosine = np.asarray(analysis.prototypes.with_class_difference)
+        cosine = analysis.prototypes.with_class_difference
         pictures["prototypes.png"] = (
             "Cosine of each prototype with the mean token of each class, less the mean of all.",
             _matrices(
@@ -173,7 +173,7 @@ def _coactivation(count_LxExE: np.ndarray, titles: Sequence[str]) -> bytes:
 
 
 def _matrices(
-    matrix_LxMxN: np.ndarray,
+    matrices: Iterable[ArrayLike],
     titles: Sequence[str],
     x: str,
     y: str,
@@ -181,12 +181,14 @@ def _matrices(
     limits: tuple[float, float | None],
     x_labels: Sequence[str] | None = None,
 ) -> bytes:
-    """One heat map a layer, `_COLUMNS` in a row."""
+    """One heat map a layer that has a matrix, `_COLUMNS` in a row."""
+    shown = [(t, np.asarray(m)) for t, m in zip(titles, matrices, strict=True) if np.size(m)]
+    titles = [title for title, _ in shown]
     columns = min(_COLUMNS, len(titles))
     rows = -(-len(titles) // columns)
     figure = _figure(rows * 2.7 if columns > 2 else rows * 3.4)
     grid = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axes, matrix, title in zip(grid, matrix_LxMxN, titles, strict=False):
+    for axes, (title, matrix) in zip(grid, shown, strict=False):
         image = axes.imshow(
             matrix,
             cmap=colours,

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
+from dit_moe.config import GuidanceConfig
 from dit_moe.config.rules import RULES
 
 FILE = "analysis.json"
@@ -22,8 +23,8 @@ class Settings:
     classes: tuple[int, ...]
     time_bins: int
     steps: int
-    """Of the sampling trajectories."""
-    guidance_scale: float
+    """How many the sampling trajectories have."""
+    guidance: GuidanceConfig
     seed: int
     parameters: Literal["ema", "raw"]
     data: tuple[str, ...] = ()
@@ -35,7 +36,7 @@ class Information:
     """Mutual information of the expert and something else."""
 
     bits: float
-    """Of the observed frequencies."""
+    """The information in the observed frequencies."""
     chance_bits: float
     """What is found on average where there is no dependence."""
     corrected_bits: float
@@ -55,7 +56,7 @@ class Layer:
     load: tuple[float, ...]
     """Share of the assignments by expert."""
     entropy_bits: float
-    """Of the load."""
+    """The entropy of the load."""
     balance: float
     """That over log2 of the number of routed experts: 1 all alike, 0 one has all."""
     effective_experts: float
@@ -97,7 +98,7 @@ class Inputs:
     images: int
     null_images: int
     tokens: int
-    """Of images with a class, over all times."""
+    """How many tokens of images with a class were seen, over all times."""
     null_tokens: float
     """Share of the tokens, of all, that carry the null label."""
     layers: tuple[Layer, ...]
@@ -132,7 +133,7 @@ class Analysis:
     """All of it."""
 
     name: str
-    """Of the run's config."""
+    """The name in the run's config."""
     workdir: str
     step: int
     settings: Settings

@@ -11,15 +11,17 @@ from dit_moe.analysis.information import (
     mutual_information,
 )
 from dit_moe.analysis.record import Information, Inputs, Layer, Paths
-from dit_moe.config import MoEConfig
+from dit_moe.config import ModelConfig
+from dit_moe.models.parameters import places
+from dit_moe.moe.assignments import ExpertRanges
 
 
-def summarize(counts: Counts, moe: MoEConfig, seed: int) -> Inputs:
+def summarize(counts: Counts, model: ModelConfig, seed: int) -> Inputs:
     """The numbers of one kind of inputs.
 
     Args:
       counts: of all inputs.
-      moe: of the network.
+      model: the network.
       seed: of the permutations that tell what is chance.
     """
     rng = np.random.default_rng([seed, 1])
@@ -34,18 +36,20 @@ def summarize(counts: Counts, moe: MoEConfig, seed: int) -> Inputs:
     null_LxE = counts.null_LxBxE.sum(axis=1)
     tokens = int(counts.visits_B.sum()) * tokens_per_input
     bits_L, bits_LxB = entropy(count_LxE), entropy(count_LxBxE)
-    most = np.log2(max(moe.num_experts, 2))  # a single expert has no entropy to normalise
+    blocks = [(block, place.moe) for block, place in enumerate(places(model)) if place.moe]
     position_LxB = _ratio(mutual_information(counts.position_time_LxBxSxE), bits_LxB)
     served_LxB = count_LxBxE.any(axis=-1)
     layers = []
-    for i in range(len(count_LxE)):
+    for i, (block, moe) in enumerate(blocks):
+        ranges = ExpertRanges.of(moe)
+        most = np.log2(max(moe.scored_experts, 2))  # a single expert has no entropy to normalise
         load_E = count_LxE[i] / max(count_LxE[i].sum(), 1)
         both = (count_LxE + null_LxE)[i]
-        extra = both[moe.num_experts :].sum() / max(both.sum(), 1)
+        extra = both[ranges.routed : ranges.stack].sum() / max(both.sum(), 1)
         layers.append(
             Layer(
-                block=(i + 1) * moe.every - 1,
-                load=tuple(load_E.tolist()),
+                block=block,
+                load=tuple(load_E[: ranges.none].tolist()),
                 entropy_bits=float(bits_L[i]),
                 balance=float(bits_L[i] / most),
                 effective_experts=float(2 ** bits_L[i]),

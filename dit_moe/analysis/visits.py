@@ -1,6 +1,5 @@
 """What the network is shown: noised training data, and the states of sampling trajectories."""
 
-import dataclasses
 import functools
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -11,21 +10,20 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from dit_moe import hosts
-from dit_moe.analysis.decisions import Decisions, decisions, watched
+from dit_moe.analysis.decisions import Decisions, decisions, most_experts, watched
 from dit_moe.analysis.record import Settings
 from dit_moe.config import Config
 from dit_moe.data.sources import Source
-from dit_moe.diffusion.ddpm import DDPM, strided_timesteps
+from dit_moe.devices import hosts
+from dit_moe.devices.mesh import batch_sharding
 from dit_moe.diffusion.denoiser import Denoiser, unit_variance
-from dit_moe.diffusion.guidance import Guidance, against_null_label, guide
+from dit_moe.diffusion.guidance import inside
+from dit_moe.diffusion.integrate import build_objective
 from dit_moe.diffusion.objective import Network
-from dit_moe.diffusion.rectified_flow import RectifiedFlow
-from dit_moe.diffusion.sampling import build_objective
-from dit_moe.nn.parameters import Parameters
-from dit_moe.nn.prediction import Prediction
-from dit_moe.sampling import round_up
-from dit_moe.training.mesh import batch_sharding
+from dit_moe.models.parameters import Parameters
+from dit_moe.models.prediction import Prediction
+from dit_moe.sampling import guides
+from dit_moe.sampling.sampler import round_up
 
 
 class Visit(NamedTuple):
@@ -77,7 +75,7 @@ def training_visits(
     def look(parameters: Parameters, x, t_N, y_N, number_N) -> Decisions:
         noise = _noise(settings.seed, number_N, x.shape[1:])
         network, seen = _recorder(config, parameters)
-        network(*_noised(objective, x, t_N, noise), y_N)
+        network(*objective.noised(x, t_N, noise), y_N)
         return seen[0]
 
     size = round_up(min(batch_size, len(image_V)), mesh.size)
@@ -103,24 +101,19 @@ def sampling_visits(
 ) -> Iterator[Visit]:
     """The states that images pass on the way from noise: Euler's, or DDIM's under DDPM.
 
-    Where there is guidance every state is visited twice, with its label and with the null label.
+    Where the network is guided by itself without a class, every state is visited twice, with its
+    label and with the null label. Another guide is not looked at.
     """
-    model, objective, run = config.model, build_objective(config.objective), config.sample
-    shape = (model.image_size, model.image_size, model.channels)
-    times = objective.times(settings.steps)
-    guidance = Guidance(
-        settings.guidance_scale,
-        run.guidance_schedule,
-        (run.guidance_interval[0], run.guidance_interval[1]),
-        run.guidance_rescale,
-    )
+    model, objective = config.model, build_objective(config.objective)
+    times, guidance = objective.times(settings.steps), settings.guidance
     # Which steps it guides is known beforehand; the others have no null labels.
-    is_guided = (guidance.inside(jnp.asarray(times[:-1])) & (guidance.scale != 1)).tolist()
-    guidance = dataclasses.replace(guidance, interval=(0.0, 1.0))
+    is_guided = (inside(guidance, jnp.asarray(times[:-1])) & (guidance.scale != 1)).tolist()
+    guidance = guidance.updated(interval=(0.0, 1.0))
+    build_weak = guides.build_weak_network(config, guidance)
 
     @jax.jit
     def start(number_N: jax.Array) -> jax.Array:
-        return _noise(settings.seed, number_N, shape) / unit_variance(times[0])
+        return _noise(settings.seed, number_N, model.image_shape) / unit_variance(times[0])
 
     @functools.partial(jax.jit, static_argnames="guided")
     def visit(
@@ -129,8 +122,8 @@ def sampling_visits(
         network, seen = _recorder(config, parameters)
         denoiser = objective.denoiser(network)
         if guided:
-            contrast = against_null_label(denoiser, model.null_label)
-            denoiser = guide(denoiser, contrast, guidance)
+            weak = build_weak and build_weak(parameters)
+            denoiser = guides.guided(denoiser, weak, model.null_label, guidance)
         return euler_step(denoiser, z, t, t_next, y_N), seen[0]
 
     size = round_up(min(batch_size, len(label_N)), mesh.size)
@@ -147,7 +140,7 @@ def sampling_visits(
                 seen = hosts.fetch(seen)
                 time_N = np.full(n, step)
                 yield Visit(_first_images(seen, n), image_N, time_N)
-                if guided:
+                if guided and build_weak is None:
                     null = jax.tree.map(lambda array: array[:, size:], seen)
                     yield Visit(_first_images(null, n), np.full(n, -1), time_N)
                 bar.update()
@@ -162,40 +155,22 @@ def euler_step(
 
 def sampling_bins(config: Config, settings: Settings) -> np.ndarray:
     """The part of the time range in which the network is asked at each step, from noise on."""
-    objective, steps = build_objective(config.objective), settings.steps
-    if isinstance(objective, DDPM):
-        visited = strided_timesteps(objective.config.sampled_timesteps, steps)
-        places = (visited[::-1] + 1) / objective.config.timesteps
-    else:
-        places = objective.times(steps)[:-1]
+    places = build_objective(config.objective).places(settings.steps)
     return part_of_range(places, settings.time_bins)
 
 
 def _recorder(config: Config, parameters: Parameters) -> tuple[Network, list[Decisions]]:
     """The network, and a list to which every call of it adds its decisions."""
     model, seen = watched(config.model, parameters), []
-    moe = config.model.moe
-    assert moe is not None
+    most = most_experts(config.model)
 
     def network(x: jax.Array, t_N: jax.Array, y_N: jax.Array) -> Prediction:
         prediction = model(x, t_N, y_N)
-        assert prediction.routing is not None
         tokens = (x.shape[1] // config.model.patch_size) ** 2
-        seen.append(decisions(prediction.routing, moe.total_experts, tokens))
+        seen.append(decisions(prediction.routing, most, tokens))
         return prediction
 
     return network, seen
-
-
-def _noised(
-    objective: DDPM | RectifiedFlow, x: jax.Array, t_N: jax.Array, noise: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Noisy images at places t in (0, 1) of the time range, and the network's times."""
-    if isinstance(objective, DDPM):
-        last = objective.config.timesteps - 1
-        step_N = jnp.minimum(jnp.floor(t_N * (last + 1)).astype(jnp.int32), last)
-        return objective.diffuse(x, step_N, noise), step_N.astype(jnp.float32)
-    return objective.diffuse(x, t_N, noise), t_N * objective.config.time_scale
 
 
 def _noise(seed: int, number_N: jax.Array, shape: tuple[int, ...]) -> jax.Array:

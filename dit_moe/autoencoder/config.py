@@ -9,7 +9,7 @@ from pydantic.dataclasses import dataclass
 
 from dit_moe.config import ConfigError
 from dit_moe.config.rules import RULES, PositiveFloat, PositiveInt
-from dit_moe.records import read_json, shown
+from dit_moe.storage.records import read_json, shown
 
 
 @dataclass(frozen=True, config=RULES)

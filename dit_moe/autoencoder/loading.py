@@ -14,9 +14,9 @@ from dit_moe.autoencoder.names import published_names, strip
 from dit_moe.autoencoder.network import Autoencoder
 from dit_moe.autoencoder.sources import Files, locate
 from dit_moe.config import ConfigError
-from dit_moe.files import sha256
 from dit_moe.nn.flat import bind, variables
-from dit_moe.records import check_plain
+from dit_moe.storage.files import sha256
+from dit_moe.storage.records import check_plain
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
 

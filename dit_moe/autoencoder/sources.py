@@ -8,7 +8,7 @@ from typing import NamedTuple
 import huggingface_hub
 
 from dit_moe.config import ConfigError
-from dit_moe.hub import is_hub_name, reason
+from dit_moe.storage.hub import is_hub_name, reason
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 # For a shell's single quotes.

@@ -1,50 +1,61 @@
 """Typed, frozen, validated configs. One `Config` describes one experiment completely.
 
-`config_io.py` reads and writes them.
+`files.py` reads and writes them.
 """
 
 from pydantic.dataclasses import dataclass
 
 from dit_moe.config.data import DataConfig
+from dit_moe.config.experts import CHEAP_EXPERTS, EXPERTS, ExpertKind, register_expert
+from dit_moe.config.guidance import GUIDES, WEAK_ROUTINGS, GuidanceConfig
 from dit_moe.config.mesh import MeshConfig
-from dit_moe.config.model import ModelConfig
-from dit_moe.config.moe import (
+from dit_moe.config.model import ModelConfig, SegmentConfig
+from dit_moe.config.moe import MoEConfig
+from dit_moe.config.objective import OBJECTIVES, DDPMConfig, ObjectiveConfig, RectifiedFlowConfig
+from dit_moe.config.routers import (
+    ROUTERS,
     BatchPoolRouterConfig,
     ExpertChoiceRouterConfig,
-    MoEConfig,
+    Mixture,
     PrototypeExpertChoiceRouterConfig,
     PrototypeRouterConfig,
     PrototypeSettings,
     RouterConfig,
+    RouterSettings,
     SigmoidTopKRouterConfig,
     TopKRouterConfig,
 )
-from dit_moe.config.objective import DDPMConfig, ObjectiveConfig, RectifiedFlowConfig
 from dit_moe.config.rules import MAX_SIGMA_REL, RULES, ConfigError, Seed, divisors, require
 from dit_moe.config.sampling import (
     SOLVER_OPTIONS,
     SOLVERS,
     TIME_GRIDS,
-    GuidanceSchedule,
     SampleConfig,
     SolverConfig,
-    check_guidance_interval,
 )
 from dit_moe.config.training import TrainConfig
 
 __all__ = [
+    "CHEAP_EXPERTS",
+    "EXPERTS",
+    "GUIDES",
     "MAX_SIGMA_REL",
+    "OBJECTIVES",
+    "ROUTERS",
     "SOLVERS",
     "SOLVER_OPTIONS",
     "TIME_GRIDS",
+    "WEAK_ROUTINGS",
     "BatchPoolRouterConfig",
     "Config",
     "ConfigError",
     "DDPMConfig",
     "DataConfig",
     "ExpertChoiceRouterConfig",
-    "GuidanceSchedule",
+    "ExpertKind",
+    "GuidanceConfig",
     "MeshConfig",
+    "Mixture",
     "MoEConfig",
     "ModelConfig",
     "ObjectiveConfig",
@@ -53,13 +64,15 @@ __all__ = [
     "PrototypeSettings",
     "RectifiedFlowConfig",
     "RouterConfig",
+    "RouterSettings",
     "SampleConfig",
+    "SegmentConfig",
     "SigmoidTopKRouterConfig",
     "SolverConfig",
     "TopKRouterConfig",
     "TrainConfig",
-    "check_guidance_interval",
     "divisors",
+    "register_expert",
 ]
 
 

@@ -6,16 +6,23 @@ from pydantic.dataclasses import dataclass
 
 from dit_moe.config.rules import RULES, Listed, NonNegativeInt, PositiveFloat, require
 
+SOURCES: dict[str, bool] = {"digits": False, "patches": False, "prepared": True}
+"""The sources by name, and whether `path` names their folders. A file of the user's own may add to
+them, by `data.sources.register_source`."""
+
 
 @dataclass(frozen=True, config=RULES)
 class DataConfig:
     """Where images or latents come from."""
 
-    source: Literal["digits", "patches", "prepared"] = "digits"
+    source: str = "digits"
     """`digits`: scikit-learn's handwritten digits, 8x8. `patches`: colour patches of
-    scikit-image's photographs, 32x32. `prepared`: folders that `dit_moe.data.prepare` made."""
+    scikit-image's photographs, 32x32. `prepared`: folders that `dit_moe.data.prepare` made. Or one
+    of the user's own."""
     path: Listed[str] = ()
     """Folders of `prepared`. With several (mixed resolutions), each step's batch is from one."""
+    validation_path: Listed[str] = ()
+    """Folders of held-out data; empty: what the folders of `path` hold out themselves, if any."""
     mix_weights: Listed[PositiveFloat] = ()
     """How often each folder of `path` has its turn; empty: equally often."""
     classes: Listed[NonNegativeInt] = ()
@@ -28,9 +35,20 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         require(
-            (self.source == "prepared") == bool(self.path),
+            self.source in SOURCES,
+            f"source is {self.source!r}; allowed: {', '.join(map(repr, SOURCES))}, or what "
+            "--extend adds",
+        )
+        with_folders = ", ".join(repr(name) for name, folders in SOURCES.items() if folders)
+        require(
+            SOURCES[self.source] == bool(self.path),
             f"path is {', '.join(self.path)!r} with source {self.source!r}; allowed: "
-            "folders with source 'prepared', empty otherwise",
+            f"folders with source {with_folders}, empty otherwise",
+        )
+        require(
+            SOURCES[self.source] or not self.validation_path,
+            f"validation_path is {', '.join(self.validation_path)!r} with source "
+            f"{self.source!r}; allowed: folders with source {with_folders}, empty otherwise",
         )
         require(
             len(self.mix_weights) in (0, len(self.path)),

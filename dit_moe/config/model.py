@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
-from dit_moe.config.moe import MoEConfig
+from dit_moe.config.moe import ExpertName, MoEConfig
 from dit_moe.config.rules import (
     MAX_SIZE,
     RULES,
@@ -16,6 +16,37 @@ from dit_moe.config.rules import (
     listing,
     require,
 )
+
+
+@dataclass(frozen=True, config=RULES)
+class SegmentConfig:
+    """Blocks one after another that are alike: one scan over stacked parameters."""
+
+    depth: PositiveInt
+    """Blocks."""
+    moe: MoEConfig | None = None
+    """The mixture in the last of each `moe.every` blocks; None: all are dense."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.depth % self.unit == 0,
+            f"moe.every is {self.unit}; allowed: a divisor of depth {self.depth}",
+        )
+
+    @property
+    def unit(self) -> int:
+        """Blocks that are repeated together: dense ones up to and including one MoE block."""
+        return 1 if self.moe is None else self.moe.every
+
+    @property
+    def repeats(self) -> int:
+        """How often the unit is repeated."""
+        return self.depth // self.unit
+
+    @property
+    def moe_blocks(self) -> int:
+        """Blocks whose feed-forward is a mixture of experts."""
+        return 0 if self.moe is None else self.repeats
 
 
 @dataclass(frozen=True, config=RULES)
@@ -32,8 +63,8 @@ class ModelConfig:
     patch_size: PositiveInt = 2
     mlp_ratio: PositiveFloat = 4.0
     """Hidden width of a dense block's feed-forward over the model's width."""
-    mlp_activation: Literal["gelu", "silu"] = "gelu"
-    """Of the dense blocks' feed-forward: GELU (tanh) in DiT, SiLU in DSMoE."""
+    mlp_activation: ExpertName = "gelu"
+    """Kind of the dense blocks' feed-forward: GELU (tanh) in DiT, SiLU in DSMoE."""
     num_classes: PositiveInt = 1000
     """Real classes are 0 to num_classes - 1; the null label is num_classes."""
     label_dropout: Probability = 0.1
@@ -44,9 +75,13 @@ class ModelConfig:
     """`sincos`: sines and cosines of column and row, added to the patches (DiT). `rope`: each block
     turns queries and keys by row and column (DSMoE)."""
     moe: MoEConfig | None = None
-    """None: a dense DiT."""
+    """The mixture of all layers. None: a dense DiT, or what `segments` say."""
+    segments: tuple[SegmentConfig, ...] = ()
+    """Mixtures that differ by depth, such as pyramids: parts of the trunk from the first block on,
+    whose depths add up to `depth`. Empty: one part, with the mixture `moe`."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of activations and matrix products. Parameters, routing, softmax and loss stay float32."""
+    """The type of activations and matrix products. Parameters, routing, softmax and loss stay
+    float32."""
     remat: Annotated[
         Literal["none", "dots", "full"],
         # On the command line the word stands for None.
@@ -76,27 +111,55 @@ class ModelConfig:
             f"heads is {self.heads} with position 'rope' and width {self.width}; allowed: a number "
             "that makes width / heads a multiple of 4 (pairs of two axes)",
         )
-        ratios = {"mlp_ratio": self.mlp_ratio}
-        if self.moe is not None:
+        if self.segments:
+            require(
+                self.moe is None,
+                "moe is a mixture with segments; allowed: the mixtures of the segments, and moe "
+                "none",
+            )
+            total = sum(segment.depth for segment in self.segments)
+            require(
+                total == self.depth,
+                f"segments have {total} blocks together; allowed: depth {self.depth}",
+            )
+            for number, segment in enumerate(self.segments):
+                self._check_mixture(segment.moe, f"segments.{number}.moe")
+        elif self.moe is not None:
             require(
                 self.depth % self.moe.every == 0,
                 f"moe.every is {self.moe.every}; allowed: a divisor of depth {self.depth}",
             )
-            require(
-                self.moe.router.name != "expert_choice"
-                or self.num_tokens * self.moe.top_k >= self.moe.num_experts,
-                f"moe.num_experts is {self.moe.num_experts} with router 'expert_choice', top_k "
-                f"{self.moe.top_k} and {self.num_tokens} tokens an image; allowed: 1 to "
-                f"{self.num_tokens * self.moe.top_k} (each expert takes a token of every image)",
-            )
-            ratios["moe.hidden_ratio"] = self.moe.hidden_ratio
-            ratios["moe.shared_hidden_ratio"] = self.moe.shared_hidden_ratio
-        for field, ratio in ratios.items():
-            require(
-                float(ratio * self.width).is_integer() and ratio * self.width <= MAX_SIZE,
-                f"{field} is {ratio}; allowed: a ratio that gives a whole number of hidden units "
-                f"at width {self.width}, up to {MAX_SIZE}",
-            )
+            self._check_mixture(self.moe, "moe")
+        self._check_hidden("mlp_ratio", self.mlp_ratio)
+
+    def _check_mixture(self, moe: MoEConfig | None, where: str) -> None:
+        if moe is None:
+            return
+        require(
+            moe.router.name != "expert_choice" or self.num_tokens * moe.top_k >= moe.num_experts,
+            f"{where}.num_experts is {moe.num_experts} with router 'expert_choice', top_k "
+            f"{moe.top_k} and {self.num_tokens} tokens an image; allowed: 1 to "
+            f"{self.num_tokens * moe.top_k} (each expert takes a token of every image)",
+        )
+        self._check_hidden(f"{where}.hidden_ratio", moe.hidden_ratio)
+        self._check_hidden(f"{where}.shared_hidden_ratio", moe.shared_hidden_ratio)
+
+    def _check_hidden(self, field: str, ratio: float) -> None:
+        require(
+            float(ratio * self.width).is_integer() and ratio * self.width <= MAX_SIZE,
+            f"{field} is {ratio}; allowed: a ratio that gives a whole number of hidden units "
+            f"at width {self.width}, up to {MAX_SIZE}",
+        )
+
+    @property
+    def trunk(self) -> tuple[SegmentConfig, ...]:
+        """The parts of the trunk in order, however the config says them."""
+        return self.segments or (SegmentConfig(self.depth, self.moe),)
+
+    @property
+    def mixtures(self) -> tuple[MoEConfig, ...]:
+        """The mixture of every MoE layer, in order."""
+        return tuple(s.moe for s in self.trunk if s.moe for _ in range(s.moe_blocks))
 
     @property
     def null_label(self) -> int:
@@ -112,3 +175,8 @@ class ModelConfig:
     def out_channels(self) -> int:
         """Channels of the prediction."""
         return self.channels * (2 if self.learn_sigma else 1)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of an image, or of its latents."""
+        return self.image_size, self.image_size, self.channels

@@ -2,14 +2,27 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, PlainValidator
 from pydantic.dataclasses import dataclass
 
+from dit_moe.config.registry import Registry
 from dit_moe.config.rules import RULES, PositiveFloat, require
 
 
 @dataclass(frozen=True, config=RULES)
-class DDPMConfig:
+class ObjectiveSettings:
+    """What an objective is trained by; see `OBJECTIVES`."""
+
+    name: str
+
+
+OBJECTIVES = Registry(ObjectiveSettings)
+"""By name. The function that each of them stands for is in `diffusion/`."""
+
+
+@OBJECTIVES.add
+@dataclass(frozen=True, config=RULES)
+class DDPMConfig(ObjectiveSettings):
     """Denoising diffusion with noise prediction (Ho et al. 2020, Nichol & Dhariwal 2021)."""
 
     name: Literal["ddpm"] = "ddpm"
@@ -35,8 +48,9 @@ class DDPMConfig:
         return max(self.timesteps - 3, 1) if self.betas == "cosine" else self.timesteps
 
 
+@OBJECTIVES.add
 @dataclass(frozen=True, config=RULES)
-class RectifiedFlowConfig:
+class RectifiedFlowConfig(ObjectiveSettings):
     """Straight paths from data to noise with velocity prediction (Liu et al. 2022)."""
 
     name: Literal["rectified_flow"] = "rectified_flow"
@@ -48,4 +62,4 @@ class RectifiedFlowConfig:
     """The network sees t * time_scale: 1 in DiT-MoE, 1000 in ProMoE."""
 
 
-ObjectiveConfig = Annotated[DDPMConfig | RectifiedFlowConfig, Field(discriminator="name")]
+ObjectiveConfig = Annotated[ObjectiveSettings, PlainValidator(OBJECTIVES.parse)]

@@ -7,6 +7,9 @@ from typing import Annotated, TypeAlias, TypeVar
 import pydantic
 from pydantic import Field
 
+from dit_moe.storage.errors import ConfigError
+from dit_moe.storage.records import shown
+
 T = TypeVar("T")
 RULES = pydantic.ConfigDict(extra="forbid", allow_inf_nan=False)
 """Of every config, and every record in a file: an unknown field or infinity is an error."""
@@ -36,10 +39,6 @@ def _split(value: object) -> object:
 Listed: TypeAlias = Annotated[tuple[T, ...], pydantic.BeforeValidator(_split)]
 
 
-class ConfigError(ValueError):
-    """A config that cannot be used; the message is one sentence for the user."""
-
-
 def divisors(number: int) -> list[int]:
     """From 1 to the number itself, in about its square root of steps."""
     small = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
@@ -57,3 +56,20 @@ def listing(values: Sequence[int], limit: int = 12) -> str:
     """The values with commas, cut after `limit` of them."""
     texts = [str(v) for v in values]
     return ", ".join(texts if len(texts) <= limit else [*texts[:limit], "..."])
+
+
+def describe(error: pydantic.ValidationError, root: str = "") -> str:
+    """One sentence for the first mistake that pydantic found in what is called `root`."""
+    first = error.errors()[0]
+    where = ".".join(filter(None, (root, *map(str, first["loc"]))))
+    match first["type"]:
+        case "unexpected_keyword_argument" | "extra_forbidden":
+            return f"{where} is not a field of the config"
+        case "missing" | "missing_argument":
+            return f"{where} is missing; it has no default"
+        case "value_error":
+            message = first["msg"].removeprefix("Value error, ")
+            return f"{where}.{message}" if where else message
+        case _:
+            message = first["msg"][0].lower() + first["msg"][1:]
+            return f"{where} is {shown(first['input'])}; {message}"

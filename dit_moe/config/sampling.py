@@ -1,12 +1,12 @@
-"""Solvers, time grids and guidance."""
+"""Solvers and time grids, and how a run samples."""
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 from pydantic.dataclasses import dataclass
 
+from dit_moe.config.guidance import GUIDES_OF_RUNS, GuidanceConfig
 from dit_moe.config.objective import DDPMConfig, ObjectiveConfig
-from dit_moe.config.rules import RULES, Listed, NonNegativeFloat, Probability, require
+from dit_moe.config.rules import RULES, require
 
 SOLVERS: dict[str, dict[str, Any]] = {
     "euler": {"time_grid": "uniform"},
@@ -116,6 +116,12 @@ class SolverConfig:
         fields = {name: value for name, value in fields.items() if name in kept}
         return SolverConfig(**fields).resolve(objective)
 
+    def option(self, name: str) -> float:
+        """A number that the solver has as an option; of a resolved config."""
+        value = getattr(self, name)
+        assert value is not None, name
+        return value
+
     def _chosen(self, objective: ObjectiveConfig) -> str:
         auto = "ancestral" if isinstance(objective, DDPMConfig) else "euler"
         return auto if self.solver == "auto" else self.solver
@@ -130,35 +136,15 @@ def _solver_options(solver: str, time_grid: str | None) -> dict[str, Any]:
     return options
 
 
-GuidanceSchedule = Literal["constant", "linear", "cosine"]
-
-
-def check_guidance_interval(interval: Sequence[float]) -> None:
-    """Checks that it has two flow times in order.
-
-    Raises:
-      ConfigError: it does not.
-    """
-    require(
-        len(interval) == 2 and 0 <= interval[0] <= interval[1] <= 1,
-        f"guidance_interval is {','.join(map(str, interval))}; allowed: two flow times from 0 "
-        "to 1, the lower one first, such as 0.1,0.8",
-    )
-
-
 @dataclass(frozen=True, config=RULES)
 class SampleConfig(SolverConfig):
     """How this model is best sampled: the defaults of `sample.py` and of the grids in training."""
 
-    guidance_scale: NonNegativeFloat = 1.0
-    """1: no guidance."""
-    guidance_schedule: GuidanceSchedule = "constant"
-    """How guidance_scale - 1 changes from noise to data: `linear` and `cosine` grow from 0 to
-    double (docs/sampling.md)."""
-    guidance_interval: Listed[Probability] = (0.0, 1.0)
-    """Guidance only at flow times from the first to the second: 0 is data, 1 is noise."""
-    guidance_rescale: Probability = 0.0
-    """How far the contrast that guidance adds is taken back: 0 not at all, 1 all of it."""
+    guidance: GuidanceConfig = GuidanceConfig()
 
     def __post_init__(self) -> None:
-        check_guidance_interval(self.guidance_interval)
+        require(
+            self.guidance.guide in GUIDES_OF_RUNS,
+            f"guidance.guide is {self.guidance.guide!r}; allowed: {', '.join(GUIDES_OF_RUNS)} "
+            "(the command that samples names another network: --guidance auto --guide RUN)",
+        )

@@ -29,7 +29,7 @@ class TrainConfig:
     learning_rate: PositiveFloat = 1e-4
     warmup_steps: NonNegativeInt = 0
     schedule: Literal["constant", "cosine", "linear"] = "constant"
-    """Of the learning rate after the warm-up; `cosine` and `linear` end at 0."""
+    """How the learning rate goes on after the warm-up; `cosine` and `linear` end at 0."""
     beta1: Decay = 0.9
     beta2: Decay = 0.999
     first_moment_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -58,6 +58,11 @@ class TrainConfig:
     """Keeps every checkpoint whose step is a multiple of it, too; 0: no others."""
     sample_every: NonNegativeInt = 10_000
     """Steps between sample grids; 0: none."""
+    validate_every: NonNegativeInt | None = None
+    """Steps between measurements of the loss on held-out data; 0: none. None: as
+    `checkpoint_every` where the data have a held-out part, none where not."""
+    validation_batches: PositiveInt = 4
+    """How many batches of held-out data that takes, always with the same noise."""
 
     def __post_init__(self) -> None:
         require(

@@ -1,8 +1,6 @@
-"""The command; see command.py."""
+"""The face of `commands/convert.py`, which is above this room and not imported by it."""
 
-import sys
-
-from dit_moe.convert.command import main
+import runpy
 
 if __name__ == "__main__":
-    sys.exit(main())
+    runpy.run_module("dit_moe.commands.convert", run_name="__main__")

@@ -16,11 +16,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from dit_moe.convert import Family
 from dit_moe.nn.embeddings import timestep_features
 
-OTHER_CLOCK: tuple[Family, ...] = ("sit", "ds-moe")
-"""Families that run from noise at time 0 to data at time 1, in a unit of 1."""
 _NEGATED = ("final_layer.linear.weight", "final_layer.linear.bias")
 _TIME = "t_embedder.mlp.0.weight"
 

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from dit_moe.config import ConfigError, ModelConfig
-from dit_moe.convert.checkpoint_files import read_file
-from dit_moe.convert.tensors import StoredTensor
-from dit_moe.records import read_json
+from dit_moe.runs.checkpoint_files import read_file
+from dit_moe.runs.tensor_files import StoredTensor
+from dit_moe.storage.records import read_json
 
 STEM = "diffusion_pytorch_model"
 _CLASSES = ("DiTTransformer2DModel", "Transformer2DModel")

@@ -9,22 +9,23 @@ from typing import Literal
 
 import numpy as np
 
+from dit_moe.autoencoder.latent_space import read_latent_space, write_latent_space
 from dit_moe.config import ConfigError
-from dit_moe.config_io import to_json
+from dit_moe.config.files import to_json
 from dit_moe.convert import Family
-from dit_moe.convert.clocks import OTHER_CLOCK, exchange_clocks
+from dit_moe.convert.clocks import exchange_clocks
 from dit_moe.convert.constructors import constructor_arguments
 from dit_moe.convert.diffusers_format import STEM, diffusers_config, to_diffusers
+from dit_moe.convert.formats import PEERS
 from dit_moe.convert.peers import to_peer
-from dit_moe.convert.published import write_shards, write_tensors
-from dit_moe.convert.tensors import write_safetensors
-from dit_moe.convert.weights import has_average
 from dit_moe.data.classes import read_classes, write_classes
-from dit_moe.data.latents import read_latent_space, write_latent_space
-from dit_moe.files import atomic, new_folder
-from dit_moe.hub import reason
-from dit_moe.loading import Run, load_run, locate
-from dit_moe.records import read_json
+from dit_moe.runs.loading import Run, load_run, locate
+from dit_moe.runs.open_folder import write_shards, write_tensors
+from dit_moe.runs.tensor_files import write_safetensors
+from dit_moe.runs.weights import has_average
+from dit_moe.storage.files import atomic, new_folder
+from dit_moe.storage.hub import reason
+from dit_moe.storage.records import read_json
 
 Format = Literal["safetensors", "diffusers"] | Family
 
@@ -87,7 +88,7 @@ def _write_diffusers(run: Run, output: Path) -> None:
 def _write_for_peer(run: Run, family: Family, output: Path) -> None:
     arguments = constructor_arguments(family, run.config)
     tensors = _peer_tensors(run)
-    if family in OTHER_CLOCK:
+    if PEERS[family].other_clock:
         tensors = exchange_clocks(tensors)
     _write_state_dict(output, tensors)
     with atomic(output.with_suffix(".json")) as temporary:
@@ -133,7 +134,7 @@ def _write_state_dict(output: Path, tensors: Mapping[str, np.ndarray]) -> None:
 
 def model_card(run: Run, workdir: Path, *, ema: bool, name: str) -> str:
     """README.md of an open folder: what the model is, what was measured, how to use it."""
-    config, model, moe = run.config, run.config.model, run.config.model.moe
+    config, model = run.config, run.config.model
     count = sum(p.size for p in run.parameters.values())
     size = f"{model.depth} blocks of width {model.width}, {model.heads} heads, "
     size += f"patches of {model.patch_size}x{model.patch_size}"
@@ -144,10 +145,10 @@ def model_card(run: Run, workdir: Path, *, ema: bool, name: str) -> str:
         ("classes", f"{model.num_classes:,}, and label {model.null_label} for none"),
         ("objective", config.objective.name),
     ]
-    if moe is not None:
-        experts = f"{moe.num_experts} of {moe.expert}, {moe.top_k} for a token"
-        experts += "" if moe.tokens_choose else " on average"
-        rows.insert(2, ("experts", f"{experts}, router {moe.router.name}"))
+    for mixture in dict.fromkeys(model.mixtures):
+        experts = f"{mixture.num_experts} of {mixture.expert}, {mixture.top_k} for a token"
+        experts += "" if mixture.tokens_choose else " on average"
+        rows.insert(2, ("experts", f"{experts}, router {mixture.router.name}"))
     space = read_latent_space(workdir)
     if space is not None:
         rows.append(("latents of", f"`{space.autoencoder.source}`"))
@@ -157,7 +158,7 @@ def model_card(run: Run, workdir: Path, *, ema: bool, name: str) -> str:
     return f"""---
 library_name: dit_moe
 pipeline_tag: unconditional-image-generation
-tags: [diffusion, diffusion-transformer{", mixture-of-experts" if moe else ""}]
+tags: [diffusion, diffusion-transformer{", mixture-of-experts" if model.mixtures else ""}]
 ---
 
 # {config.name}

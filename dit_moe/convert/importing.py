@@ -3,16 +3,16 @@
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from dit_moe.autoencoder.latent_space import AutoencoderCard, LatentSpace
 from dit_moe.config import Config, ConfigError
 from dit_moe.convert import Family
-from dit_moe.convert.clocks import OTHER_CLOCK, exchange_clocks
+from dit_moe.convert.clocks import exchange_clocks
 from dit_moe.convert.diffusers_format import find_diffusers, read_diffusers
+from dit_moe.convert.formats import PEERS
 from dit_moe.convert.networks import Network, read_checkpoint
 from dit_moe.convert.peers import Pieces
 from dit_moe.convert.recognise import read_arguments, recognise
-from dit_moe.convert.run_writer import write_run
-from dit_moe.data.latents import LatentSpace
-from dit_moe.data.prepared import AutoencoderCard
+from dit_moe.runs.writer import write_run
 
 _FACTOR = 0.18215
 SD_VAE = LatentSpace(
@@ -69,7 +69,7 @@ def import_checkpoint(
         raise ConfigError(f"family is {family!r}, but {folder} is diffusers'; allowed: 'dit'")
     config = recognise(family, {key: t.shape for key, t in network.tensors.items()}, arguments)
     pieces = Pieces(config.model, network.tensors)
-    if family in OTHER_CLOCK:  # which only tensors that fit can be changed to
+    if PEERS[family].other_clock:  # which only tensors that fit can be changed to
         pieces = Pieces(config.model, exchange_clocks(network.tensors))
     if config.model.channels not in (1, 3, 4):
         raise ConfigError(

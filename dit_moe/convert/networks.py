@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from dit_moe.config import ConfigError
-from dit_moe.convert.checkpoint_files import PICKLES, read_file
-from dit_moe.convert.tensors import StoredTensor
+from dit_moe.runs.checkpoint_files import PICKLES, read_file
+from dit_moe.runs.tensor_files import StoredTensor
 
 Tensors = Mapping[str, StoredTensor]
 

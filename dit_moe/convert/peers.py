@@ -1,41 +1,24 @@
 """The correspondence between this network's parameters and the peers' PyTorch tensors.
 
-One table of entries, made from the config, drives both directions. Covered: DiT
-(facebookresearch/DiT), SiT (willisma/SiT, see clocks.py), DiT-MoE (feizc/DiT-MoE), ProMoE with its
-two routers and the baselines beside it, TC-DiT, EC-DiT and DiffMoE (ali-vilab/ProMoE), and DSMoE
-(yhlleo/EfficientMoE). Which one follows from the config's router and kind of experts.
+One table of entries, made from the config, drives both directions. The peers (formats.py) share
+DiT's names but for the MoE layers; whose these are follows from the router and kind of experts.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from dit_moe.config import BatchPoolRouterConfig, ConfigError, ModelConfig, PrototypeSettings
-from dit_moe.convert.tensors import finite
-from dit_moe.nn.block import group_size
+from dit_moe.config import ConfigError, ModelConfig
+from dit_moe.convert.entries import Entry, gelu, linear
+from dit_moe.convert.formats import layer_of
+from dit_moe.models.parameters import abstract_parameters, places
 from dit_moe.nn.embeddings import position_embedding
-from dit_moe.nn.parameters import abstract_parameters
+from dit_moe.runs.tensor_files import finite
 
 _LISTED = 20
 _POSITIONS = "pos_embed"
-_UP_DOWN = ("fc1", "fc2")
-
-
-class Entry(NamedTuple):
-    """One peer tensor and its place in this network."""
-
-    key: str
-    """The peer's name."""
-    path: str
-    """Ours, dotted."""
-    leading: tuple[int, ...] = ()
-    """Leading indices into our array: group, expert."""
-    part: tuple[int, int] = (0, 1)
-    """(i, n): the i-th of n equal parts of our last axis."""
-    transpose: bool = False
-    """PyTorch stores linear layers as [out, in]."""
 
 
 class MismatchError(ConfigError):
@@ -154,94 +137,37 @@ def _fixed(config: ModelConfig) -> dict[str, np.ndarray]:
     fixed = {}
     if config.position == "sincos":
         fixed[_POSITIONS] = position_embedding(side, config.width)[None]
-    if config.moe is not None and isinstance(config.moe.router, BatchPoolRouterConfig):
-        decay = np.array([config.moe.router.threshold_decay], np.float32)
-        every = config.moe.every
-        fixed |= {
-            f"blocks.{layer}.mlp.ema_decay": decay
-            for layer in range(every - 1, config.depth, every)
-        }
+    for layer, place in enumerate(places(config)):
+        if place.moe is not None:
+            peer_layer = layer_of(place.moe)
+            tensors = {} if peer_layer.fixed is None else peer_layer.fixed(place.moe)
+            for name, value in tensors.items():
+                fixed[f"blocks.{layer}.{peer_layer.name}.{name}"] = value
     return fixed
 
 
 def _entries(config: ModelConfig) -> Iterator[Entry]:
-    yield from _linear("x_embedder.proj", "patch_in")
-    yield from _linear("t_embedder.mlp.0", "timestep.dense_in")
-    yield from _linear("t_embedder.mlp.2", "timestep.dense_out")
+    yield from linear("x_embedder.proj", "patch_in")
+    yield from linear("t_embedder.mlp.0", "timestep.dense_in")
+    yield from linear("t_embedder.mlp.2", "timestep.dense_out")
     yield Entry("y_embedder.embedding_table.weight", "label.table")
-    yield from _linear("final_layer.adaLN_modulation.1", "modulation")
-    yield from _linear("final_layer.linear", "patch_out")
-    for layer in range(config.depth):
-        group, position = divmod(layer, group_size(config))
-        theirs, ours = f"blocks.{layer}", f"groups.blocks.{position}"
-        yield from _linear(f"{theirs}.attn.qkv", f"{ours}.attention.qkv", group)
-        yield from _linear(f"{theirs}.attn.proj", f"{ours}.attention.out", group)
-        yield from _linear(f"{theirs}.adaLN_modulation.1", f"{ours}.modulation", group)
+    yield from linear("final_layer.adaLN_modulation.1", "modulation")
+    yield from linear("final_layer.linear", "patch_out")
+    for layer, (prefix, unit, moe) in enumerate(places(config)):
+        theirs, ours = f"blocks.{layer}", prefix.removesuffix(".")
+        yield from linear(f"{theirs}.attn.qkv", f"{ours}.attention.qkv", unit)
+        yield from linear(f"{theirs}.attn.proj", f"{ours}.attention.out", unit)
+        yield from linear(f"{theirs}.adaLN_modulation.1", f"{ours}.modulation", unit)
         if config.qk_norm:
             for norm in ("q_norm", "k_norm"):
                 yield Entry(
-                    f"{theirs}.attn.{norm}.weight", f"{ours}.attention.{norm}.scale", (group,)
+                    f"{theirs}.attn.{norm}.weight", f"{ours}.attention.{norm}.scale", (unit,)
                 )
-                yield Entry(f"{theirs}.attn.{norm}.bias", f"{ours}.attention.{norm}.bias", (group,))
-        if config.moe is None or position < group_size(config) - 1:
-            yield from _gelu(f"{theirs}.mlp", f"{ours}.feed_forward.experts", (group, 0))
+                yield Entry(f"{theirs}.attn.{norm}.bias", f"{ours}.attention.{norm}.bias", (unit,))
+        if moe is None:
+            yield from gelu(f"{theirs}.mlp", f"{ours}.feed_forward.experts", (unit, 0))
         else:
-            yield from _moe(config, theirs, f"{ours}.feed_forward", group)
-
-
-def _moe(config: ModelConfig, theirs: str, ours: str, group: int) -> Iterator[Entry]:
-    moe = config.moe
-    assert moe is not None
-    dit_moe = (moe.router.name, moe.expert) == ("top_k", "swiglu")
-    ds_moe = moe.router.name == "sigmoid_top_k"
-    prototypes = isinstance(moe.router, PrototypeSettings)
-    theirs = f"{theirs}.{'moe' if dit_moe else 'mlp'}"
-    if prototypes:
-        yield Entry(f"{theirs}.cluster_centers", f"{ours}.router.prototypes", (group,))
-    else:
-        gate = "gate.weight" if moe.router.name in ("top_k", "sigmoid_top_k") else "gate_weight"
-        yield Entry(f"{theirs}.{gate}", f"{ours}.router.kernel", (group,), transpose=True)
-    if ds_moe:
-        yield Entry(f"{theirs}.gate.e_score_correction_bias", f"{ours}.router.bias", (group,))
-    if moe.router.name == "batch_pool":
-        predictor = f"{ours}.router.predictor"
-        yield from _linear(f"{theirs}.capacity_predictor.0", f"{predictor}.dense_in", group)
-        yield from _linear(f"{theirs}.capacity_predictor.2", f"{predictor}.dense_out", group)
-        yield Entry(f"{theirs}.expert_threshold", f"{ours}.router.threshold", (group,))
-
-    def expert(theirs: str, ours: str, index: tuple[int, ...]) -> Iterator[Entry]:
-        if moe.expert == "swiglu":
-            return _swiglu(theirs, ours, index)
-        return _gelu(theirs, ours, index, ("up_proj", "down_proj") if prototypes else _UP_DOWN)
-
-    for e in range(moe.total_experts):
-        experts = "experts.blocks" if ds_moe else "experts"
-        yield from expert(f"{theirs}.{experts}.{e}", f"{ours}.experts", (group, e))
-    if moe.shared_hidden_ratio:
-        shared = "shared_experts" if dit_moe or ds_moe else "shared_expert"
-        yield from expert(f"{theirs}.{shared}", f"{ours}.shared.experts", (group, 0))
-
-
-def _swiglu(theirs: str, ours: str, index: tuple[int, ...]) -> Iterator[Entry]:
-    yield Entry(f"{theirs}.gate_proj.weight", f"{ours}.w_in", index, (0, 2), transpose=True)
-    yield Entry(f"{theirs}.up_proj.weight", f"{ours}.w_in", index, (1, 2), transpose=True)
-    yield Entry(f"{theirs}.down_proj.weight", f"{ours}.w_out", index, transpose=True)
-
-
-def _gelu(
-    theirs: str,
-    ours: str,
-    index: tuple[int, ...],
-    names: tuple[str, str] = _UP_DOWN,
-) -> Iterator[Entry]:
-    for name, side in zip(names, ("in", "out"), strict=True):
-        yield Entry(f"{theirs}.{name}.weight", f"{ours}.w_{side}", index, transpose=True)
-        yield Entry(f"{theirs}.{name}.bias", f"{ours}.b_{side}", index)
-
-
-def _linear(theirs: str, ours: str, *index: int) -> Iterator[Entry]:
-    yield Entry(f"{theirs}.weight", f"{ours}.kernel", index, transpose=True)
-    yield Entry(f"{theirs}.bias", f"{ours}.bias", index)
+            yield from layer_of(moe).entries(moe, theirs, f"{ours}.feed_forward", unit)
 
 
 def _part(array: np.ndarray, entry: Entry) -> np.ndarray:

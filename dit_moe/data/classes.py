@@ -7,8 +7,8 @@ from pydantic.dataclasses import dataclass
 
 from dit_moe.config.rules import RULES
 from dit_moe.data.sources import Source
-from dit_moe.files import FilePath
-from dit_moe.records import read_record, write_record
+from dit_moe.storage.files import FilePath
+from dit_moe.storage.records import read_record, write_record
 
 _FILE = "classes.json"
 

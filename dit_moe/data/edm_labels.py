@@ -7,7 +7,7 @@ import pydantic
 from pydantic.dataclasses import dataclass
 
 from dit_moe.data.picture_files import Files, FilesError
-from dit_moe.data.pictures import ImageError
+from dit_moe.storage.pictures import ImageError
 
 NAME = "dataset.json"
 _MAX_CLASSES = 100_000

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from dit_moe.config import ConfigError
-from dit_moe.data.pictures import SUFFIXES
+from dit_moe.storage.pictures import SUFFIXES
 
 MAX_BYTES = 2**28
 """Of one image file."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dit_moe.data import picture_files
 from dit_moe.data.picture_files import FilesError, Listing, is_visible
-from dit_moe.data.pictures import ImageError
+from dit_moe.storage.pictures import ImageError
 
 
 @dataclass(frozen=True)

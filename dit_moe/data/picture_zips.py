@@ -15,7 +15,7 @@ from dit_moe.data.picture_files import (
     is_visible,
     printable,
 )
-from dit_moe.data.pictures import ImageError
+from dit_moe.storage.pictures import ImageError
 
 _DEFLATE64, _AES = 9, 99
 _ENCRYPTED = 1  # bit of a member's flags

@@ -1,13 +1,14 @@
 """Prepared data sets: TFDS folders of array_record files with images or latents, and their card.
 
 `tfds.builder_from_directory(folder).as_data_source("train")` reads one without this package.
-Nothing here needs TensorFlow.
+A set may hold examples out, as the split "validation". Nothing here needs TensorFlow.
 """
 
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -16,31 +17,21 @@ from etils import epath
 from pydantic.dataclasses import dataclass
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
+from dit_moe.autoencoder.latent_space import AutoencoderCard, LatentSpace
 from dit_moe.config import ConfigError
 from dit_moe.config.rules import RULES
-from dit_moe.data.records import RecordError
+from dit_moe.data.array_records import RecordError
 from dit_moe.data.tfds_folder import FEATURES, INFO, TfdsFolder
-from dit_moe.files import atomic, sha256
-from dit_moe.records import read_record, write_record
+from dit_moe.storage.files import atomic, sha256
+from dit_moe.storage.records import check_format, read_json, read_record, write_record
 
 CARD = "prepared.json"
-SPLIT = "train"
-_LABELS = "labels.npy"
+Split = Literal["train", "validation"]
+FORMAT = 1
+"""Of prepared sets: goes up when their records or their card mean something else. A card without a
+number is of format 1."""
+_LABELS = {"train": "labels.npy", "validation": "labels-validation.npy"}
 _METADATA = (INFO, FEATURES)
-
-
-@dataclass(frozen=True, config=RULES)
-class AutoencoderCard:
-    """Which autoencoder made the latents."""
-
-    source: str
-    """The folder, file or hub name it was loaded from."""
-    sha256: str
-    """Of its weights file."""
-    scaling_factor: float
-    """What its authors multiply latents by, for a standard deviation of about 1 (0.18215)."""
-    shift_factor: float = 0.0
-    """What they subtract before."""
 
 
 @dataclass(frozen=True, config=RULES)
@@ -55,6 +46,7 @@ class Card:
     classes: tuple[str, ...]
     """Names; a label is a place in this list."""
     num_examples: int
+    """To train on."""
     autoencoder: AutoencoderCard | None
     """None: the set holds pictures."""
     latent_mean: tuple[float, ...] | None
@@ -63,11 +55,13 @@ class Card:
     """[c] their standard deviation."""
     sha256: dict[str, str]
     """Of every other file of the set, by name: records, labels and TFDS's metadata."""
+    num_validation: int = 0
+    """Examples that are held out, of the same kind."""
+    format: int = FORMAT
 
-    @property
-    def digest(self) -> str:
-        """The same for sets of the same records."""
-        records = [item for item in self.sha256.items() if ".array_record-" in item[0]]
+    def digest(self, split: Split) -> str:
+        """The same for splits of the same records."""
+        records = [item for item in self.sha256.items() if f"-{split}.array_record-" in item[0]]
         return hashlib.sha256(json.dumps(sorted(records)).encode()).hexdigest()
 
 
@@ -83,6 +77,19 @@ class Shard:
     moments: tuple[tuple[float, ...], ...]
     """Latents: [3][c] sums over records, flips and positions of the posterior's mean, of its
     square, and of its variance. Pictures: empty."""
+
+
+def latent_space(card: Card, scaling: str) -> LatentSpace | None:
+    """How latents of a prepared set are scaled (`DataConfig.latent_scaling`); None for pictures."""
+    if card.autoencoder is None:
+        return None
+    channels = card.shape[-1]
+    if scaling == "per_channel":
+        assert card.latent_mean is not None
+        assert card.latent_std is not None
+        return LatentSpace(card.autoencoder, card.latent_mean, card.latent_std)
+    shift, std = card.autoencoder.shift_factor, 1 / card.autoencoder.scaling_factor
+    return LatentSpace(card.autoencoder, (shift,) * channels, (std,) * channels)
 
 
 def features(
@@ -111,9 +118,9 @@ def features(
     return tfds.features.FeaturesDict(fields)
 
 
-def shard_name(name: str, index: int, total: int) -> str:
-    """The file name that TFDS gives to a shard."""
-    return f"{name}-{SPLIT}.array_record-{index:05d}-of-{total:05d}"
+def shard_name(name: str, index: int, total: int, split: Split = "train") -> str:
+    """The file name that TFDS gives to a shard, of so many of its split."""
+    return f"{name}-{split}.array_record-{index:05d}-of-{total:05d}"
 
 
 def write_shard(
@@ -162,43 +169,58 @@ def finish(
     autoencoder: AutoencoderCard | None,
     shards: Sequence[Shard],
     description: str,
+    validation: Sequence[Shard] = (),
 ) -> Card:
-    """Makes the folder of finished shards a data set: TFDS's metadata, the labels, the card."""
+    """Makes the folder of finished shards a data set: TFDS's metadata, the labels, the card.
+
+    Statistics of latents are those of the `shards` to train on, not of the `validation` ones.
+    """
     fields = features(shape, classes, latents=autoencoder is not None)
-    template = tfds.core.ShardedFileTemplate(
-        data_dir=epath.Path(folder), dataset_name=name, split=SPLIT, filetype_suffix="array_record"
-    )
-    split = tfds.core.SplitInfo(
-        name=SPLIT,
-        shard_lengths=[len(shard.labels) for shard in shards],
-        num_bytes=sum(shard.num_bytes for shard in shards),
-        filename_template=template,
-    )
+    splits: dict[Split, Sequence[Shard]] = {"train": shards}
+    if validation:
+        splits["validation"] = validation
     tfds.folder_dataset.write_metadata(
         data_dir=str(folder),
         features=fields,
-        split_infos=[split],
+        split_infos=[_split_info(folder, name, *item) for item in splits.items()],
         description=description,
         check_data=False,  # the check needs TensorFlow; `verify` is ours
     )
-    label_N = np.asarray([label for shard in shards for label in shard.labels], np.int32)
-    with atomic(folder / _LABELS) as temporary:
-        np.save(temporary, label_N)
-    beside = {file: sha256(folder / file) for file in (_LABELS, *_METADATA)}
+    for split, parts in splits.items():
+        label_N = np.asarray([label for shard in parts for label in shard.labels], np.int32)
+        with atomic(folder / _LABELS[split]) as temporary:
+            np.save(temporary, label_N)
+    beside = [*(_LABELS[split] for split in splits), *_METADATA]
     mean, std = _latent_statistics(shards, 2 * shape[0] * shape[1])
     card = Card(
         name=name,
         image_size=image_size,
         shape=shape,
         classes=tuple(classes),
-        num_examples=len(label_N),
+        num_examples=sum(len(shard.labels) for shard in shards),
+        num_validation=sum(len(shard.labels) for shard in validation),
         autoencoder=autoencoder,
         latent_mean=mean,
         latent_std=std,
-        sha256={shard.file: shard.sha256 for shard in shards} | beside,
+        sha256={shard.file: shard.sha256 for shard in (*shards, *validation)}
+        | {file: sha256(folder / file) for file in beside},
     )
     write_record(folder / CARD, card)
     return card
+
+
+def _split_info(
+    folder: Path, name: str, split: Split, shards: Sequence[Shard]
+) -> tfds.core.SplitInfo:
+    template = tfds.core.ShardedFileTemplate(
+        data_dir=epath.Path(folder), dataset_name=name, split=split, filetype_suffix="array_record"
+    )
+    return tfds.core.SplitInfo(
+        name=split,
+        shard_lengths=[len(shard.labels) for shard in shards],
+        num_bytes=sum(shard.num_bytes for shard in shards),
+        filename_template=template,
+    )
 
 
 def _latent_statistics(
@@ -216,13 +238,20 @@ def _latent_statistics(
 class Prepared:
     """Random access to the records of a prepared set.
 
+    Args:
+      folder: of the set.
+      split: "validation" for a set whose card says that it holds examples out.
+
     Raises:
       ConfigError: the folder is not a whole prepared set.
     """
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path, split: Split = "train"):
         self.folder = Path(folder)
         self.card = read_card(self.folder)
+        self._split: Split = split
+        train = split == "train"
+        self._number = self.card.num_examples if train else self.card.num_validation
         missing = [file for file in self.card.sha256 if not (self.folder / file).is_file()]
         if missing:
             raise ConfigError(
@@ -230,13 +259,19 @@ class Prepared:
                 f"({len(missing)} of {len(self.card.sha256)} files are missing); prepare it again"
             )
         try:
-            self.label: np.ndarray = np.load(self.folder / _LABELS, allow_pickle=False)
+            self.label: np.ndarray = np.load(self.folder / _LABELS[split], allow_pickle=False)
             """[N] int32, of every record."""
             if self.label.ndim != 1 or self.label.dtype.kind not in "iu":
-                raise ConfigError(f"{_LABELS} holds no list of whole numbers; prepare it again")
-            self._records = TfdsFolder(self.folder).records(SPLIT)
-            if self.card.num_examples:
-                self._records[self.card.num_examples - 1]
+                raise ConfigError(
+                    f"{_LABELS[split]} holds no list of whole numbers; prepare it again"
+                )
+            stored, latents = TfdsFolder(self.folder), self.card.autoencoder is not None
+            absent = {*features(self.card.shape, (), latents=latents)} - {*stored.fields}
+            if absent:
+                raise ConfigError(f"its records lack {', '.join(sorted(absent))}; prepare it again")
+            self._records = stored.records(split)
+            if self._number:
+                self._records[self._number - 1]
         except ConfigError as error:
             raise ConfigError(f"data set {str(self.folder)!r} cannot be read: {error}") from None
         except Exception as error:  # damaged files raise almost anything
@@ -244,19 +279,19 @@ class Prepared:
                 f"data set {str(self.folder)!r} is damaged ({type(error).__name__}); "
                 "python -m dit_moe.data.prepare tells which file if it is called as before"
             ) from error
-        if not len(self._records) == len(self.label) == self.card.num_examples:
+        if not len(self._records) == len(self.label) == self._number:
             raise ConfigError(
                 f"data set {str(self.folder)!r} has {len(self._records)} records and "
-                f"{len(self.label)} labels for {self.card.num_examples} examples; prepare it again"
+                f"{len(self.label)} labels for {self._number} examples; prepare it again"
             )
 
     @property
     def digest(self) -> str:
         """The same for sets of the same records."""
-        return self.card.digest
+        return self.card.digest(self._split)
 
     def __len__(self) -> int:
-        return self.card.num_examples
+        return self._number
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         """The fields of one record, as `features` describes them.
@@ -277,7 +312,7 @@ def read_card(folder: Path) -> Card:
     """The card of a prepared set.
 
     Raises:
-      ConfigError: there is none, or it cannot be read.
+      ConfigError: there is none, it is of another format than `FORMAT`, or it cannot be read.
     """
     path = folder / CARD
     if not path.is_file():
@@ -285,6 +320,9 @@ def read_card(folder: Path) -> Card:
             f"data set {str(folder)!r} has no {CARD}; allowed: a folder that "
             "python -m dit_moe.data.prepare has finished"
         )
+    values = read_json(path)
+    if isinstance(values, dict):
+        check_format(path, values.get("format", 1), FORMAT, "prepare the set again")
     return read_record(path, Card)
 
 

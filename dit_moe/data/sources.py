@@ -1,15 +1,17 @@
 """Where examples come from: random access to pictures or latents with labels."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
+from dit_moe.autoencoder.latent_space import LatentSpace, same_latents
 from dit_moe.config import Config, ConfigError, DataConfig
+from dit_moe.config.data import SOURCES
 from dit_moe.data import digits, patches
-from dit_moe.data.latents import LatentSpace, latent_space, same_latents
-from dit_moe.data.prepared import Prepared
+from dit_moe.data.prepared import Card, Prepared, Split, latent_space, read_card
 
 Record = dict[str, np.ndarray]
 
@@ -35,6 +37,11 @@ class Source(Protocol):
     def draw(self, record: Record, mirrored: bool, rng: np.random.Generator) -> np.ndarray:
         """An example, float32 [H, W, C]."""
         ...
+
+
+Build = Callable[[DataConfig, Split], Mapping[str, Source]]
+"""From the config and a split to the split's sources by the names that messages give them: one, or
+several for mixed resolutions; none where a source has no such split."""
 
 
 class Pictures:
@@ -109,7 +116,7 @@ class ClassSubset:
     """The records of some classes; label i means classes[i] of the whole source."""
 
     def __init__(self, source: Source, classes: Sequence[int]):
-        new = np.full(max(int(source.label.max()), *classes) + 1, -1, np.int32)
+        new = np.full(max(int(source.label.max(initial=0)), *classes) + 1, -1, np.int32)
         new[list(classes)] = np.arange(len(classes))
         self._source = source
         self._rows = np.flatnonzero(new[source.label] >= 0)
@@ -127,56 +134,119 @@ class ClassSubset:
         return {**self._source[self._rows[index]], "label": self.label[index]}
 
 
-def build_sources(config: Config) -> Sequence[Source]:
-    """The training examples that the config names; several where resolutions are mixed.
+def register_source(name: str, build: Build, *, folders: bool = False) -> None:
+    """Makes a data set known under a name, which `data.source` may then hold.
+
+    Args:
+      name: of the source.
+      build: makes it.
+      folders: whether `data.path` names its folders, and `data.validation_path` those of its
+        held-out data; without folders both are empty.
+    """
+    SOURCES[name] = folders
+    _BUILD[name] = build
+
+
+def build_sources(config: Config, split: Split = "train") -> Sequence[Source]:
+    """The examples that the config names; several where resolutions are mixed.
+
+    Args:
+      config: of the experiment.
+      split: "validation": what is held out, and none where nothing is.
 
     Raises:
       ConfigError: if data are missing or disagree with the config.
     """
     data = config.data
-    names = data.path or (data.source,)
-    sources: Sequence[Source] = [_build(data, folder) for folder in names]
+    found = _BUILD[data.source](data, split)
     if data.classes:
-        for name, source in zip(names, sources, strict=True):
+        for name, source in found.items():
             absent = sorted(set(data.classes) - set(source.label.tolist()))
-            if absent:
+            if absent and split == "train":
                 raise ConfigError(
                     f"config.data.classes has {absent[0]}, of which {name!r} has no example; "
                     f"its labels span {source.label.min()} to {source.label.max()}"
                 )
-        sources = [ClassSubset(source, data.classes) for source in sources]
-    for name, source in zip(names, sources, strict=True):
-        _check(config, name, source, mixed=len(sources) > 1)
-    for name, source in zip(names, sources, strict=True):
+        found = {name: ClassSubset(source, data.classes) for name, source in found.items()}
+    for name, source in found.items():
+        _check(config, name, source, mixed=len(found) > 1)
+    _check_alike(found)
+    return list(found.values())
+
+
+def check_heldout(sources: Sequence[Source], heldout: Sequence[Source]) -> None:
+    """Checks that held-out data are of the kind that is trained on.
+
+    Raises:
+      ConfigError: they have other classes, or are other latents.
+    """
+    for source in heldout:
         if source.classes != sources[0].classes:
             raise ConfigError(
-                f"config.data.path mixes {names[0]!r} with {name!r}, which has other classes; "
+                "config.data.validation_path has other classes than the training data; allowed: "
+                "sets with the same classes in the same order"
+            )
+        if not same_latents(source.latent_space, sources[0].latent_space):
+            raise ConfigError(
+                "config.data.validation_path has latents of another autoencoder than the training "
+                "data, or scaled otherwise; allowed: sets prepared alike"
+            )
+
+
+def _check_alike(found: Mapping[str, Source]) -> None:
+    for name, source in found.items():
+        first, reference = next(iter(found.items()))
+        if source.classes != reference.classes:
+            raise ConfigError(
+                f"config.data.path mixes {first!r} with {name!r}, which has other classes; "
                 "allowed: sets with the same classes in the same order"
             )
-    spaces = [source.latent_space for source in sources]
-    for name, space in zip(names, spaces, strict=True):
-        if not same_latents(space, spaces[0]):
+    for name, source in found.items():
+        first, reference = next(iter(found.items()))
+        if not same_latents(source.latent_space, reference.latent_space):
             raise ConfigError(
-                f"config.data.path mixes {names[0]!r} with {name!r}, whose latents are of another "
+                f"config.data.path mixes {first!r} with {name!r}, whose latents are of another "
                 "autoencoder or scaled otherwise; allowed: sets prepared alike, and "
                 "latent_scaling 'autoencoder' (statistics differ between sets)"
             )
-    return sources
 
 
-def _build(data: DataConfig, folder: str) -> Source:
-    match data.source:
-        case "digits":
-            names = tuple(str(digit) for digit in range(digits.NUM_CLASSES))
-            return Pictures(*digits.load("train"), names)
-        case "patches":
-            return Pictures(*patches.load("train"), patches.CLASSES)
-        case "prepared":
-            prepared = Prepared(folder)
-            space = latent_space(prepared.card, data.latent_scaling)
-            if space is None:
-                return Pictures(prepared, prepared.label, prepared.card.classes)
-            return Latents(prepared, space)
+def _digits(data: DataConfig, split: Split) -> Mapping[str, Source]:
+    names = tuple(str(digit) for digit in range(digits.NUM_CLASSES))
+    part = "train" if split == "train" else "heldout"
+    return {data.source: Pictures(*digits.load(part), names)}
+
+
+def _patches(data: DataConfig, split: Split) -> Mapping[str, Source]:
+    part = "train" if split == "train" else "heldout"
+    return {data.source: Pictures(*patches.load(part), patches.CLASSES)}
+
+
+def _prepared(data: DataConfig, split: Split) -> Mapping[str, Source]:
+    if split == "train":
+        return {folder: _open(Prepared(folder), data.latent_scaling) for folder in data.path}
+    if data.validation_path:
+        # Channels are scaled by the statistics of what is trained on.
+        like = Prepared(data.path[0]).card
+        sets = {folder: Prepared(folder) for folder in data.validation_path}
+        return {folder: _open(found, data.latent_scaling, like) for folder, found in sets.items()}
+    holding = [folder for folder in data.path if read_card(Path(folder)).num_validation]
+    return {f: _open(Prepared(f, "validation"), data.latent_scaling) for f in holding}
+
+
+def _open(prepared: Prepared, scaling: str, like: Card | None = None) -> Source:
+    space = latent_space(prepared.card, scaling)
+    if like is not None and space is not None and like.autoencoder == prepared.card.autoencoder:
+        space = latent_space(like, scaling)
+    if space is None:
+        return Pictures(prepared, prepared.label, prepared.card.classes)
+    return Latents(prepared, space)
+
+
+_BUILD: dict[str, Build] = {}
+register_source("digits", _digits)
+register_source("patches", _patches)
+register_source("prepared", _prepared, folders=True)
 
 
 def _check(config: Config, name: str, source: Source, *, mixed: bool) -> None:

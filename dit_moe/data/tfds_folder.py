@@ -16,7 +16,7 @@ from tensorflow_datasets.core import dataset_info
 from tensorflow_datasets.core.proto import feature_pb2
 
 from dit_moe.config import ConfigError
-from dit_moe.data.records import Records
+from dit_moe.data.array_records import Records
 
 INFO, FEATURES = "dataset_info.json", "features.json"
 

@@ -13,15 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from dit_moe.config import DDPMConfig
-from dit_moe.diffusion.denoiser import Denoised, Denoiser, broadcast_time, unit_variance
-from dit_moe.diffusion.objective import (
-    Metrics,
-    Network,
-    mean_per_image,
-    per_image,
-    total_loss,
+from dit_moe.diffusion.denoiser import (
+    Denoised,
+    Denoiser,
+    broadcast_time,
+    mean_per_example,
+    unit_variance,
 )
-from dit_moe.nn.prediction import Prediction
+from dit_moe.diffusion.objective import Metrics, Network, total_loss
+from dit_moe.models.prediction import Prediction
 
 
 @flax.struct.dataclass
@@ -114,16 +114,16 @@ class DDPM:
     config: DDPMConfig
 
     def loss(
-        self, network: Network, key_N: jax.Array, x_NxHxWxC: jax.Array, y_N: jax.Array
+        self, network: Network, key_N: jax.Array, x: jax.Array, y_N: jax.Array
     ) -> tuple[jax.Array, tuple[Metrics, Prediction]]:
         """Squared error of the noise, plus the variational term; see `Objective.loss`."""
-        n, shape = self.config.timesteps, x_NxHxWxC.shape[1:]
+        n, shape = self.config.timesteps, x.shape[1:]
         time_key_N, noise_key_N = jax.vmap(jax.random.split, out_axes=1)(key_N)
         t_N = jax.vmap(lambda key: jax.random.randint(key, (), 0, n))(time_key_N)
-        noise_NxHxWxC = jax.vmap(lambda key: jax.random.normal(key, shape))(noise_key_N)
-        x_t = self.diffuse(x_NxHxWxC, t_N, noise_NxHxWxC)
+        noise = jax.vmap(lambda key: jax.random.normal(key, shape))(noise_key_N)
+        x_t = self.diffuse(x, t_N, noise)
         prediction = network(x_t, t_N.astype(jnp.float32), y_N)
-        terms = self.terms(x_NxHxWxC, t_N, noise_NxHxWxC, prediction.value)
+        terms = self.terms(x, t_N, noise, prediction.value)
         return total_loss(terms, t_N / n, prediction)
 
     def steps(self, visited: np.ndarray | None = None) -> Coefficients:
@@ -132,28 +132,36 @@ class DDPM:
         visited = np.arange(self.config.timesteps) if visited is None else visited
         return coefficients(alpha_bar[visited], visited)
 
-    def diffuse(self, x_NxHxWxC: jax.Array, t_N: jax.Array, noise_NxHxWxC: jax.Array) -> jax.Array:
+    def diffuse(self, x: jax.Array, t_N: jax.Array, noise: jax.Array) -> jax.Array:
         """x_t from x_0 and noise (DDPM eq. 4)."""
         step = self.steps().at(t_N)
-        return per_image(step.signal) * x_NxHxWxC + per_image(step.noise) * noise_NxHxWxC
+        return broadcast_time(step.signal, x) * x + broadcast_time(step.noise, x) * noise
+
+    def noised(
+        self, x: jax.Array, place_N: jax.Array, noise: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """x_t of the timestep whose part of the range the place is in; see `Objective.noised`."""
+        n = self.config.timesteps
+        t_N = jnp.minimum(jnp.floor(place_N * n).astype(jnp.int32), n - 1)
+        return self.diffuse(x, t_N, noise), t_N.astype(jnp.float32)
 
     def terms(
-        self, x_NxHxWxC: jax.Array, t_N: jax.Array, noise_NxHxWxC: jax.Array, value: jax.Array
+        self, x: jax.Array, t_N: jax.Array, noise: jax.Array, value: jax.Array
     ) -> dict[str, jax.Array]:
-        """Loss terms per image, each [N].
+        """Loss terms per example, each [N].
 
         "mse": of the noise (DDPM eq. 14). "vlb", for a learned variance: the step's term of the
         variational bound in bits per dimension with the mean frozen (IDDPM, section 3.1).
         """
-        channels = x_NxHxWxC.shape[-1]
-        terms = {"mse": mean_per_image((value[..., :channels] - noise_NxHxWxC) ** 2)}
+        channels = x.shape[-1]
+        terms = {"mse": mean_per_example((value[..., :channels] - noise) ** 2)}
         if self.config.variance == "learned_range":
-            step = jax.tree.map(per_image, self.steps().at(t_N))
-            x_t = self.diffuse(x_NxHxWxC, t_N, noise_NxHxWxC)
+            step = jax.tree.map(lambda c: broadcast_time(c, x), self.steps().at(t_N))
+            x_t = self.diffuse(x, t_N, noise)
             frozen = jnp.concatenate(
                 [jax.lax.stop_gradient(value[..., :channels]), value[..., channels:]], axis=-1
             )
-            terms["vlb"] = self._variational_term(x_NxHxWxC, x_t, step, frozen)
+            terms["vlb"] = self._variational_term(x, x_t, step, frozen)
         return terms
 
     def denoiser(self, network: Network) -> Denoiser:
@@ -164,14 +172,14 @@ class DDPM:
         """
         times = self.path_times()
 
-        def denoise(z_NxHxWxC: jax.Array, t: jax.Array, y_N: jax.Array) -> Denoised:
+        def denoise(z: jax.Array, t: jax.Array, y_N: jax.Array) -> Denoised:
             t = jnp.clip(t, times[0], times[-1])
             timestep = jnp.interp(t, times, np.arange(len(times), dtype=np.float32))
-            t = broadcast_time(t)
-            x_t = unit_variance(t) * z_NxHxWxC
+            t = broadcast_time(t, z)
+            x_t = unit_variance(t) * z
             value = network(x_t, jnp.broadcast_to(timestep, y_N.shape), y_N).value
-            noise, variance = jnp.split(value, [z_NxHxWxC.shape[-1]], axis=-1)
-            return Denoised(clean=(z_NxHxWxC - t * noise) / (1 - t), noise=noise, variance=variance)
+            noise, variance = jnp.split(value, [z.shape[-1]], axis=-1)
+            return Denoised(clean=(z - t * noise) / (1 - t), noise=noise, variance=variance)
 
         return denoise
 
@@ -192,6 +200,21 @@ class DDPM:
         visited = strided_timesteps(self.config.sampled_timesteps, steps)
         return np.append(self.path_times()[visited[::-1]], np.float32(0))
 
+    def quadratic_times(self, steps: int) -> np.ndarray:
+        """Times [steps + 1] of timesteps floor(c i^2) whose last is the chain's last, and 0.
+
+        DDIM, appendix D.2; where two would be the same, the next free one.
+        """
+        last, i = self.config.sampled_timesteps - 1, np.arange(steps)
+        spaced = np.floor(last * np.square(i / (steps - 1))) if steps > 1 else [last]
+        visited = np.maximum(i, spaced).astype(int)
+        return np.append(self.path_times()[visited[::-1]], np.float32(0))
+
+    def places(self, steps: int) -> np.ndarray:
+        """(t + 1) / timesteps of every timestep of `times`: [steps] float64."""
+        visited = strided_timesteps(self.config.sampled_timesteps, steps)
+        return (visited[::-1] + 1) / self.config.timesteps
+
     def predict_x0(self, x_t: jax.Array, step: Coefficients, noise: jax.Array) -> jax.Array:
         """x_0 from x_t and predicted noise (DDPM eq. 4 solved for x_0)."""
         return (x_t - step.noise * noise) / step.signal
@@ -201,7 +224,7 @@ class DDPM:
     ) -> tuple[jax.Array, jax.Array]:
         """Mean and log-variance of p(x_{t-1} | x_t), given the network's output.
 
-        The step's coefficients must broadcast against [N, H, W, C].
+        The step's coefficients must broadcast against [N, ..., C].
         """
         channels = x_t.shape[-1]
         x_0 = self.predict_x0(x_t, step, value[..., :channels])
@@ -228,7 +251,7 @@ class DDPM:
         kl = _gaussian_kl(true_mean, step.log_posterior_variance, mean, log_variance)
         nll = -_discretized_log_likelihood(x_0, mean, log_variance / 2)
         term = jnp.where(step.timestep == 0, nll, kl)
-        return mean_per_image(term) / math.log(2)
+        return mean_per_example(term) / math.log(2)
 
 
 def _gaussian_kl(

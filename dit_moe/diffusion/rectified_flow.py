@@ -12,15 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from dit_moe.config import RectifiedFlowConfig
-from dit_moe.diffusion.denoiser import Denoised, Denoiser, broadcast_time
-from dit_moe.diffusion.objective import (
-    Metrics,
-    Network,
-    mean_per_image,
-    per_image,
-    total_loss,
-)
-from dit_moe.nn.prediction import Prediction
+from dit_moe.diffusion.denoiser import Denoised, Denoiser, broadcast_time, mean_per_example
+from dit_moe.diffusion.objective import Metrics, Network, total_loss
+from dit_moe.models.prediction import Prediction
 
 Times = TypeVar("Times", jax.Array, np.ndarray)
 
@@ -32,22 +26,28 @@ class RectifiedFlow:
     config: RectifiedFlowConfig
 
     def loss(
-        self, network: Network, key_N: jax.Array, x_NxHxWxC: jax.Array, y_N: jax.Array
+        self, network: Network, key_N: jax.Array, x: jax.Array, y_N: jax.Array
     ) -> tuple[jax.Array, tuple[Metrics, Prediction]]:
         """Mean squared error of the velocity; see `Objective.loss`."""
         time_key_N, noise_key_N = jax.vmap(jax.random.split, out_axes=1)(key_N)
         t_N = self.draw_times(time_key_N)
-        shape = x_NxHxWxC.shape[1:]
-        noise_NxHxWxC = jax.vmap(lambda key: jax.random.normal(key, shape))(noise_key_N)
-        z_NxHxWxC = self.diffuse(x_NxHxWxC, t_N, noise_NxHxWxC)
-        prediction = network(z_NxHxWxC, t_N * self.config.time_scale, y_N)
-        error_NxHxWxC = prediction.value[..., : shape[-1]] - (noise_NxHxWxC - x_NxHxWxC)
-        return total_loss({"mse": mean_per_image(error_NxHxWxC**2)}, t_N, prediction)
+        shape = x.shape[1:]
+        noise = jax.vmap(lambda key: jax.random.normal(key, shape))(noise_key_N)
+        z = self.diffuse(x, t_N, noise)
+        prediction = network(z, t_N * self.config.time_scale, y_N)
+        error = prediction.value[..., : shape[-1]] - (noise - x)
+        return total_loss({"mse": mean_per_example(error**2)}, t_N, prediction)
 
-    def diffuse(self, x_NxHxWxC: jax.Array, t_N: jax.Array, noise_NxHxWxC: jax.Array) -> jax.Array:
+    def diffuse(self, x: jax.Array, t_N: jax.Array, noise: jax.Array) -> jax.Array:
         """z_t from data and noise."""
-        t_Nx1x1x1 = per_image(t_N)
-        return (1 - t_Nx1x1x1) * x_NxHxWxC + t_Nx1x1x1 * noise_NxHxWxC
+        t = broadcast_time(t_N, x)
+        return (1 - t) * x + t * noise
+
+    def noised(
+        self, x: jax.Array, place_N: jax.Array, noise: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """z_t of the place itself, which is a time; see `Objective.noised`."""
+        return self.diffuse(x, place_N, noise), place_N * self.config.time_scale
 
     def draw_times(self, key_N: jax.Array) -> jax.Array:
         """Training times [N] in (0, 1): logit-normal(0, 1) or uniform, then shifted."""
@@ -65,14 +65,14 @@ class RectifiedFlow:
     def denoiser(self, network: Network) -> Denoiser:
         """The network, which predicts the velocity, as a denoiser."""
 
-        def denoise(z_NxHxWxC: jax.Array, t: jax.Array, y_N: jax.Array) -> Denoised:
+        def denoise(z: jax.Array, t: jax.Array, y_N: jax.Array) -> Denoised:
             t_N = jnp.broadcast_to(t, y_N.shape).astype(jnp.float32)
-            value = network(z_NxHxWxC, t_N * self.config.time_scale, y_N).value
-            channels = z_NxHxWxC.shape[-1]
-            velocity, t = value[..., :channels], broadcast_time(t)
+            value = network(z, t_N * self.config.time_scale, y_N).value
+            channels = z.shape[-1]
+            velocity, t = value[..., :channels], broadcast_time(t, z)
             return Denoised(
-                clean=z_NxHxWxC - t * velocity,
-                noise=z_NxHxWxC + (1 - t) * velocity,
+                clean=z - t * velocity,
+                noise=z + (1 - t) * velocity,
                 variance=value[..., :0],
             )
 
@@ -86,3 +86,11 @@ class RectifiedFlow:
     def times(self, steps: int) -> np.ndarray:
         """Times [steps + 1] from 1 to 0, even before the shift."""
         return self.shift(np.linspace(1.0, 0.0, steps + 1)).astype(np.float32)
+
+    def quadratic_times(self, steps: int) -> np.ndarray:
+        """Times [steps + 1], (i / steps)^2 before the shift, from 1 to 0."""
+        return self.shift(np.linspace(1, 0, steps + 1) ** 2).astype(np.float32)
+
+    def places(self, steps: int) -> np.ndarray:
+        """Times without the last 0: [steps] float32."""
+        return self.times(steps)[:-1]

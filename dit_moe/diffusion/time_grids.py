@@ -6,21 +6,21 @@ objective's `time_range`.
 
 import numpy as np
 
-from dit_moe.diffusion.ddpm import DDPM
-from dit_moe.diffusion.rectified_flow import RectifiedFlow
+from dit_moe.diffusion.objective import Objective
 
 SIGMA_MIN, SIGMA_MAX, RHO = 0.002, 80.0, 7.0
 """Of Karras et al. 2022 (EDM), table 1."""
 
 
 def time_grid(
-    objective: DDPM | RectifiedFlow, name: str, steps: int, shift: float | None = None
+    objective: Objective, name: str, steps: int, shift: float | None = None
 ) -> np.ndarray:
     """The grid of a name in `config.TIME_GRIDS`.
 
     Args:
       objective: whose times.
-      name: "uniform": the objective's own (`times`). "quadratic", "karras", "shifted": below.
+      name: "uniform" and "quadratic": the objective's own (`times`, `quadratic_times`). "karras",
+        "shifted": below.
       steps: 1 or more; under DDPM at most its sampled timesteps.
       shift: of the shifted grid.
     """
@@ -28,7 +28,7 @@ def time_grid(
         case "uniform":
             return objective.times(steps)
         case "quadratic":
-            return quadratic(objective, steps)
+            return objective.quadratic_times(steps)
         case "karras":
             return karras(objective, steps)
     assert name == "shifted"
@@ -36,21 +36,7 @@ def time_grid(
     return shifted(objective, steps, shift)
 
 
-def quadratic(objective: DDPM | RectifiedFlow, steps: int) -> np.ndarray:
-    """Shorter steps near the data, as a square.
-
-    Flow: t = (i / steps)^2, then the objective's own shift. DDPM: timesteps floor(c i^2) whose last
-    is the chain's last (DDIM, appendix D.2); where two would be the same, the next free one.
-    """
-    if isinstance(objective, RectifiedFlow):
-        return objective.shift(np.linspace(1, 0, steps + 1) ** 2).astype(np.float32)
-    last, i = objective.config.sampled_timesteps - 1, np.arange(steps)
-    spaced = np.floor(last * np.square(i / (steps - 1))) if steps > 1 else [last]
-    visited = np.maximum(i, spaced).astype(int)
-    return np.append(objective.path_times()[visited[::-1]], np.float32(0))
-
-
-def karras(objective: DDPM | RectifiedFlow, steps: int) -> np.ndarray:
+def karras(objective: Objective, steps: int) -> np.ndarray:
     """Even in sigma^(1/7) with sigma = t / (1 - t), from 80 to 0.002, then 0 (EDM, eq. 5).
 
     Both ends are within the objective's time range.
@@ -62,7 +48,7 @@ def karras(objective: DDPM | RectifiedFlow, steps: int) -> np.ndarray:
     return _to_zero(objective, sigma / (1 + sigma))
 
 
-def shifted(objective: DDPM | RectifiedFlow, steps: int, shift: float) -> np.ndarray:
+def shifted(objective: Objective, steps: int, shift: float) -> np.ndarray:
     """t -> s t / (1 + (s - 1) t) of even flow times, over the whole time range.
 
     A shift s above 1 gives more steps to noise (Esser et al. 2024, eq. 23). It stands in the place
@@ -74,7 +60,7 @@ def shifted(objective: DDPM | RectifiedFlow, steps: int, shift: float) -> np.nda
     return _to_zero(objective, shift * even / (1 + (shift - 1) * even))
 
 
-def _to_zero(objective: DDPM | RectifiedFlow, t: np.ndarray) -> np.ndarray:
+def _to_zero(objective: Objective, t: np.ndarray) -> np.ndarray:
     """The times within the objective's time range, ending at 0."""
     t = np.clip(t.astype(np.float32), *objective.time_range)
     return t if t[-1] == 0 else np.append(t, np.float32(0))

@@ -25,9 +25,11 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
+from dit_moe.moe.assignments import sort_by_expert
+from dit_moe.moe.backends.residuals import keep
 from dit_moe.moe.dispatch import BACKENDS, resolve_backend
-from dit_moe.moe.grouped import ExpertWeights, keep, sort_by_expert
 from dit_moe.moe.routing import Routing
+from dit_moe.nn.feed_forward import ExpertWeights
 
 EXPERT_AXIS, FSDP_AXIS = "expert", "fsdp"
 
@@ -47,7 +49,7 @@ def expert_shards() -> int:
 
 
 def expert_specs(experts: ExpertWeights) -> ExpertWeights:
-    """How `shard_map` should hand all experts to `own_experts`: as `training/mesh.py` stores them.
+    """How `shard_map` should hand all experts to `own_experts`: as `devices/mesh.py` stores them.
 
     Split over the experts where their number allows it, otherwise over the width alone.
     """

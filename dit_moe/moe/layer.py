@@ -7,16 +7,19 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from dit_moe.config import MoEConfig
-from dit_moe.moe.dispatch import ExpertWeights, dispatch, resolve_backend
+from dit_moe.moe.assignments import ExpertRanges, arrange_by_image
+from dit_moe.moe.dispatch import dispatch, resolve_backend
 from dit_moe.moe.expert_parallel import (
     dispatch_to_shards,
     expert_shards,
     expert_specs,
     own_experts,
 )
-from dit_moe.moe.experts import Experts, FeedForward
+from dit_moe.moe.experts.bank import ExpertBank
+from dit_moe.moe.experts.cheap import CheapExperts
 from dit_moe.moe.routers import build_router
-from dit_moe.moe.routing import Conditioning, Routing, arrange_by_image
+from dit_moe.moe.routing import Conditioning, Routing
+from dit_moe.nn.feed_forward import Experts, ExpertWeights, FeedForward
 
 
 class MoELayer(nnx.Module):
@@ -24,10 +27,11 @@ class MoELayer(nnx.Module):
 
     def __init__(self, config: MoEConfig, width: int, rngs: nnx.Rngs):
         self.top_k = config.top_k
+        ranges = ExpertRanges.of(config)
         self.router = build_router(config, width, rngs)
         self.experts = Experts(
             config.expert,
-            config.total_experts,
+            ranges.stack,
             width,
             int(config.hidden_ratio * width),
             rngs,
@@ -36,18 +40,21 @@ class MoELayer(nnx.Module):
         self.shared = (
             FeedForward(config.expert, width, shared_hidden, rngs) if shared_hidden else None
         )
+        self.cheap = CheapExperts(ranges, width, rngs) if ranges.cheap else None
 
     def __call__(self, x_TxD: jax.Array, conditioning: Conditioning) -> tuple[jax.Array, Routing]:
         """Maps tokens [T, D] to [T, D] in the dtype of x, and tells how they were routed."""
         routing = self.router(x_TxD, conditioning)
-        y_TxD = _dispatch_over_mesh(x_TxD, routing, self.experts.weights(), self.top_k)
+        y_TxD = _dispatch_over_mesh(x_TxD, routing, self.experts.bank(), self.top_k)
+        if self.cheap is not None:
+            y_TxD = y_TxD + self.cheap(x_TxD, routing)
         if self.shared is not None:
             y_TxD = y_TxD + self.shared(x_TxD)
         return y_TxD, routing
 
 
 def _dispatch_over_mesh(
-    x_TxD: jax.Array, routing: Routing, experts: ExpertWeights, top_k: int
+    x_TxD: jax.Array, routing: Routing, experts: ExpertBank, top_k: int
 ) -> jax.Array:
     """Dispatch on the devices of the current mesh, each with its own tokens.
 
@@ -57,9 +64,11 @@ def _dispatch_over_mesh(
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return dispatch(x_TxD, routing, experts)
-    num_experts = experts.w_in.shape[0]
+    if not isinstance(experts, ExpertWeights):
+        raise TypeError(f"{type(experts).__name__} is a bank of experts for a single device")
+    num_experts = experts.num_experts
     routing = arrange_by_image(routing, num_experts)
-    routing = dataclasses.replace(routing, losses={}, metrics={}, next_state={})
+    routing = dataclasses.replace(routing, losses={}, metrics={}, next_state={}, hand_on={})
     # Where tokens have slots for more experts than they use, rounds hold the memory of those used.
     in_rounds = expert_shards() > 1 or len(routing.token) > top_k * len(x_TxD)
 

@@ -109,6 +109,13 @@ def cosine_similarity(a_AxD: jax.Array, b_BxD: jax.Array) -> jax.Array:
     return jnp.matmul(_normalize(a_AxD), _normalize(b_BxD).T, precision=jax.lax.Precision.HIGHEST)
 
 
+def mean_similarity(a_AxD: jax.Array) -> jax.Array:
+    """Mean cosine between different rows, float32 scalar; 0 for a single one."""
+    a = len(a_AxD)
+    similarity_AxA = cosine_similarity(a_AxD, a_AxD)
+    return (similarity_AxA.sum() - jnp.trace(similarity_AxA)) / max(a * (a - 1), 1)
+
+
 def _normalize(x_TxD: jax.Array) -> jax.Array:
     # The floor sits inside the root so that a zero vector has a finite gradient.
     square = jnp.sum(jnp.square(x_TxD), axis=-1, keepdims=True)

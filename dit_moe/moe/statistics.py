@@ -1,32 +1,59 @@
 """What the routers do, as numbers for the log."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
+from dit_moe.config import MoEConfig
+from dit_moe.moe.assignments import ExpertRanges
 from dit_moe.moe.expert_parallel import expert_shards
-from dit_moe.moe.losses import assignment_counts, cosine_similarity
+from dit_moe.moe.losses import assignment_counts
 from dit_moe.moe.routing import Routing
 
+ByLayer = dict[int, jax.Array]
+"""Arrays with a leading axis of MoE layers that follow each other, by the number of the first."""
 
-def routing_statistics(routing: Routing, num_experts: int) -> dict[str, jax.Array]:
+
+def layer_statistics(
+    routings: Sequence[Routing], mixtures: Sequence[MoEConfig]
+) -> dict[str, ByLayer]:
+    """Statistics of all MoE layers by name: what `routing_statistics` and `expert_traffic` tell.
+
+    Args:
+      routings: a record for each segment that has mixtures, with a leading layer axis.
+      mixtures: of these segments.
+    """
+    found: dict[str, ByLayer] = {}
+    first = 0
+    for routing, moe in zip(routings, mixtures, strict=True):
+        ranges = ExpertRanges.of(moe)
+        of_segment = routing_statistics(routing, ranges) | expert_traffic(routing, ranges.stack)
+        for name, value in of_segment.items():
+            found.setdefault(name, {})[first] = value
+        first += len(routing.weight)
+    return found
+
+
+def routing_statistics(routing: Routing, ranges: ExpertRanges) -> dict[str, jax.Array]:
     """Per-layer statistics of a stacked record.
 
     Args:
       routing: the record with a leading layer axis.
-      num_experts: all experts, the unconditional one included.
+      ranges: what its indices mean.
 
     Returns:
-      `load` [L, num_experts]: share of the used assignments that went to each expert.
+      `load` [L, E]: share of the used assignments that went to each expert, the cheap ones last.
       `busiest` [L]: the largest of these shares.
       `entropy` [L]: mean entropy of a token's scores (clipped at 0, normalised to sum 1) over
       log E: 1 when undecided, 0 when certain.
-      `capacity` [L]: used assignments per token.
+      `capacity` [L]: used assignments per token, those to cheap experts left out.
       The router's own metrics [L], by name.
     """
 
     def layer(routing: Routing) -> dict[str, jax.Array]:
-        used_A = jnp.where(routing.weight != 0, routing.expert, num_experts)
-        count_E = assignment_counts(used_A, num_experts)
+        used_A = jnp.where(routing.weight != 0, routing.expert, ranges.none)
+        count_E = assignment_counts(used_A, ranges.none)
         load_E = count_E / jnp.maximum(count_E.sum(), 1)
         p_TxE = jnp.maximum(routing.scores, 1e-20)
         p_TxE /= p_TxE.sum(axis=-1, keepdims=True)
@@ -37,7 +64,7 @@ def routing_statistics(routing: Routing, num_experts: int) -> dict[str, jax.Arra
             "load": load_E,
             "busiest": load_E.max(),
             "entropy": entropy,
-            "capacity": count_E.sum() / p_TxE.shape[0],
+            "capacity": count_E[: ranges.stack].sum() / p_TxE.shape[0],
             **routing.metrics,
         }
 
@@ -49,7 +76,7 @@ def expert_traffic(routing: Routing, num_experts: int) -> dict[str, jax.Array]:
 
     Args:
       routing: the record of all tokens with a leading layer axis.
-      num_experts: all experts, the unconditional one included.
+      num_experts: of the stack, the unconditional one included.
 
     Returns:
       `sent` [L]: share of the assignments whose expert is on another device than their token.
@@ -75,14 +102,3 @@ def expert_traffic(routing: Routing, num_experts: int) -> dict[str, jax.Array]:
         return {"sent": sent / total, "received_largest": count_S.max() / total}
 
     return jax.vmap(layer)(routing)
-
-
-def prototype_similarity(prototypes_LxExD: jax.Array) -> jax.Array:
-    """Mean cosine between different prototypes of each layer: float32 [L]; needs E > 1."""
-
-    def layer(prototypes_ExD: jax.Array) -> jax.Array:
-        e = prototypes_ExD.shape[0]
-        similarity_ExE = cosine_similarity(prototypes_ExD, prototypes_ExD)
-        return (similarity_ExE.sum() - jnp.trace(similarity_ExE)) / (e * (e - 1))
-
-    return jax.vmap(layer)(prototypes_LxExD)

@@ -1,6 +1,5 @@
 """Multi-head self-attention."""
 
-import math
 from typing import Literal
 
 import jax
@@ -10,7 +9,6 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from dit_moe.config import ModelConfig
-from dit_moe.nn.embeddings import rotary_angles
 from dit_moe.nn.linear import linear
 
 ATTENTION_RESIDUAL = "attention"
@@ -18,14 +16,12 @@ ATTENTION_RESIDUAL = "attention"
 
 
 class Attention(nnx.Module):
-    """Self-attention over all tokens, with biases; q and k may be normalised, and turned by their
-    tokens' positions."""
+    """Self-attention over all tokens, with biases; q and k may be normalised, and turned by
+    angles."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         width, dtype = config.width, jnp.dtype(config.dtype)
         self.heads = config.heads
-        self.rope = config.position == "rope"
-        self.native_side = config.image_size // config.patch_size
         self.qkv = linear(width, 3 * width, ("embed", "heads"), rngs, dtype=dtype)
         self.out = linear(width, width, ("heads", "embed"), rngs, dtype=dtype)
         self.q_norm, self.k_norm = (
@@ -41,15 +37,19 @@ class Attention(nnx.Module):
             for _ in range(2)
         )
 
-    def __call__(self, x_NxSxD: jax.Array) -> jax.Array:
-        """Maps tokens of a square grid [N, S, D], row by row, to [N, S, D]."""
+    def __call__(self, x_NxSxD: jax.Array, angle_SxR: np.ndarray | None = None) -> jax.Array:
+        """Maps tokens [N, S, D] to [N, S, D].
+
+        Args:
+          x_NxSxD: the tokens.
+          angle_SxR: by how much queries and keys are turned, see `rotate`; None: not at all.
+        """
         n, s, d = x_NxSxD.shape
         qkv = self.qkv(x_NxSxD).reshape(n, s, 3, self.heads, d // self.heads)
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q).astype(v.dtype), self.k_norm(k).astype(v.dtype)
-        if self.rope:
-            angle_SxR = rotary_angles(math.isqrt(s), d // self.heads, self.native_side)
+        if angle_SxR is not None:
             q, k = (rotate(a, angle_SxR) for a in (q, k))
         # Softmax in float32 in either implementation.
         mixed = jax.nn.dot_product_attention(q, k, v, implementation=_implementation(q))

@@ -8,6 +8,8 @@ from flax import nnx
 from dit_moe.nn.linear import linear
 
 _NORMAL = jax.nn.initializers.normal(0.02)
+TIME_FEATURES = 256
+"""How many sines and cosines a time becomes, in all published models."""
 
 
 def patchify(x_NxHxWxC: jax.Array, patch_size: int) -> jax.Array:
@@ -61,7 +63,9 @@ def _axis_angles(side: int, frequencies: int, native_side: int | None) -> np.nda
     return place[:, None] * omega
 
 
-def timestep_features(t_N: jax.Array, dim: int = 256, max_period: float = 10000.0) -> jax.Array:
+def timestep_features(
+    t_N: jax.Array, dim: int = TIME_FEATURES, max_period: float = 10000.0
+) -> jax.Array:
     """Cosines, then sines, of t at dim / 2 geometric frequencies: float32 [N, dim] (DiT)."""
     half = dim // 2
     frequency = np.exp(-np.log(max_period) * np.arange(half, dtype=np.float32) / half)
@@ -73,7 +77,7 @@ class TimestepEmbedding(nnx.Module):
     """Sinusoidal features through a two-layer SiLU MLP."""
 
     def __init__(self, width: int, rngs: nnx.Rngs):
-        self.dense_in = linear(256, width, (None, "embed"), rngs, init=_NORMAL)
+        self.dense_in = linear(TIME_FEATURES, width, (None, "embed"), rngs, init=_NORMAL)
         self.dense_out = linear(width, width, (None, "embed"), rngs, init=_NORMAL)
 
     def __call__(self, t_N: jax.Array) -> jax.Array:

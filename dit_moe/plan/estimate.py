@@ -13,15 +13,10 @@ from dataclasses import dataclass
 from jax.sharding import AbstractMesh
 
 from dit_moe.config import Config, ConfigError, ModelConfig
-from dit_moe.plan.devices import Device
-from dit_moe.plan.flops import (
-    dispatch_in_rounds,
-    image_flops,
-    num_moe_blocks,
-    recomputed_flops,
-)
+from dit_moe.devices.accelerators import Device
+from dit_moe.devices.mesh import check_mesh
+from dit_moe.plan.flops import dispatch_in_rounds, image_flops, recomputed_flops
 from dit_moe.plan.memory import FLOAT32, abstract_mesh, device_bytes, itemsize, parameter_bytes
-from dit_moe.training.mesh import check_mesh
 
 UTILISATION = 0.4
 """Share of the peak that the matrix products are assumed to reach. Not measured here."""
@@ -45,12 +40,12 @@ class Estimate:
     hardware_flops_per_image: float
     """The same with what rematerialisation computes again."""
     seconds: tuple[float, float] | None
-    """Of a step: communication hidden behind compute, and not hidden at all; None without a
-    known device."""
+    """The time of a step with communication hidden behind compute, and not hidden at all; None
+    without a known device."""
 
     @property
     def num_devices(self) -> int:
-        """Of the mesh."""
+        """How many devices the mesh has."""
         return math.prod(self.mesh.values())
 
     @property
@@ -65,7 +60,7 @@ class Estimate:
 
     @property
     def images_per_second(self) -> tuple[float, float] | None:
-        """Of all devices, slowest first."""
+        """The speed of all devices together, slowest first."""
         if self.seconds is None:
             return None
         fast, slow = self.seconds
@@ -109,7 +104,7 @@ def estimate(
 
     Args:
       config: the experiment; its `mesh` is not read.
-      mesh_shape: sizes of the axes in training/mesh.py; those not given are 1.
+      mesh_shape: sizes of the axes in devices/mesh.py; those not given are 1.
       device: the accelerator; None where it is not known, for memory and FLOPs alone.
 
     Raises:
@@ -167,8 +162,9 @@ def _step_seconds(
     # A ring's all-reduce is a scatter and a gather.
     reduced = 2 * train.accumulation * parameters.stored * (data - 1) / data
     links += _link_seconds(device, reduced, data, stride=fsdp * expert)
-    if model.moe is not None and expert > 1:
-        rows = images * model.num_tokens * model.moe.top_k * num_moe_blocks(model)
+    computed = sum(moe.computed_experts for moe in model.mixtures)
+    if computed and expert > 1:
+        rows = images * model.num_tokens * computed
         # Forward: there and back. Backward: tokens and gradients there, gradients back.
         journeys = 5 + (2 if model.remat == "full" else 0)
         moved = journeys * rows * model.width * itemsize(model) * (expert - 1) / expert

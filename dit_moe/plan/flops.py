@@ -9,9 +9,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dit_moe.config import ModelConfig
+from dit_moe.config import EXPERTS, ModelConfig
+from dit_moe.nn.embeddings import TIME_FEATURES
 
-TIME_FEATURES = 256  # of nn.embeddings.timestep_features
 BACKWARD = 2  # one product for the gradient of each factor
 
 
@@ -22,14 +22,14 @@ class ImageFlops:
     attention: float
     """Projections, scores and mixing."""
     feed_forward: float
-    """Of the dense blocks."""
+    """The feed-forwards of the dense blocks."""
     experts: float
     """Routed: top_k of them per token, whichever they are (the unconditional one included), and on
-    average where experts choose tokens."""
+    average where experts choose tokens or some are cheap."""
     shared: float
     """The shared expert."""
     router: float
-    """Scores, and DiffMoE's predictor."""
+    """Scores and whatever else it has (`RouterSettings.flops`)."""
     modulation: float
     """adaLN-zero, of the blocks and of the output."""
     embedding: float
@@ -52,19 +52,16 @@ def image_flops(model: ModelConfig) -> ImageFlops:
     s, d, depth = model.num_tokens, model.width, model.depth
     patch = model.patch_size**2
     experts = shared = router = 0.0
-    moe_blocks = num_moe_blocks(model)
-    if model.moe is not None:
-        moe = model.moe
-        per_hidden = 2 * s * d * (3 if moe.expert == "swiglu" else 2)
-        experts = moe_blocks * moe.top_k * per_hidden * (moe.hidden_ratio * d)
-        shared = moe_blocks * per_hidden * (moe.shared_hidden_ratio * d)
-        router = 2 * s * d * moe.num_experts
-        if moe.router.name == "batch_pool":
-            router += 2 * s * d * (d + moe.num_experts)
-        router *= moe_blocks
+    for moe in model.mixtures:
+        kind = EXPERTS[moe.expert]
+        experts += s * moe.computed_experts * kind.flops(d, moe.hidden_ratio * d)
+        shared += s * kind.flops(d, moe.shared_hidden_ratio * d)
+        # Of the cheap experts, constants alone have a product.
+        router += s * (moe.router.flops(d, moe) + 4 * d * moe.cheap_experts.count("constant"))
+    dense = EXPERTS[model.mlp_activation].flops(d, model.mlp_ratio * d)
     return ImageFlops(
         attention=depth * (2 * s * d * 4 * d + _attention_products(model)),
-        feed_forward=(depth - moe_blocks) * 2 * s * d * 2 * (model.mlp_ratio * d),
+        feed_forward=(depth - len(model.mixtures)) * s * dense,
         experts=experts,
         shared=shared,
         router=router,
@@ -104,13 +101,8 @@ def recomputed_flops(model: ModelConfig, *, fused_attention: bool, expert_parall
 def dispatch_in_rounds(model: ModelConfig, mesh_shape: Mapping[str, int]) -> bool:
     """Whether experts run as in moe/expert_parallel.py: on several devices with an axis "expert",
     or where experts choose from the whole batch, so that devices have shares of any size."""
-    batch_pool = model.moe is not None and model.moe.router.name == "batch_pool"
-    return mesh_shape["expert"] > 1 or (batch_pool and math.prod(mesh_shape.values()) > 1)
-
-
-def num_moe_blocks(model: ModelConfig) -> int:
-    """Blocks whose feed-forward is a mixture of experts."""
-    return 0 if model.moe is None else model.depth // model.moe.every
+    of_batch = any(moe.router.chooser == "batch" for moe in model.mixtures)
+    return mesh_shape["expert"] > 1 or (of_batch and math.prod(mesh_shape.values()) > 1)
 
 
 def _attention_products(model: ModelConfig) -> float:

@@ -4,6 +4,7 @@ Counted from shapes. Exact for the state; for what a step makes on the way, a mo
 keeps, measured in docs/scale.md.
 """
 
+import collections
 import functools
 import math
 from collections.abc import Mapping
@@ -12,10 +13,10 @@ from dataclasses import dataclass
 import jax
 from jax.sharding import AbstractMesh, AxisType
 
-from dit_moe.config import Config, ModelConfig, MoEConfig
-from dit_moe.nn.parameters import abstract_parameters, logical_axes
-from dit_moe.plan.flops import dispatch_in_rounds, num_moe_blocks
-from dit_moe.training.mesh import AXES, parameter_shardings
+from dit_moe.config import EXPERTS, Config, ModelConfig, MoEConfig, SegmentConfig
+from dit_moe.devices.mesh import AXES, parameter_shardings
+from dit_moe.models.parameters import abstract_parameters, logical_axes, stack_of
+from dit_moe.plan.flops import dispatch_in_rounds
 
 FLOAT32 = 4
 
@@ -28,8 +29,8 @@ class ParameterBytes:
     """Its shards."""
     used: float
     """What it computes with in a whole step: all, but for the experts of other devices."""
-    group_used: float
-    """The same of one group of blocks, which is what exists at a time."""
+    unit_used: float
+    """The same of one unit of blocks, the largest, which is what exists at a time."""
 
 
 def abstract_mesh(shape: Mapping[str, int]) -> AbstractMesh:
@@ -39,11 +40,12 @@ def abstract_mesh(shape: Mapping[str, int]) -> AbstractMesh:
 
 
 def parameter_bytes(model: ModelConfig, mesh: AbstractMesh) -> ParameterBytes:
-    """Counts by the table that also places the parameters of a run (training/mesh.py)."""
+    """Counts by the table that also places the parameters of a run (devices/mesh.py)."""
     parameters, axes = _parameters(model)
     shardings = parameter_shardings(mesh, parameters, axes)
     shards = mesh.shape["expert"]
-    stored = used = blocks = 0.0
+    stored = used = 0.0
+    units: dict[str, float] = collections.defaultdict(float)
     for path, parameter in parameters.items():
         stored += math.prod(shardings[path].shard_shape(parameter.shape)) * FLOAT32
         size = parameter.size * FLOAT32
@@ -51,8 +53,9 @@ def parameter_bytes(model: ModelConfig, mesh: AbstractMesh) -> ParameterBytes:
             experts = parameter.shape[axes[path].index("expert")]
             size *= math.ceil(experts / shards) / experts  # a shared expert is on every device
         used += size
-        blocks += size if path.startswith("groups.") else 0
-    return ParameterBytes(stored, used, blocks / num_groups(model))
+        if (stack := stack_of(path)) is not None:
+            units[stack] += size / parameter.shape[0]
+    return ParameterBytes(stored, used, max(units.values()))
 
 
 @functools.cache
@@ -62,25 +65,20 @@ def _parameters(
     return abstract_parameters(model), logical_axes(model)
 
 
-def num_groups(model: ModelConfig) -> int:
-    """Steps of the scan over blocks."""
-    return model.depth if model.moe is None else num_moe_blocks(model)
-
-
 def device_bytes(config: Config, mesh: AbstractMesh, *, fused_attention: bool) -> dict[str, float]:
     """Bytes of one device by part, at the busiest moment of a step (the end of its backward pass).
 
     Args:
       config: the experiment; `train.batch_size` over `train.accumulation` must be a multiple of
         the mesh's size.
-      mesh: axes as in training/mesh.py.
+      mesh: axes as in devices/mesh.py.
       fused_attention: see `flops.recomputed_flops`.
 
     Returns:
       parameters, EMA, optimizer: the state; exact. The EMA is 0 where it is on the host.
       gradients: float32, in shards like the parameters; twice with accumulation.
       activations: what is kept for the backward pass, see `saved_bytes`.
-      working set: of one group of blocks: what is recomputed, the parameters as it computes with
+      working set: of one unit of blocks: what is recomputed, the parameters as it computes with
         them where they are stored in shards or in another type, and their gradients.
       batch: noisy input, target and noise included.
     """
@@ -90,14 +88,15 @@ def device_bytes(config: Config, mesh: AbstractMesh, *, fused_attention: bool) -
     expert_parallel = dispatch_in_rounds(model, mesh.shape)
     saved = saved_bytes(model, fused_attention=fused_attention, expert_parallel=expert_parallel)
     # In its own backward pass, expert parallelism makes the hidden units of a layer again.
-    recomputed = model.num_tokens * (
-        _group_bytes(model, "none", fused_attention, False)
-        - _group_bytes(model, model.remat, fused_attention, expert_parallel)
+    recomputed = model.num_tokens * max(
+        _unit_bytes(model, segment, "none", fused_attention, False)
+        - _unit_bytes(model, segment, model.remat, fused_attention, expert_parallel)
+        for segment in model.trunk
     )
-    weights = parameters.group_used  # the gradients of one group
+    weights = parameters.unit_used  # the gradients of one unit
     if mesh.shape["fsdp"] * mesh.shape["expert"] > 1 or model.dtype != "float32":
         # Gathered after the cast, which "none" keeps.
-        copied = parameters.used if model.remat == "none" else parameters.group_used
+        copied = parameters.used if model.remat == "none" else parameters.unit_used
         weights += copied * itemsize(model) / FLOAT32
     pixels = model.image_size**2 * (model.channels * 3 + model.out_channels)
     return {
@@ -114,7 +113,7 @@ def device_bytes(config: Config, mesh: AbstractMesh, *, fused_attention: bool) -
 def saved_bytes(model: ModelConfig, *, fused_attention: bool, expert_parallel: bool) -> float:
     """Bytes that one image's forward pass keeps for the backward pass (`model.remat`).
 
-    `full`: the input of every group of blocks. `dots`: also the results of matrix products, that
+    `full`: the input of every unit of blocks. `dots`: also the results of matrix products, that
     is q, k, v, their mixture (not the scores), the projection, both layers of a feed-forward, both
     projections of the routed experts (only their sum under expert parallelism), the
     router's scores (and the layers of its predictor), the modulation.
@@ -124,58 +123,63 @@ def saved_bytes(model: ModelConfig, *, fused_attention: bool, expert_parallel: b
     remat = model.remat
     # After the scan: the last normalisation.
     ends = model.width * (3 * FLOAT32 + itemsize(model))
-    groups = num_groups(model) * _group_bytes(model, remat, fused_attention, expert_parallel)
-    return model.num_tokens * (ends + groups)
+    units = sum(
+        segment.repeats * _unit_bytes(model, segment, remat, fused_attention, expert_parallel)
+        for segment in model.trunk
+    )
+    return model.num_tokens * (ends + units)
 
 
-def _group_bytes(
-    model: ModelConfig, remat: str, fused_attention: bool, expert_parallel: bool
+def _unit_bytes(
+    model: ModelConfig,
+    segment: SegmentConfig,
+    remat: str,
+    fused_attention: bool,
+    expert_parallel: bool,
 ) -> float:
-    """Bytes per token that one group of blocks keeps."""
+    """Bytes per token that one unit of a segment's blocks keeps."""
     size, d = itemsize(model), model.width
     if remat == "full":
         return d * size
-    blocks = model.depth // num_groups(model)
-    dense = blocks if model.moe is None else blocks - 1
-    hidden = model.mlp_ratio * d
+    blocks, moe = segment.unit, segment.moe
+    dense = blocks - (moe is not None)
+    kind, hidden = EXPERTS[model.mlp_activation], model.mlp_ratio * d
     if remat == "dots":
         # q, k, v, mixture, projection, modulation.
         attention = (5 * d + 6 * d / model.num_tokens) * size
-        total = d * size + blocks * attention + dense * (hidden + d) * size
+        total = d * size + blocks * attention + dense * (kind.in_matrices * hidden + d) * size
     else:
         # Both normalisations, with their float32 inputs; q, k, v; scores before and after softmax.
         scores = 0.0 if fused_attention else model.heads * model.num_tokens
         attention = 9 * d * size + 4 * d * FLOAT32 + scores * (FLOAT32 + size)
-        total = blocks * attention + dense * (2 * hidden + d) * size
-    if model.moe is not None:
-        total += _moe_bytes(model, model.moe, remat, expert_parallel)
+        total = blocks * attention + dense * ((kind.in_matrices + 1) * hidden + d) * size
+    if moe is not None:
+        total += _moe_bytes(model, moe, segment.repeats, remat, expert_parallel)
     return total
 
 
-def _moe_bytes(model: ModelConfig, moe: MoEConfig, remat: str, expert_parallel: bool) -> float:
-    """Bytes per token that one mixture of experts keeps."""
+def _moe_bytes(
+    model: ModelConfig, moe: MoEConfig, layers: int, remat: str, expert_parallel: bool
+) -> float:
+    """Bytes per token that one of so many layers with this mixture keeps."""
     size, d = itemsize(model), model.width
+    kind, computed = EXPERTS[moe.expert], moe.computed_experts
     hidden, shared = moe.hidden_ratio * d, moe.shared_hidden_ratio * d
-    gated = 2 if moe.expert == "swiglu" else 1  # the width of the activation's input
-    total = moe.num_experts * FLOAT32  # the router's scores
-    predictor = moe.router.name == "batch_pool"
+    saved = moe.router.saved(d, moe, products_only=remat == "dots")
+    total = (moe.scored_experts + saved) * FLOAT32
     if remat == "dots":
-        total += (d + moe.num_experts) * FLOAT32 if predictor else 0
-        total += (gated * shared + (d if shared else 0)) * size
-        total += d * size if expert_parallel else moe.top_k * (gated * hidden + d) * size
-        return total
-    # The router's float32 input; the prototypes' routers normalise it, a predictor has a layer.
-    prototypes = moe.router.name in ("prototype", "prototype_expert_choice")
-    total += d * FLOAT32 * (3 if prototypes else 6 if predictor else 1)
-    total += ((gated + 1) * shared + (d if shared else 0)) * size
+        total += (kind.in_matrices * shared + (d if shared else 0)) * size
+        rows = computed * (kind.in_matrices * hidden + d) * size
+        return total + (d * size if expert_parallel else rows)
+    total += ((kind.in_matrices + 1) * shared + (d if shared else 0)) * size
     if expert_parallel:
         return total + d * size
     # Rows before and after the experts, these in float32 too; about eight indices and weights.
-    rows = ((gated + 1) * hidden + d) * size + (d + 8) * FLOAT32
+    rows = ((kind.in_matrices + 1) * hidden + d) * size + (d + 8) * FLOAT32
     rows += d * size if size < FLOAT32 else 0
     # A byte for each value that is masked. Where experts choose, all layers have the same mask.
-    masks = (2 * d + hidden) / (1 if moe.tokens_choose else num_groups(model))
-    return total + moe.top_k * (rows + masks)
+    masks = (2 * d + hidden) / (1 if moe.tokens_choose else layers)
+    return total + computed * (rows + masks)
 
 
 def itemsize(model: ModelConfig) -> int:

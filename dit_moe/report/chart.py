@@ -144,7 +144,7 @@ def _pieces(line: Line) -> list[list[tuple[float, float]]]:
 
 
 def _colour(i: int, count: int) -> str:
-    """Of few lines, colours that differ; of many, a way from blue to red."""
+    """The colour of line i: few lines differ plainly, many go from blue to red."""
     if count <= len(_COLOURS):
         return _COLOURS[i]
     return f"hsl({220 - 220 * i / (count - 1):.0f} 60% 55%)"

@@ -10,7 +10,8 @@ from pathlib import Path
 from dit_moe.config import ConfigError
 
 _INDEX = re.compile(r"/(layer|expert)(\d{1,9})$")
-_TIME = re.compile(r"^(loss_t)(\d+)$")
+_TIME = re.compile(r"^(validation/)?(loss_t)(\d+)$")
+_HELDOUT = "validation/loss"
 _MOST_STEPS = 1e18
 
 
@@ -29,6 +30,13 @@ class Metrics:
     def values(self, name: str) -> list[float]:
         """Numbers of a column; NaN for an empty cell."""
         return [float(cell) if cell else math.nan for cell in self.cells[name]]
+
+    def curve(self, name: str) -> tuple[list[float], list[float]]:
+        """Steps and numbers of a column. An empty cell is a gap, but what is measured on held-out
+        data has cells in some rows alone, and no gaps."""
+        points = zip(self.steps, self.values(name), strict=True)
+        kept = [(x, y) for x, y in points if not (name.startswith("validation/") and math.isnan(y))]
+        return [x for x, _ in kept], [y for _, y in kept]
 
 
 @dataclass(frozen=True)
@@ -71,14 +79,16 @@ def read_metrics(path: Path) -> Metrics | None:
 
 def group(names: Sequence[str]) -> list[Curves]:
     """Which metrics share a chart: the layers of one name, the experts of one layer, the losses by
-    quarter of the time range."""
+    quarter of the time range, the loss of training and that on held-out data."""
     charts: dict[str, Curves] = {}
     for name in names:
         match = _INDEX.search(name) or _TIME.match(name)
-        if match is None:
+        if name in ("loss", _HELDOUT) and _HELDOUT in names:
+            title, label = "loss", "training" if name == "loss" else "validation"
+        elif match is None:
             title, label = name, ""
         elif match.re is _TIME:
-            title, label = "loss by quarter of the time range", name
+            title, label = f"{match[1] or ''}loss by quarter of the time range", name
         else:
             title, label = name[: match.start()], f"{match[1]} {int(match[2])}"
         charts.setdefault(title, Curves(title, {})).names[label] = name

@@ -15,18 +15,19 @@ from dit_moe.analysis.analyse import analyse, write
 from dit_moe.analysis.record import FILE, Analysis
 from dit_moe.analysis.text import TITLES
 from dit_moe.config import Config, ConfigError
-from dit_moe.config_io import load_json, to_json
-from dit_moe.convert.published import is_published
-from dit_moe.files import new_folder
-from dit_moe.records import read_record
+from dit_moe.config.files import load_json, to_json
+from dit_moe.config.verbs import spoken
 from dit_moe.report.chart import Chart, Line, draw, drawable
 from dit_moe.report.metrics import Metrics, group, read_metrics
 from dit_moe.report.pictures import data_uri
 from dit_moe.report.results import find_results
-from dit_moe.training.checkpoint import Checkpoints
+from dit_moe.runs.checkpoints import Checkpoints
+from dit_moe.runs.open_folder import is_published
+from dit_moe.storage.files import new_folder
+from dit_moe.storage.records import read_record
 
 MAX_GRIDS = 6
-"""Of a run with more sample grids, as many at even distance are shown."""
+"""How many sample grids are shown, at even distance where a run has more."""
 
 
 def render(workdir: Path, analysis: Path | None, results: Sequence[Path]) -> str:
@@ -47,7 +48,7 @@ def render(workdir: Path, analysis: Path | None, results: Sequence[Path]) -> str
     metrics = read_metrics(workdir / "metrics.csv")
     tables = find_results(workdir, results)
     folder = analysis
-    if folder is None and config.model.moe is not None:
+    if folder is None and config.model.mixtures:
         folder = _analysed(workdir)
     found = None if folder is None else _read_analysis(folder)
     charts, constant = _charts(metrics) if metrics else ([], [])
@@ -74,7 +75,7 @@ def render(workdir: Path, analysis: Path | None, results: Sequence[Path]) -> str
 _REPEAT = """\
 from pathlib import Path
 
-from dit_moe.config_io import load_json
+from dit_moe.config.files import load_json
 
 
 def get_config():
@@ -120,10 +121,12 @@ def _facts(
     config: Config, metrics: Metrics | None, analysis: Analysis | None
 ) -> list[tuple[str, str]]:
     """What to know at a glance."""
-    model, moe = config.model, config.model.moe
-    mixture = "none: a dense model"
-    if moe is not None:
-        mixture = f"{moe.num_experts} routed, {moe.top_k} of a token, router {moe.router.name}"
+    model = config.model
+    mixtures = dict.fromkeys(
+        f"{moe.num_experts} routed, {moe.top_k} of a token, router {moe.router.name}"
+        for moe in model.mixtures
+    )
+    mixture = "; then ".join(mixtures) or "none: a dense model"
     facts = [
         ("Network", f"{model.depth} blocks of width {model.width}, {model.heads} heads"),
         (
@@ -150,9 +153,9 @@ def _charts(metrics: Metrics) -> tuple[list[tuple[str, Chart]], list[tuple[str, 
     for curves in sorted(curves_by_title, key=lambda c: (c.title != "loss", c.title[:4] != "loss")):
         lines = []
         for label, name in curves.names.items():
-            values = metrics.values(name)
+            steps, values = metrics.curve(name)
             if any(map(drawable, values)):
-                lines.append(Line(label, metrics.steps, values))
+                lines.append(Line(label, steps, values))
         cells = {cell for name in curves.names.values() for cell in metrics.cells[name] if cell}
         if len(cells) > 1 and lines:
             charts.append((curves.title, draw(curves.title, lines, linear="rate" in curves.title)))
@@ -199,12 +202,13 @@ def _commands(
         line += ["--inputs", s.inputs[0] if len(s.inputs) == 1 else "both"]
         line += ["--data", ",".join(s.data)] if s.data else []
         line += ["--classes", ",".join(map(str, s.classes))]
+        line += ["--guidance_scale", s.guidance.scale]
         for name, value in dataclasses.asdict(s).items():
-            if name not in ("inputs", "data", "classes"):
+            if name not in ("inputs", "data", "classes", "guidance"):
                 line += [f"--{name}", value]
         lines.append(line)
     line = ["-m", "dit_moe.report", "--workdir", run]
     line += ["--analysis", folder] if folder else []
     line += ["--results", *results] if results else []
     lines.append(line)
-    return [shlex.join(["python", *map(str, line)]) for line in lines]
+    return [spoken(shlex.join(["python", *map(str, line)])) for line in lines]

@@ -5,7 +5,7 @@ import io
 from pathlib import Path
 
 from dit_moe.config import ConfigError
-from dit_moe.data.pictures import ImageError, read_picture
+from dit_moe.storage.pictures import ImageError, read_picture
 
 _MAX_BYTES = 400_000
 _MAX_SIDE = 1400

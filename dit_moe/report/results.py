@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dit_moe.config import ConfigError
-from dit_moe.records import read_json
+from dit_moe.storage.records import read_json
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def _table(title: str, path: Path) -> Results | None:
     try:
         if "by_guidance_scale" in content:
             results = content["by_guidance_scale"]
-            heads = [str(r["samples"]["drawn"]["guidance_scale"]) for r in results]
+            heads = [str(r["samples"]["drawn"]["guidance"]["scale"]) for r in results]
             columns = [dict(_metrics(r)) for r in results]
             return _columns(title, "guidance scale", heads, columns, results)
         if "metrics" in content:

@@ -6,17 +6,20 @@ import jax
 from etils import epath
 from jax.sharding import Mesh
 
-from dit_moe import hosts, images, sampling
+from dit_moe.autoencoder.latent_space import LatentSpace
 from dit_moe.autoencoder.sources import is_local
 from dit_moe.config import Config, ConfigError
 from dit_moe.data.classes import evenly_spaced
-from dit_moe.data.latents import LatentSpace
-from dit_moe.files import atomic
-from dit_moe.nn.parameters import Parameters
-from dit_moe.rendering import build_renderer
-from dit_moe.training.ema_start import start_warning
-from dit_moe.training.mesh import batch_sharding
-from dit_moe.training.state import TrainState
+from dit_moe.devices import hosts
+from dit_moe.devices.mesh import batch_sharding
+from dit_moe.models.parameters import Parameters
+from dit_moe.runs.ema_start import start_warning
+from dit_moe.runs.state import TrainState
+from dit_moe.sampling import sampler as sampling
+from dit_moe.sampling.rendering import build_renderer
+from dit_moe.sampling.request import Request, build_request
+from dit_moe.storage import images
+from dit_moe.storage.files import atomic
 
 GRID_CLASSES, GRID_COLUMNS = 10, 8
 
@@ -27,7 +30,7 @@ def _onto_devices(parameters: Parameters) -> Parameters:
     return jax.device_put(parameters, jax.memory.Space.Device)
 
 
-def grid_request(config: Config, learnt: Sequence[int]) -> sampling.Request:
+def grid_request(config: Config, learnt: Sequence[int]) -> Request:
     """What the grids show: some of the classes that the training data have, as the config samples.
 
     Raises:
@@ -35,7 +38,7 @@ def grid_request(config: Config, learnt: Sequence[int]) -> sampling.Request:
     """
     classes = evenly_spaced(learnt, GRID_CLASSES)
     try:
-        return sampling.build_request(
+        return build_request(
             config, num_samples=len(classes) * GRID_COLUMNS, classes=classes, seed=config.seed
         )
     except ConfigError as error:
@@ -48,9 +51,7 @@ class GridSampler:
     Latents are decoded if their autoencoder is at hand; otherwise three channels are drawn.
     """
 
-    def __init__(
-        self, config: Config, request: sampling.Request, space: LatentSpace | None, mesh: Mesh
-    ):
+    def __init__(self, config: Config, request: Request, space: LatentSpace | None, mesh: Mesh):
         self.render = images.to_uint8
         if space is not None and is_local(space.autoencoder.source):
             self.render = build_renderer(space, None, mesh).render

@@ -1,12 +1,13 @@
-"""What a run should tell its user: skipped updates, jumps of the loss, experts without work."""
+"""What a run should tell its user: skipped updates, jumps of the loss, experts without work, and
+a loss on held-out data that rises."""
 
 import collections
 import math
 import re
 import statistics
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 
-from dit_moe.training.checkpoint import TrainingError
+from dit_moe.runs.checkpoints import TrainingError
 
 BAD_DATA = "the data are not finite"
 """The reason of a skipped update that no setting of the optimiser mends."""
@@ -15,6 +16,8 @@ _SPIKE = 1.5  # times the median of the last lines
 _SPIKE_HISTORY = 20  # lines
 _SPIKE_MINIMUM = 5  # lines before the first warning
 _DEAD_AFTER = 3  # lines
+_RISE = 1.02  # times the best loss on held-out data
+_RISING_AFTER = 5  # validations
 _LOAD = re.compile(r"moe/load/layer(\d+)/expert(\d+)")
 
 
@@ -89,18 +92,25 @@ class Warnings:
     """Warns of a loss far above the last lines' and of experts that no token went to.
 
     Args:
-      num_experts: the routed experts; the unconditional one has its work from the labels.
+      num_experts: the routed experts of every MoE layer; the unconditional ones have their work
+        from the labels, and cheap ones may be idle.
       say: prints a line.
     """
 
-    def __init__(self, num_experts: int, say: Callable[[str], object]):
+    def __init__(self, num_experts: Sequence[int], say: Callable[[str], object]):
         self._num_experts = num_experts
         self._say = say
         self._losses: collections.deque[float] = collections.deque(maxlen=_SPIKE_HISTORY)
         self._idle: dict[tuple[int, int], int] = collections.Counter()
+        self._overfitting = Overfitting(say)
 
     def check(self, number: int, scalars: Mapping[str, float]) -> None:
         """Takes the means of a log line up to step `number`."""
+        self._overfitting.check(number, scalars)
+        self._check_loss(number, scalars)
+        self._check_experts(number, scalars)
+
+    def _check_loss(self, number: int, scalars: Mapping[str, float]) -> None:
         if len(self._losses) >= _SPIKE_MINIMUM:
             usual = statistics.median(self._losses)
             if scalars["loss"] > _SPIKE * usual:
@@ -111,9 +121,10 @@ class Warnings:
         if math.isfinite(scalars["loss"]):  # a median among NaNs is any number
             self._losses.append(scalars["loss"])
 
+    def _check_experts(self, number: int, scalars: Mapping[str, float]) -> None:
         for name, load in scalars.items():
             match = _LOAD.fullmatch(name)
-            if match is None or int(match[2]) >= self._num_experts:
+            if match is None or int(match[2]) >= self._num_experts[int(match[1])]:
                 continue
             expert = int(match[1]), int(match[2])
             self._idle[expert] = 0 if load > 0 else self._idle[expert] + 1
@@ -121,3 +132,40 @@ class Warnings:
         if newly:
             names = ", ".join(f"layer {layer} expert {expert}" for layer, expert in newly)
             self._say(f"step {number:,}: no token in the last {_DEAD_AFTER} lines went to {names}")
+
+
+class Overfitting:
+    """Warns once of a loss on held-out data that stays above its best for long, while the training
+    loss falls.
+
+    Args:
+      say: prints a line.
+    """
+
+    def __init__(self, say: Callable[[str], object]):
+        self._say = say
+        self._losses: list[float] = []  # of training, since the last validation
+        self._best: tuple[float, float, int] | None = None
+        self._above = 0  # validations in a row
+
+    def check(self, number: int, scalars: Mapping[str, float]) -> None:
+        """Takes the means of a log line up to step `number`."""
+        if math.isfinite(scalars["loss"]):
+            self._losses.append(scalars["loss"])
+        heldout = scalars.get("validation/loss", math.nan)
+        if not math.isfinite(heldout) or not self._losses:
+            return
+        training, self._losses = statistics.mean(self._losses), []
+        if self._best is None or heldout < self._best[0]:
+            self._best, self._above = (heldout, training, number), 0
+            return
+        best, training_then, step = self._best
+        rises = heldout > _RISE * best and training < training_then
+        self._above = self._above + 1 if rises else 0
+        if self._above == _RISING_AFTER:
+            self._say(
+                f"step {number:,}: the loss on held-out data has been above its best ({best:.4g} "
+                f"at step {step:,}) for {_RISING_AFTER} validations, while the training loss "
+                f"falls: it is {heldout:.4g} now. The model learns the training data by heart: "
+                "stop earlier, use more data or data.flip, or a smaller model"
+            )

@@ -8,30 +8,38 @@ import numpy as np
 import tensorboardX
 from etils import epath
 
-from dit_moe.files import is_remote
+from dit_moe.storage.files import is_remote
 from dit_moe.training.metrics_table import MetricsTable
+from dit_moe.training.step import Metrics
 from dit_moe.training.wandb_run import start_wandb
 
 
-def summarize(window: Sequence[Mapping[str, jax.Array]]) -> dict[str, float]:
+def summarize(window: Sequence[Metrics]) -> dict[str, float]:
     """Means over the steps of a window as scalars by name.
 
-    A loss by timestep bin is NaN in a step without an image in the bin, and is left out. Arrays
-    are spread out: axis 0 is the MoE layer, axis 1 the expert ("moe/load/layer00/expert03").
+    A loss by timestep bin is NaN in a step without an image in the bin, and is left out. What is
+    of MoE layers is spread out: axis 0 is the layer, axis 1 the expert
+    ("moe/load/layer00/expert03").
     """
     host = jax.device_get(list(window))
     scalars: dict[str, float] = {}
-    for name in host[0]:
-        values = np.stack([metrics[name] for metrics in host]).astype(np.float64)
-        absent = np.isnan(values) if name.startswith("loss_t") else np.zeros(values.shape, bool)
-        count = (~absent).sum(axis=0)
-        mean = np.where(absent, 0, values).sum(axis=0) / np.where(count, count, np.nan)
-        for index in np.ndindex(mean.shape):
-            suffix = "".join(
-                f"/{axis}{i:02d}" for axis, i in zip(("layer", "expert"), index, strict=False)
-            )
-            scalars[name + suffix] = float(mean[index])
+    for name, value in host[0].items():
+        if not isinstance(value, Mapping):
+            scalars[name] = float(_mean(name, [metrics[name] for metrics in host]))
+            continue
+        for first in value:
+            mean = _mean(name, [metrics[name][first] for metrics in host])
+            for layer, *expert in np.ndindex(mean.shape):
+                suffix = "".join(f"/expert{e:02d}" for e in expert)
+                scalars[f"{name}/layer{first + layer:02d}{suffix}"] = float(mean[layer, *expert])
     return scalars
+
+
+def _mean(name: str, steps: Sequence[np.ndarray]) -> np.ndarray:
+    values = np.stack(steps).astype(np.float64)
+    absent = np.isnan(values) if name.startswith("loss_t") else np.zeros(values.shape, bool)
+    count = (~absent).sum(axis=0)
+    return np.where(absent, 0, values).sum(axis=0) / np.where(count, count, np.nan)
 
 
 class MetricsWriter:

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 
 from etils import epath
 
-from dit_moe import hosts
-from dit_moe.files import atomic
+from dit_moe.devices import hosts
+from dit_moe.storage.files import atomic
 
 
 class MetricsTable:

@@ -3,13 +3,13 @@
 from etils import epath
 from jax.sharding import Mesh
 
-from dit_moe import hosts
+from dit_moe.autoencoder.latent_space import LatentSpace
 from dit_moe.config import Config
-from dit_moe.data.latents import LatentSpace
-from dit_moe.sampling import Request
-from dit_moe.training.ema_snapshots import drop_snapshots_after, save_snapshot, snapshot_steps
+from dit_moe.devices import hosts
+from dit_moe.runs.ema_snapshots import drop_snapshots_after, save_snapshot, snapshot_steps
+from dit_moe.runs.state import TrainState
+from dit_moe.sampling.request import Request
 from dit_moe.training.grids import GridSampler
-from dit_moe.training.state import TrainState
 
 
 class Milestones:

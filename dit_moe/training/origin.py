@@ -7,30 +7,20 @@ import jax
 from etils import epath
 from pydantic.dataclasses import dataclass
 
-from dit_moe import hosts
-from dit_moe.config import Config, ConfigError
+from dit_moe.autoencoder.latent_space import LatentSpace, read_latent_space, same_latents
+from dit_moe.config import Config, ConfigError, ModelConfig
+from dit_moe.config.files import differences, load_json
 from dit_moe.config.rules import RULES
-from dit_moe.config_io import differences, load_json
-from dit_moe.convert.weights import has_average
-from dit_moe.data.latents import LatentSpace, read_latent_space, same_latents
-from dit_moe.loading import load_run, locate
-from dit_moe.nn.parameters import Parameters
-from dit_moe.records import read_record, write_record
+from dit_moe.devices import hosts
+from dit_moe.models.parameters import Parameters
+from dit_moe.runs.loading import load_run, locate
+from dit_moe.runs.weights import has_average
+from dit_moe.storage.records import read_record, write_record
 
 _FILE = "origin.json"
-# Fields of the model that change neither its parameters nor what they compute.
-_FREE = (
-    "model.image_size",
-    "model.label_dropout",
-    "model.dtype",
-    "model.remat",
-    "model.moe.router.balance_coef",
-    "model.moe.router.contrastive_coef",
-    "model.moe.router.contrastive_temperature",
-    "model.moe.router.capacity_coef",
-    "model.moe.router.threshold_decay",
-    "model.moe.router.inference",
-)
+# Fields of the model that change neither its parameters nor what they compute; a router's own are
+# told by its settings (`RouterSettings.free`).
+_FREE = ("model.image_size", "model.label_dropout", "model.dtype", "model.remat")
 
 
 @dataclass(frozen=True, config=RULES)
@@ -59,7 +49,7 @@ def check_origin(init_from: str, config: Config, space: LatentSpace | None) -> N
     fields = [
         field
         for field in differences(other, config)
-        if field.startswith("model.") and field not in _FREE
+        if field.startswith("model.") and field not in _free(config.model)
     ]
     if fields:
         raise ConfigError(
@@ -73,6 +63,18 @@ def check_origin(init_from: str, config: Config, space: LatentSpace | None) -> N
         )
     if other.objective != config.objective:
         hosts.say(f"The objective was {other.objective} in {init_from}; it is {config.objective}.")
+
+
+def _free(model: ModelConfig) -> set[str]:
+    mixtures = {"model.moe": model.moe}
+    mixtures |= {f"model.segments.{i}.moe": s.moe for i, s in enumerate(model.segments)}
+    of_routers = {
+        f"{where}.router.{field}"
+        for where, moe in mixtures.items()
+        if moe is not None
+        for field in moe.router.free
+    }
+    return {*_FREE, *of_routers}
 
 
 def prepare_origin(init_from: str | None, workdir: epath.Path, *, resuming: bool) -> None:

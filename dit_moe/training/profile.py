@@ -3,7 +3,7 @@
 import jax
 from etils import epath
 
-from dit_moe import hosts
+from dit_moe.devices import hosts
 from dit_moe.training.step import Metrics
 
 

@@ -2,24 +2,29 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import cast
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from dit_moe.config import Config
-from dit_moe.diffusion.sampling import build_objective
-from dit_moe.moe.statistics import expert_traffic, prototype_similarity, routing_statistics
+from dit_moe.config import Config, TrainConfig
+from dit_moe.diffusion.integrate import build_objective
+from dit_moe.models.parameters import Parameters, functional, router_prefixes
+from dit_moe.moe.routing import Routing
+from dit_moe.moe.statistics import layer_statistics
 from dit_moe.nn.embeddings import drop_labels
-from dit_moe.nn.parameters import Parameters, functional
-from dit_moe.training.ema_tracks import update_tracks
-from dit_moe.training.state import TrainState, build_optimizer, build_schedule, updates_done
+from dit_moe.runs.ema_tracks import update_tracks
+from dit_moe.runs.optimizer import build_optimizer, build_schedule, updates_done
+from dit_moe.runs.state import TrainState
 
-Metrics = dict[str, jax.Array]
+Metrics = dict[str, Any]
+"""Arrays by name; what is of MoE layers is a `moe.statistics.ByLayer`."""
 SKIPPED, SKIPPED_FOR_DATA = 1, 2
 Step = Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, Metrics]]
+_Beside = tuple[Metrics, Parameters]
+_Loss = Callable[[Parameters, jax.Array, jax.Array, jax.Array], tuple[jax.Array, _Beside]]
 
 
 def build_step(config: Config) -> Step:
@@ -37,70 +42,12 @@ def build_step(config: Config) -> Step:
     as it was, and the metric `skipped` is `SKIPPED`, or `SKIPPED_FOR_DATA` where x is not finite
     itself; otherwise it is 0.
     """
-    bind = functional(config.model)
-    objective = build_objective(config.objective)
-    optimizer, schedule = build_optimizer(config.train), build_schedule(config.train)
+    gradients = _build_gradients(_build_loss(config), config.train.accumulation)
+    update, schedule = _build_update(config.train), build_schedule(config.train)
     base_key = jax.random.key(config.seed)
-    parts = config.train.accumulation
-
-    def loss(parameters: Parameters, key_N: jax.Array, x_NxHxWxC: jax.Array, y_N: jax.Array):
-        label_key_N, key_N = jax.vmap(jax.random.split, out_axes=1)(key_N)
-        y_N = drop_labels(label_key_N, y_N, config.model.label_dropout, config.model.null_label)
-        network = functools.partial(bind(parameters), train=True)
-        value, (metrics, prediction) = objective.loss(network, key_N, x_NxHxWxC, y_N)
-        router_state: Parameters = {}
-        if prediction.routing is not None:
-            assert config.model.moe is not None
-            statistics = routing_statistics(prediction.routing, config.model.moe.total_experts)
-            statistics |= expert_traffic(prediction.routing, config.model.moe.total_experts)
-            metrics |= {f"moe/{name}": value for name, value in statistics.items()}
-            router_state = _by_path(prediction.routing.next_state, parameters)
-        return value, (metrics, router_state)
-
-    def gradients(
-        parameters: Parameters, key_N: jax.Array, x_NxHxWxC: jax.Array, y_N: jax.Array
-    ) -> tuple[Parameters, tuple[Metrics, Parameters]]:
-        compute = jax.grad(loss, has_aux=True)
-        if parts == 1:
-            return compute(parameters, key_N, x_NxHxWxC, y_N)
-        # Part p takes images p, p + parts, ...: each device keeps its own images.
-        batch = [a.reshape(-1, parts, *a.shape[1:]).swapaxes(0, 1) for a in (key_N, x_NxHxWxC, y_N)]
-
-        def add(
-            total: Parameters, part: list[jax.Array]
-        ) -> tuple[Parameters, tuple[Metrics, Parameters]]:
-            gradient, beside = compute(parameters, *part)
-            return jax.tree.map(jnp.add, total, gradient), beside
-
-        total, (metrics, router_state) = jax.lax.scan(
-            add, jax.tree.map(jnp.zeros_like, parameters), batch
-        )
-        mean = jax.tree.map(lambda g: g / parts, total)
-        # A part without an image in a time bin has no loss there.
-        metrics = {
-            name: (jnp.nanmean if name.startswith("loss_t") else jnp.mean)(value, axis=0)
-            for name, value in metrics.items()
-        }
-        return mean, (metrics, {path: v.mean(axis=0) for path, v in router_state.items()})
-
-    def update(state: TrainState, gradient: Parameters, router_state: Parameters) -> TrainState:
-        updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.parameters)
-        parameters = cast(Parameters, optax.apply_updates(state.parameters, updates))
-        parameters |= router_state
-        averages, decay = (state.ema, state.tracks), config.train.ema_decay
-        if config.train.averages_on_host:
-            averages = jax.device_put(averages, jax.memory.Space.Device)
-        ema, tracks = averages
-        ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema, parameters)
-        averages = ema | router_state, update_tracks(tracks, parameters, state.step + 1)
-        if config.train.averages_on_host:
-            averages = jax.device_put(averages, jax.memory.Space.Host)
-        ema, tracks = averages
-        return TrainState(state.step, parameters, ema, optimizer_state, tracks)
 
     def step(state: TrainState, x_NxHxWxC: jax.Array, y_N: jax.Array) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(base_key, state.step)
-        key_N = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(len(y_N)))
+        key_N = image_keys(jax.random.fold_in(base_key, state.step), len(y_N))
         gradient, (metrics, router_state) = gradients(state.parameters, key_N, x_NxHxWxC, y_N)
         metrics["gradient_norm"] = optax.tree.norm(gradient)
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
@@ -111,19 +58,103 @@ def build_step(config: Config) -> Step:
         new_state = jax.lax.cond(
             finite, update, lambda state, *_: state, state, gradient, router_state
         )
-        for path, value in new_state.parameters.items():
-            if path.endswith("router.prototypes") and value.shape[1] > 1:
-                metrics["moe/prototype_similarity"] = prototype_similarity(value)
         return dataclasses.replace(new_state, step=state.step + 1), metrics
 
     return step
 
 
-def _by_path(router_state: dict[str, jax.Array], parameters: Parameters) -> Parameters:
-    """What the routers' parameters of these names become, stacked over layers, by their paths."""
+def image_keys(key: jax.Array, number: int) -> jax.Array:
+    """A key for each image of a batch, by its place alone."""
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(number))
+
+
+def in_parts(parts: int, *batch: jax.Array) -> list[jax.Array]:
+    """Arrays [N, ...] as [parts, N / parts, ...], for a scan over the parts of a batch."""
+    # Part p takes images p, p + parts, ...: each device keeps its own images.
+    return [a.reshape(-1, parts, *a.shape[1:]).swapaxes(0, 1) for a in batch]
+
+
+def mean_of_parts(metrics: Metrics) -> Metrics:
+    """Metrics with a leading axis of parts, as the mean over these."""
+
+    def mean(name: str, value: Any) -> Any:
+        # A part without an image in a time bin has no loss there.
+        average = jnp.nanmean if name.startswith("loss_t") else jnp.mean
+        return jax.tree.map(functools.partial(average, axis=0), value)
+
+    return {name: mean(name, value) for name, value in metrics.items()}
+
+
+def _build_loss(config: Config) -> _Loss:
+    """The loss of a batch, and beside it the metrics and what the routers keep."""
+    model = config.model
+    bind, objective = functional(model), build_objective(config.objective)
+    mixtures = [segment.moe for segment in model.trunk if segment.moe is not None]
+    prefixes = router_prefixes(model)
+
+    def loss(
+        parameters: Parameters, key_N: jax.Array, x_NxHxWxC: jax.Array, y_N: jax.Array
+    ) -> tuple[jax.Array, _Beside]:
+        label_key_N, key_N = jax.vmap(jax.random.split, out_axes=1)(key_N)
+        y_N = drop_labels(label_key_N, y_N, model.label_dropout, model.null_label)
+        network = functools.partial(bind(parameters), train=True)
+        value, (metrics, prediction) = objective.loss(network, key_N, x_NxHxWxC, y_N)
+        statistics = layer_statistics(prediction.routing, mixtures)
+        metrics |= {f"moe/{name}": value for name, value in statistics.items()}
+        return value, (metrics, _router_state(prediction.routing, prefixes))
+
+    return loss
+
+
+def _build_gradients(loss: _Loss, parts: int) -> Callable[..., tuple[Parameters, _Beside]]:
+    """The gradient of the loss with what is beside it, of a batch that is cut into parts."""
+    compute = jax.grad(loss, has_aux=True)
+    if parts == 1:
+        return compute
+
+    def gradients(
+        parameters: Parameters, key_N: jax.Array, x_NxHxWxC: jax.Array, y_N: jax.Array
+    ) -> tuple[Parameters, _Beside]:
+        def add(total: Parameters, part: list[jax.Array]) -> tuple[Parameters, _Beside]:
+            gradient, beside = compute(parameters, *part)
+            return jax.tree.map(jnp.add, total, gradient), beside
+
+        total, (metrics, router_state) = jax.lax.scan(
+            add, jax.tree.map(jnp.zeros_like, parameters), in_parts(parts, key_N, x_NxHxWxC, y_N)
+        )
+        mean = jax.tree.map(lambda g: g / parts, total)
+        router_state = {path: v.mean(axis=0) for path, v in router_state.items()}
+        return mean, (mean_of_parts(metrics), router_state)
+
+    return gradients
+
+
+def _build_update(config: TrainConfig) -> Callable[..., TrainState]:
+    """The optimiser's update of parameters and averages; the step's number stays."""
+    optimizer = build_optimizer(config)
+
+    def update(state: TrainState, gradient: Parameters, router_state: Parameters) -> TrainState:
+        updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.parameters)
+        parameters = cast(Parameters, optax.apply_updates(state.parameters, updates))
+        parameters |= router_state
+        averages, decay = (state.ema, state.tracks), config.ema_decay
+        if config.averages_on_host:
+            averages = jax.device_put(averages, jax.memory.Space.Device)
+        ema, tracks = averages
+        ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema, parameters)
+        averages = ema | router_state, update_tracks(tracks, parameters, state.step + 1)
+        if config.averages_on_host:
+            averages = jax.device_put(averages, jax.memory.Space.Host)
+        ema, tracks = averages
+        return TrainState(state.step, parameters, ema, optimizer_state, tracks)
+
+    return update
+
+
+def _router_state(routings: Sequence[Routing], prefixes: Sequence[str]) -> Parameters:
+    """What the routers' parameters beside the gradient become, stacked over layers, by path."""
     return {
-        path: router_state[name]
-        for path in parameters
-        for name in router_state
-        if path.endswith(f".router.{name}")
+        f"{prefix}{name}": value
+        for routing, prefix in zip(routings, prefixes, strict=True)
+        for name, value in routing.next_state.items()
     }

@@ -7,9 +7,9 @@ from typing import Any
 
 from etils import epath
 
-from dit_moe import hosts
 from dit_moe.config import ConfigError
-from dit_moe.files import atomic
+from dit_moe.devices import hosts
+from dit_moe.storage.files import atomic
 
 
 class WandbRun:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from dit_moe.config import Config
-from dit_moe.plan.devices import Device
+from dit_moe.devices.accelerators import Device
 from dit_moe.training.health import BAD_DATA
 from dit_moe.training.logging import summarize
 from dit_moe.training.step import SKIPPED_FOR_DATA, Metrics

@@ -1,13 +1,38 @@
 """Features of images, for distances between sets of images."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from eval.collect import Extractor
+import numpy as np
+
+OUTPUTS = {
+    "inception": {"pool", "spatial", "logits"},
+    "dinov2": {"pool"},
+    "digits": {"pool", "logits"},
+    "patches": {"pool", "logits"},
+}
+"""What every feature network yields, by its name; known without making it ready."""
 
 
-def load_extractor(name: str, weights: str | Path | None, batch_size: int = 64) -> "Extractor":
+class Extractor(Protocol):
+    """A feature network."""
+
+    @property
+    def name(self) -> str:
+        """Short: "inception", "dinov2"."""
+        ...
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """Everything that its numbers depend on, ready for JSON."""
+        ...
+
+    def __call__(self, image_NxHxWxC: np.ndarray, /) -> dict[str, np.ndarray]:
+        """float32 [N, D] by output, such as "pool", of uint8 images, C of 1 or 3."""
+        ...
+
+
+def load_extractor(name: str, weights: str | Path | None, batch_size: int = 64) -> Extractor:
     """Makes a feature network ready. See `extractor.Extractor` for its use.
 
     Args:
@@ -24,8 +49,8 @@ def load_extractor(name: str, weights: str | Path | None, batch_size: int = 64) 
         ValueError: the name or the batch size is not allowed.
     """
     # JAX and scikit-learn start here: a command's --help need not wait.
-    from eval.features import embedded, extractor
-    from eval.features.weights import WeightsError
+    from ..features.weights import WeightsError  # else `weights` would be the module
+    from . import embedded, extractor
 
     if name in embedded.EMBEDDED:
         if weights is not None:

@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 from PIL import Image
 
-from eval.features import binding
+from dit_moe.nn.flat import bind
 
 MEAN = np.array((0.485, 0.456, 0.406), np.float32)
 STD = np.array((0.229, 0.224, 0.225), np.float32)
@@ -177,7 +177,8 @@ def features(
         `pool`: float32 [N, 1024], the class token after the last layer norm.
     """
     with jax.default_matmul_precision("highest"):
-        return binding.bind(lambda: DinoV2(config, nnx.Rngs(0)), parameters)(image_NxHxWx3)
+        model = nnx.eval_shape(lambda: DinoV2(config, nnx.Rngs(0)))
+        return bind(model, parameters)(image_NxHxWx3)
 
 
 _OF_BLOCK = {

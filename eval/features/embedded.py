@@ -14,7 +14,8 @@ from sklearn.neural_network import MLPClassifier
 from threadpoolctl import threadpool_limits
 
 from dit_moe.data import digits, patches
-from eval.image_sets import ImageSetError
+
+from ..image_set import ImageSetError
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Embedded:
     describe: Callable[[np.ndarray], np.ndarray]
     """uint8 [N, H, W, C] to float64 [N, P]."""
     settings: Mapping[str, Any]
-    """Of scikit-learn's MLPClassifier."""
+    """Arguments of scikit-learn's MLPClassifier."""
     classes: tuple[str, ...] = ()
     """Names; empty where they are the numbers."""
 

@@ -9,8 +9,8 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from eval.features import weights
-from eval.features.networks import NETWORKS
+from . import weights
+from .networks import NETWORKS
 
 
 class Extractor:
@@ -34,7 +34,7 @@ class Extractor:
             raise ValueError(f"The batch size is {batch_size}, but must be at least 1.")
         self.name = name
         self.weights_sha256 = _sha256_of(tensors)
-        """Of names, shapes and values of the tensors: the same for a `.pth` and its conversion."""
+        """A digest of the tensors' names, shapes and values: the same for a `.pth` converted."""
         self._network = NETWORKS[name]
 
         num_devices = jax.local_device_count()

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from eval.features import binding
+from dit_moe.nn.flat import bind, variables
 
 SIZE = 299
 CLASSES = 1008
@@ -293,14 +293,15 @@ def features(parameters: Mapping[str, jax.Array], image_NxHxWx3: jax.Array) -> d
         the graph's own "softmax:0" give another score.
     """
     with jax.default_matmul_precision("highest"):
-        return binding.bind(Inception, parameters)(image_NxHxWx3)
+        return bind(nnx.eval_shape(Inception), parameters)(image_NxHxWx3)
 
 
 @functools.cache
 def layout() -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor in the published weight files of the PyTorch ports."""
     shapes: dict[str, tuple[int, ...]] = {"fc.weight": (CLASSES, 2048), "fc.bias": (CLASSES,)}
-    for path, shape in binding.shapes(Inception).items():
+    for path, variable in variables(nnx.eval_shape(Inception)).items():
+        shape = variable.shape
         unit, _, field = path.rpartition(".")
         if field == "kernel":
             height, width, channels_in, channels = shape

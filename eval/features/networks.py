@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
-from eval.features import dinov2, inception
+from . import dinov2, inception
 
 Tensors = Mapping[str, np.ndarray]
 

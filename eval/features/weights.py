@@ -2,16 +2,15 @@
 
 import argparse
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from dit_moe.command_line import command_parser, run_command
 from dit_moe.config import ConfigError
-from dit_moe.pickles import load_pickle
+from dit_moe.config.command_line import command_parser, end, run_command
+from dit_moe.storage.pickles import load_pickle
 
 _EXAMPLE = """\
 examples:
@@ -25,7 +24,7 @@ them. No pickled code is ever executed.
 """
 
 
-class WeightsError(OSError):
+class WeightsError(ConfigError):
     """A file of weights cannot be used; the message is one sentence for its user."""
 
 
@@ -72,8 +71,8 @@ def read(path: Path, network: str) -> dict[str, np.ndarray]:
             readable without executing code, needs PyTorch where there is none, or does not fit the
             network.
     """
-    from eval.features import dinov2
-    from eval.features.networks import NETWORKS
+    from . import dinov2
+    from .networks import NETWORKS
 
     check_digest(path)
     tensors = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
@@ -98,7 +97,7 @@ def check_digest(path: Path) -> str:
     Raises:
         WeightsError: there is no such file, or the digits differ.
     """
-    from dit_moe import files
+    from dit_moe.storage import files
 
     if not path.is_file():
         raise WeightsError(f"{path} {'is not a file' if path.exists() else 'does not exist'}.")
@@ -181,7 +180,7 @@ def write(tensors: Mapping[str, np.ndarray], path: Path) -> None:
     """
     from safetensors.numpy import save_file
 
-    from dit_moe import files
+    from dit_moe.storage import files
 
     if path.suffix != ".safetensors":
         raise WeightsError(f"{path} must end in .safetensors.")
@@ -234,4 +233,4 @@ def _run(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main)

@@ -1,20 +1,20 @@
 """Distances between sets of features, in float64. They take arrays and know nothing of images."""
 
-from eval.metrics.frechet import (
+from .frechet import (
     FrechetInfinity,
     frechet_distance,
     frechet_distance_of_sets,
     frechet_infinity,
 )
-from eval.metrics.inception_score import InceptionScore, inception_score
-from eval.metrics.kernel import KernelDistance, kernel_distance
-from eval.metrics.manifold import (
+from .inception_score import InceptionScore, inception_score
+from .kernel import KernelDistance, kernel_distance
+from .manifold import (
     DensityCoverage,
     PrecisionRecall,
     density_coverage,
     precision_recall,
 )
-from eval.metrics.neighbours import nearest_distances
+from .neighbours import nearest_distances
 
 __all__ = [
     "DensityCoverage",

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from eval.statistics import Gaussian, SmallSetWarning, fit_gaussian
+from ..statistics import Gaussian, SmallSetWarning, fit_gaussian
 
 
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:

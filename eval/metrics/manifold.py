@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from eval.metrics import neighbours
+from . import neighbours
 
 
 class PrecisionRecall(NamedTuple):

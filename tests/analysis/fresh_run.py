@@ -6,8 +6,8 @@ import jax
 import numpy as np
 
 from dit_moe.config import Config
-from dit_moe.convert.run_writer import InMemory, write_run
-from dit_moe.nn.parameters import init_parameters
+from dit_moe.models.parameters import init_parameters
+from dit_moe.runs.writer import InMemory, write_run
 
 
 def write_fresh_run(folder: Path, config: Config) -> Path:

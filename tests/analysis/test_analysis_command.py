@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dit_moe.analysis import experts, pictures, visits
+from dit_moe.analysis import experts, pictures
 from dit_moe.analysis.analyse import (
     build_settings,
     class_names,
@@ -17,21 +17,29 @@ from dit_moe.analysis.analyse import (
     count_training,
     open_source,
 )
-from dit_moe.analysis.command import main
 from dit_moe.analysis.findings import DEPTH, EARLY, PREFERENCE, findings
 from dit_moe.analysis.record import FILE, Analysis, Information, Inputs, Layer, Paths
 from dit_moe.analysis.summary import summarize
 from dit_moe.analysis.visits import euler_step, part_of_range
-from dit_moe.config import DataConfig, DDPMConfig, MeshConfig, RectifiedFlowConfig, SampleConfig
-from dit_moe.config_io import to_json
+from dit_moe.commands.analysis import main
+from dit_moe.config import (
+    DataConfig,
+    DDPMConfig,
+    GuidanceConfig,
+    MeshConfig,
+    RectifiedFlowConfig,
+    SampleConfig,
+)
+from dit_moe.config.files import to_json
 from dit_moe.data.model_classes import model_classes
+from dit_moe.devices.mesh import build_mesh, replicated
 from dit_moe.diffusion.denoiser import unit_variance
-from dit_moe.diffusion.guidance import guide
-from dit_moe.diffusion.sampling import build_objective
-from dit_moe.nn.parameters import init_parameters
-from dit_moe.nn.prediction import Prediction
-from dit_moe.records import read_record
-from dit_moe.training.mesh import build_mesh, replicated
+from dit_moe.diffusion.integrate import build_objective
+from dit_moe.models.parameters import init_parameters
+from dit_moe.models.prediction import Prediction
+from dit_moe.sampling import guides
+from dit_moe.sampling.guides import guided
+from dit_moe.storage.records import read_record
 from tests.analysis.fresh_run import write_fresh_run
 from tests.tiny import DIFFMOE, DIT_MOE, EC_DIT, PROMOE_EC, tiny
 
@@ -61,7 +69,7 @@ def test_a_network_that_depends_on_one_thing(cause, mesh):
     if cause != "position":
         # Shift, scale and gate of the feed-forward are the last three: the scale -1 takes the
         # token away, and the shift is a random map of the condition.
-        modulation = "groups.blocks.0.modulation."
+        modulation = "trunk.segments.0.blocks.0.modulation."
         bias, kernel = (np.array(parameters[modulation + n]) for n in ("bias", "kernel"))
         bias[:, 4 * WIDTH : 5 * WIDTH] = -1
         shift = np.random.default_rng(0).standard_normal((*kernel.shape[:2], WIDTH))
@@ -76,8 +84,7 @@ def test_a_network_that_depends_on_one_thing(cause, mesh):
     settings = build_settings(config, inputs="training", num_images=60, time_bins=4)
     source = open_source(config, settings)
     counts = count_training(config, parameters, source, settings, 64, mesh)
-    assert config.model.moe is not None
-    inputs = summarize(counts, config.model.moe, seed=0)
+    inputs = summarize(counts, config.model, seed=0)
     for layer in inputs.layers:
         for factor in ("position", "time", "label"):
             information: Information = getattr(layer, factor)
@@ -113,7 +120,7 @@ def test_routers_in_which_experts_choose(moe, mesh, monkeypatch):
     settings = build_settings(config, **asked)
     parameters = fresh(config, mesh)
     counts = count_training(config, parameters, Latents(), settings, 16, mesh)  # pyright: ignore
-    inputs = summarize(counts, moe, seed=0)
+    inputs = summarize(counts, model, seed=0)
     tokens, layer = model.num_tokens, inputs.layers[0]
     assert (inputs.images, inputs.null_images, inputs.null_tokens) == (12, 4, 0.25)
     assert inputs.tokens == 12 * 2 * tokens
@@ -129,18 +136,28 @@ def test_routers_in_which_experts_choose(moe, mesh, monkeypatch):
         assert layer.time.bits == pytest.approx(0, abs=1e-9)
         assert {f.verdict for f in findings("training", inputs, 3)} == {"cannot be told"}
     if moe is PROMOE_EC:
-        sample = SampleConfig(
-            guidance_schedule="cosine", guidance_interval=(0.0, 0.6), guidance_rescale=0.5
-        )
-        config, used = dataclasses.replace(config, sample=sample), []
-        monkeypatch.setattr(visits, "guide", lambda *a: used.append(a[-1]) or guide(*a))
-        guided = count_sampling(config, parameters, settings, 16, mesh)
+        guidance = GuidanceConfig(schedule="cosine", interval=(0.0, 0.6), rescale=0.5)
+        config = dataclasses.replace(config, sample=SampleConfig(guidance=guidance))
+        settings, used = build_settings(config, **asked), []
+        monkeypatch.setattr(guides, "guided", lambda *a: used.append(a[-1]) or guided(*a))
+        found = count_sampling(config, parameters, settings, 16, mesh)
         assert [(g.schedule, g.rescale, g.scale) for g in used] == [("cosine", 0.5, 2.0)]
-        np.testing.assert_array_equal(guided.visits_B, [24, 24])
+        np.testing.assert_array_equal(found.visits_B, [24, 24])
         times = build_objective(config.objective).times(4)[:-1]
-        assert guided.null_visits == 12 * np.sum(times <= 0.6) == 24
-        each = guided.time_NxVxLxE.sum(axis=(2, 3)) / tokens
+        assert found.null_visits == 12 * np.sum(times <= 0.6) == 24
+        each = found.time_NxVxLxE.sum(axis=(2, 3)) / tokens
         np.testing.assert_array_equal(each, np.full(each.shape, layer.experts_per_token))
+
+
+def test_a_guide_of_its_own_is_not_counted(mesh):
+    """It guides the trajectories, of which every state is shown once."""
+    guidance = GuidanceConfig("self_contrast", 2.0)
+    config = dataclasses.replace(config_of(DIT_MOE), sample=SampleConfig(guidance=guidance))
+    settings = build_settings(config, num_images=10, time_bins=2, steps=2)
+    assert settings.guidance == dataclasses.replace(guidance, weak_routing="least_likely")
+    found = count_sampling(config, fresh(config, mesh), settings, 16, mesh)
+    np.testing.assert_array_equal(found.visits_B, [10, 10])
+    assert found.null_visits == 0
 
 
 @pytest.mark.parametrize("objective", [RectifiedFlowConfig(shift=2.0), DDPMConfig(timesteps=30)])
@@ -172,12 +189,12 @@ def test_parts_of_the_range():
 def test_similarity_of_experts(mesh):
     config = config_of(DIT_MOE)
     parameters = fresh(config, mesh)
-    prefix = "groups.blocks.0.feed_forward.experts."
+    prefix = "trunk.segments.0.blocks.0.feed_forward.experts."
     for name in ("w_in", "w_out"):
         w = np.array(parameters[prefix + name])
         w[0, 1], w[0, 2] = 2 * w[0, 0], -w[0, 0]
         parameters[prefix + name] = jnp.asarray(w)
-    found = experts.expert_similarity(config.model, parameters)
+    found = np.asarray(experts.expert_similarity(config.model, parameters))
     flat = [np.asarray(parameters[prefix + n]).reshape(2, 4, -1) for n in ("w_in", "w_out")]
     expected = [np.corrcoef(w) for w in np.concatenate(flat, axis=-1)]  # their means are near 0
     np.testing.assert_allclose(found, expected, atol=0.02)

@@ -11,7 +11,7 @@ from dit_moe.analysis.decisions import decisions
 from dit_moe.analysis.information import entropy, mutual_information
 from dit_moe.analysis.record import Layer
 from dit_moe.analysis.summary import summarize
-from dit_moe.config import ConfigError, MoEConfig
+from dit_moe.config import ConfigError, ModelConfig, MoEConfig, PrototypeRouterConfig
 from dit_moe.moe.routing import Routing
 
 IMAGES, TOKENS, CLASSES, EXPERTS = 200, 16, 4, 4
@@ -31,6 +31,10 @@ def record(expert_LxTxK, weight_LxTxK=None, experts=EXPERTS) -> Routing:
     )
 
 
+def network(moe: MoEConfig, layers: int) -> ModelConfig:
+    return ModelConfig(width=16, depth=layers, heads=2, moe=moe)
+
+
 def test_mutual_information_is_that_of_scikit_learn():
     rng = np.random.default_rng(0)
     x = rng.integers(0, 7, 500)
@@ -47,7 +51,7 @@ def test_reading_a_record():
     """Unused slots, slots past all experts and a token without any expert."""
     expert = [[[0, 2], [3, 3], [1, 9], [0, 1]]]
     weight = [[[0.2, -0.1], [-0.5, 0.0], [0.0, 0.0], [0.3, 0.4]]]
-    seen = decisions(record(expert, weight), EXPERTS, tokens_per_image=2)
+    seen = decisions([record(expert, weight)], EXPERTS, tokens_per_image=2)
     expected = [[[1, 0, 1, 0], [0, 0, 0, 1]], [[0, 0, 0, 0], [1, 1, 0, 0]]]
     np.testing.assert_array_equal(seen.chosen[0], np.array(expected, bool))
     np.testing.assert_array_equal(seen.first[0], [[0, 3], [EXPERTS, 1]])
@@ -77,8 +81,9 @@ def layers() -> dict[str, Layer]:
     stacked = np.stack([e.reshape(len(image_N), TOKENS) for e in expert.values()])
     for part in np.array_split(rng.permutation(len(image_N)), 3):
         routing = record(stacked[:, part].reshape(len(expert), -1, 1))
-        counts.add(decisions(routing, EXPERTS, TOKENS), image_N[part], time_N[part])
-    inputs = summarize(counts, MoEConfig(num_experts=EXPERTS, top_k=1), seed=0)
+        counts.add(decisions([routing], EXPERTS, TOKENS), image_N[part], time_N[part])
+    moe = MoEConfig(num_experts=EXPERTS, top_k=1)
+    inputs = summarize(counts, network(moe, len(expert)), seed=0)
     found = dict(zip(expert, inputs.layers, strict=True))
     for name, factor in (("position", position), ("time", time_bin), ("label", label_N[image])):
         for layer, chosen in expert.items():
@@ -124,9 +129,9 @@ def test_what_a_layer_counts():
     mean = np.arange(10.0).reshape(2, 5, 1)
     routing = routing.replace(metrics={"mean_token": jnp.asarray(mean)})
     image, time = np.array([0, 0, 1, 1, -1]), np.array([0, 1, 0, 1, 1])
-    counts.add(decisions(routing, 3, 2), image, time)
-    moe = MoEConfig(num_experts=2, top_k=1)
-    inputs = summarize(counts, moe, seed=0)
+    counts.add(decisions([routing], 3, 2), image, time)
+    moe = MoEConfig(PrototypeRouterConfig(), num_experts=2, top_k=1, unconditional_expert=True)
+    inputs = summarize(counts, network(moe, 2), seed=0)
     first, second = inputs.layers
     assert first.load == (0.75, 0.25, 0)
     assert second.load == (0.25, 0.75, 0)
@@ -151,13 +156,14 @@ def test_tokens_that_are_not_finite_are_refused():
     counts = Counts(np.array([0]), (0,), np.arange(1), (1, 1, 1, 2, 1))
     routing = record([[[0]]]).replace(metrics={"mean_token": jnp.full((1, 1, 1), jnp.nan)})
     with pytest.raises(ConfigError, match="tokens are not finite"):
-        counts.add(decisions(routing, 2, 1), np.array([0]), np.array([0]))
+        counts.add(decisions([routing], 2, 1), np.array([0]), np.array([0]))
 
 
 def test_a_time_at_which_no_expert_is_chosen():
     """Its load is not concentrated: there is none."""
     counts = Counts(np.array([0]), (0,), np.arange(2), (1, 2, 1, 2, 0))
-    counts.add(decisions(record([[[0], [9]]]), 2, 1), np.array([0, 0]), np.array([0, 1]))
-    (layer,) = summarize(counts, MoEConfig(num_experts=2, top_k=1), seed=0).layers
+    counts.add(decisions([record([[[0], [9]]])], 2, 1), np.array([0, 0]), np.array([0, 1]))
+    moe = MoEConfig(num_experts=2, top_k=1)
+    (layer,) = summarize(counts, network(moe, 1), seed=0).layers
     assert layer.concentration_by_time == (1, None)
     assert layer.experts_per_token == 0.5

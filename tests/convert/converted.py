@@ -8,9 +8,9 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from dit_moe.convert import command
-from dit_moe.convert.clocks import OTHER_CLOCK
-from dit_moe.nn.dit import DiT
+from dit_moe.commands import convert as command
+from dit_moe.convert.formats import PEERS
+from dit_moe.models.dit import DiT
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 FAMILIES = {
@@ -58,7 +58,7 @@ def inputs(name: str) -> tuple[jnp.ndarray, jnp.ndarray, jnp.ndarray]:
     null."""
     with np.load(FIXTURES / f"{name}.npz") as arrays:
         x_NxHxWxC = jnp.asarray(arrays["x"].transpose(0, 2, 3, 1))
-        t_N = 1 - arrays["t"] if FAMILIES[name] in OTHER_CLOCK else arrays["t"]
+        t_N = 1 - arrays["t"] if PEERS[FAMILIES[name]].other_clock else arrays["t"]
         return x_NxHxWxC, jnp.asarray(t_N), jnp.asarray(arrays["y"], jnp.int32)
 
 
@@ -66,7 +66,7 @@ def expected(name: str) -> np.ndarray:
     """[N, H, W, C'] of the peer's own code, on this package's clock."""
     with np.load(FIXTURES / f"{name}.npz") as arrays:
         out = arrays["out"].transpose(0, 2, 3, 1)
-        return -out if FAMILIES[name] in OTHER_CLOCK else out
+        return -out if PEERS[FAMILIES[name]].other_clock else out
 
 
 def answer(model: DiT, *inputs: jnp.ndarray) -> np.ndarray:

@@ -9,10 +9,11 @@ import pytest
 from safetensors.numpy import load_file
 
 import dit_moe
+from dit_moe.commands import convert as command
 from dit_moe.config import ConfigError
-from dit_moe.convert import command, published
 from dit_moe.convert.export import export_run
-from dit_moe.loading import load_run
+from dit_moe.runs import open_folder as published
+from dit_moe.runs.loading import load_run
 from tests.convert.converted import (
     answer,
     arguments,

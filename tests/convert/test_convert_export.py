@@ -14,17 +14,18 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import dit_moe
+from dit_moe.autoencoder.latent_space import read_latent_space
+from dit_moe.commands import convert as command
 from dit_moe.config import BatchPoolRouterConfig, ConfigError, MoEConfig, RectifiedFlowConfig
-from dit_moe.convert import command, published
+from dit_moe.config.presets import DIFFMOE
 from dit_moe.convert.constructors import constructor_arguments
-from dit_moe.convert.run_writer import InMemory, write_run
-from dit_moe.convert.weights import write_weights
-from dit_moe.data.latents import read_latent_space
-from dit_moe.loading import load_run
-from dit_moe.nn.parameters import abstract_parameters
-from dit_moe.presets import DIFFMOE
-from dit_moe.sample_set import RunSampler
-from dit_moe.training.checkpoint import on_one_device
+from dit_moe.models.parameters import abstract_parameters
+from dit_moe.runs import open_folder as published
+from dit_moe.runs.checkpoints import on_one_device
+from dit_moe.runs.loading import load_run
+from dit_moe.runs.weights import write_weights
+from dit_moe.runs.writer import InMemory, write_run
+from dit_moe.sampling.run_sampler import RunSampler
 from dit_moe.training.origin import start_parameters
 from tests.convert.converted import imported
 
@@ -114,11 +115,11 @@ def test_a_flipped_bit(exported, tmp_path):
 
 def test_numbers_that_are_not_finite(exported, tmp_path):
     def change(tensors):
-        tensors["groups.1.blocks.0.modulation.bias"][3] = np.inf
+        tensors["trunk.segments.0.1.blocks.0.modulation.bias"][3] = np.inf
 
     folder = damaged(exported, tmp_path / "infinite", change)
     with pytest.raises(
-        ConfigError, match=r"groups\.1\.blocks\.0\.modulation\.bias of .* not finite"
+        ConfigError, match=r"trunk\.segments\.0\.1\.blocks\.0\.modulation\.bias of .* not finite"
     ):
         load_run(folder)
 

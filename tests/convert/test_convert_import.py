@@ -14,19 +14,20 @@ import pytest
 from safetensors.numpy import load_file
 
 import dit_moe
-import sample
+import dit_moe.commands.sample as sample
+from dit_moe.autoencoder.latent_space import read_latent_space
+from dit_moe.commands import convert as command
 from dit_moe.config import BatchPoolRouterConfig, ConfigError, RectifiedFlowConfig
-from dit_moe.convert import command, peers
+from dit_moe.convert import peers
 from dit_moe.convert.importing import SD_VAE
 from dit_moe.convert.recognise import read_arguments, recognise
-from dit_moe.convert.run_writer import InMemory, write_run
-from dit_moe.data.latents import read_latent_space
+from dit_moe.diffusion.integrate import sample as draw
 from dit_moe.diffusion.rectified_flow import RectifiedFlow
-from dit_moe.diffusion.sampling import sample as draw
 from dit_moe.diffusion.solvers import step_noise
-from dit_moe.loading import load_run
-from dit_moe.nn.parameters import functional
-from dit_moe.training.fingerprint import fingerprints
+from dit_moe.models.parameters import functional
+from dit_moe.runs.fingerprint import fingerprints
+from dit_moe.runs.loading import load_run
+from dit_moe.runs.writer import InMemory, write_run
 from tests.convert.converted import (
     FAMILIES,
     FIXTURES,

@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import dit_moe
-from dit_moe.convert import command
+from dit_moe.commands import convert as command
 from tests.convert.converted import answer, relative_error
 
 pytestmark = pytest.mark.peers

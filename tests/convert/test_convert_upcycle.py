@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 import dit_moe
+from dit_moe.commands import convert as command
 from dit_moe.config import (
     ConfigError,
     MoEConfig,
@@ -15,11 +16,10 @@ from dit_moe.config import (
     SigmoidTopKRouterConfig,
     TopKRouterConfig,
 )
-from dit_moe.convert import command
-from dit_moe.convert.run_writer import InMemory, write_run
-from dit_moe.convert.upcycle import check, upcycle_run
-from dit_moe.loading import load_run
-from dit_moe.nn.parameters import abstract_parameters
+from dit_moe.models.parameters import abstract_parameters
+from dit_moe.runs.loading import load_run
+from dit_moe.runs.writer import InMemory, write_run
+from dit_moe.surgery.upcycle import check, upcycle_run
 from tests.convert.converted import answer, imported, inputs
 
 GELU = MoEConfig(num_experts=4, top_k=4, expert="gelu", hidden_ratio=4, shared_hidden_ratio=0)
@@ -66,7 +66,7 @@ def test_near_where_some_do(dense, tmp_path):
     moe = dataclasses.replace(GELU, num_experts=8, top_k=2)
     upcycle_run(dense, sparse(dense, moe), tmp_path / "up")
     assert 1e-5 < difference(dense, tmp_path / "up").max() < 0.01
-    model = nnx.jit(lambda model, *args: model(*args).routing.expert)
+    model = nnx.jit(lambda model, *args: model(*args).routing[0].expert)
     expert = model(dit_moe.load(tmp_path / "up"), *inputs("dit_tiny"))
     assert set(np.unique(expert)) == set(range(8))  # tokens spread over the experts
 
@@ -168,7 +168,7 @@ def test_command(dense, tmp_path, capsys):
     config = tmp_path / "config.py"
     config.write_text(
         "import dataclasses\n"
-        "from dit_moe.config_io import load_json\n"
+        "from dit_moe.config.files import load_json\n"
         "from pathlib import Path\n"
         f"def get_config():\n    return load_json(Path({str(dense / 'config.json')!r}))\n"
     )

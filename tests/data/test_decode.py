@@ -7,9 +7,9 @@ import pytest
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin, features
 from skimage import data
 
-from dit_moe.data import colours, pictures
-from dit_moe.data.pictures import ImageError, read_picture
 from dit_moe.data.prepare.decode import center_crop, decode
+from dit_moe.storage import colours, pictures
+from dit_moe.storage.pictures import ImageError, read_picture
 
 RNG = np.random.default_rng(0)
 PHOTOGRAPH = Image.fromarray(data.chelsea())  # 451 x 300

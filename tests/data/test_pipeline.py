@@ -1,14 +1,15 @@
 import dataclasses
 import itertools
+import json
 
 import numpy as np
 import pytest
 
 from dit_moe.config import ConfigError, DataConfig
 from dit_moe.data import digits, patches
+from dit_moe.data.array_records import RecordError
 from dit_moe.data.pipeline import batches
-from dit_moe.data.records import RecordError
-from dit_moe.data.sources import build_sources
+from dit_moe.data.sources import build_sources, check_heldout
 from tests.prepared_sets import AUTOENCODER, write_latents, write_pictures
 from tests.tiny import tiny
 
@@ -145,6 +146,24 @@ def test_per_channel_scaling_gives_unit_latents(tmp_path):
     np.testing.assert_allclose(x.std(axis=(0, 1, 2)), 1, atol=0.05)
 
 
+def test_heldout_latents_are_scaled_as_those_that_are_trained_on(tmp_path):
+    label, other = np.arange(8), dataclasses.replace(AUTOENCODER, sha256="1" * 64)
+    for name, scale, autoencoder in (("a", 1, AUTOENCODER), ("b", 5, AUTOENCODER), ("c", 5, other)):
+        mean = RNG.normal(0, scale, (8, 2, 8, 8, 4))
+        write_latents(tmp_path / name, mean, np.zeros_like(mean), label, autoencoder=autoencoder)
+    for scaling in ("per_channel", "autoencoder"):
+        how = {"channels": 4, "latent_scaling": scaling}
+        config = prepared(tmp_path / "a", **how, validation_path=(str(tmp_path / "b"),))
+        (train,), (heldout,) = build_sources(config), build_sources(config, "validation")
+        assert heldout.latent_space == train.latent_space
+        assert heldout.digest != train.digest
+        check_heldout([train], [heldout])
+        config = prepared(tmp_path / "a", **how, validation_path=(str(tmp_path / "c"),))
+        with pytest.raises(ConfigError, match="validation_path has latents of another"):
+            check_heldout([train], build_sources(config, "validation"))
+    assert not build_sources(prepared(tmp_path / "a", channels=4), "validation")
+
+
 def test_statistics_on_the_card(tmp_path):
     mean = RNG.normal([3, -1], [4, 2], (32, 2, 8, 8, 2)).astype(np.float16)
     log_variance = RNG.uniform(-6, 1, mean.shape).astype(np.float16)
@@ -278,4 +297,28 @@ def test_an_unfinished_or_damaged_set_is_refused(tmp_path):
         build_sources(prepared(tmp_path))
     (tmp_path / "prepared.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"prepared\.json cannot be read: name"):
+        build_sources(prepared(tmp_path))
+
+
+def test_another_format_is_refused(tmp_path):
+    pictures(tmp_path)
+    path = tmp_path / "prepared.json"
+    card = json.loads(path.read_text())
+    assert card["format"] == 1
+    path.write_text(json.dumps({**card, "format": 2}))
+    with pytest.raises(ConfigError, match=r"prepared\.json is of format 2, .* a newer dit_moe$"):
+        build_sources(prepared(tmp_path))
+    del card["format"]  # as before there was a number
+    path.write_text(json.dumps(card))
+    assert len(build_sources(prepared(tmp_path))) == 1
+
+
+@pytest.mark.parametrize("lost", ["label", "image"])
+def test_a_set_whose_records_lost_a_field_is_refused(tmp_path, lost):
+    pictures(tmp_path)
+    path = tmp_path / "features.json"
+    described = json.loads(path.read_text())
+    del described["featuresDict"]["features"][lost]
+    path.write_text(json.dumps(described))
+    with pytest.raises(ConfigError, match=f"its records lack {lost}; prepare it again"):
         build_sources(prepared(tmp_path))

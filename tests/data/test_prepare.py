@@ -15,14 +15,16 @@ import pytest
 from PIL import Image
 from skimage import data
 
-from dit_moe import files
-from dit_moe.config import ConfigError
+from dit_moe.commands.prepare import main
+from dit_moe.config import ConfigError, DataConfig
 from dit_moe.data import prepared
-from dit_moe.data.prepare import inputs
-from dit_moe.data.prepare.command import main
+from dit_moe.data.prepare.input import Input
 from dit_moe.data.prepare.job import Job, PrepareError, Settings
 from dit_moe.data.prepare.local import make_shards
 from dit_moe.data.prepared import Prepared
+from dit_moe.data.sources import build_sources
+from dit_moe.storage import files
+from tests.tiny import tiny
 
 SIZE, GOOD, BAD, PER_SHARD = 32, 500, 40, 64
 
@@ -158,7 +160,8 @@ def flags(pictures: Pictures | None, output: Path, **more: object) -> list[str]:
 # The same command, ended by a signal at a given moment of the work on a given shard.
 ENDED = """
 import multiprocessing, os, signal, sys
-from dit_moe.data.prepare import command, job, shard
+from dit_moe.commands import prepare as command
+from dit_moe.data.prepare import job, shard
 
 index, moment, number = int(sys.argv[1]), sys.argv[2], getattr(signal, sys.argv[3])
 write_shard, write_record = shard.write_shard, job.Job.write_record
@@ -405,7 +408,8 @@ def test_one_run_at_a_time(pictures, tmp_path, capsys):
         ({"image_size": 0}, "image_size is 0; allowed: 1 or more"),
         ({"batch_size": -1}, "batch_size is -1"),
         ({"images_per_shard": 0}, "images_per_shard is 0"),
-        ({"workers": 0}, "workers is 0; allowed: 1 or more"),
+        ({"workers": 0}, "workers is 0; allowed: 1 to 4096"),
+        ({"workers": 10**12}, "workers is 1000000000000; allowed: 1 to 4096"),
         ({"max_rejected": 1.5}, "max_rejected is 1.5; allowed: 0 to 1"),
         ({"max_rejected": "nan"}, "max_rejected is nan"),
         ({"name": "My set"}, "name is 'My set'"),
@@ -460,11 +464,60 @@ def test_a_worker_that_dies_is_reported(pictures, tmp_path):
         make_shards(job, [0, 1], 1)
 
 
+def test_a_share_is_held_out_by_name(pictures, finished, tmp_path, capsys):
+    output = tmp_path / "out"
+    assert main(flags(pictures, output, validation_share=0.3)) == 0
+    train, heldout = Prepared(output), Prepared(output, "validation")
+    assert f"{len(train)} examples" in (said := capsys.readouterr().out)
+    assert f"and {len(heldout)} held out" in said
+    keys = [[bytes(s[i]["key"]).decode() for i in range(len(s))] for s in (train, heldout)]
+    assert sorted(keys[0] + keys[1]) == sorted(pictures.crops)
+    assert GOOD / 8 < len(heldout) < GOOD / 2
+    for index, key in enumerate(keys[1]):
+        assert heldout.card.classes[heldout.label[index]] == key.partition("/")[0]
+    reference = Prepared(finished)
+    records = [reference[index] for index in range(GOOD)]
+    whole = {bytes(record["key"]).decode(): record["image"] for record in records}
+    for part, names in zip((train, heldout), keys, strict=True):
+        for index, key in enumerate(names):
+            np.testing.assert_array_equal(part[index]["image"], whole[key])
+    # Training finds both.
+    config, classes = tiny(None), len(photographs())
+    model = dataclasses.replace(
+        config.model, image_size=SIZE, channels=3, num_classes=classes, patch_size=1
+    )
+    where = DataConfig(source="prepared", path=(str(output),))
+    config = dataclasses.replace(config, model=model, data=where)
+    for split, part in (("train", train), ("validation", heldout)):
+        (source,) = build_sources(config, split)  # pyright: ignore[reportArgumentType]
+        assert (len(source), source.digest) == (len(part), part.digest)
+    # As TFDS itself reads it; and what is to be trained on has a digest of its own.
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder_from_directory(str(output))
+    assert builder.info.splits["validation"].num_examples == len(heldout)
+    assert len({train.digest, heldout.digest, reference.digest}) == 3
+    # The name alone decides, in whatever set the picture is; and the share is part of the job.
+    few = ("auto", str(pictures.folder), "", output, "a", None, "float32", 8, 1, 3, 0.3)
+    job = Job(Settings(*few))
+    shards = range(job.num_train_shards, job.num_shards)
+    assert set(keys[1]) <= {entry.key for index in shards for entry in job.entries(index)}
+    assert main(flags(pictures, output)) == 2
+    assert "it differs in validation_share" in capsys.readouterr().err
+    for share, message in (
+        (1.0, "is 1.0; allowed: 0 to less than 1"),
+        (1e-9, "which holds out none of"),
+    ):
+        assert main(flags(pictures, tmp_path / "other", validation_share=share)) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
 def test_entries_of_shards_are_all_entries(pictures):
     settings = Settings("auto", str(pictures.folder), "", Path("x"), "a", None, "float32", 8, 1, 7)
     job = Job(settings)
     parts = [entry for index in range(job.num_shards) for entry in job.entries(index)]
     assert parts == list(job.input.entries)
-    assert isinstance(job.input, inputs.Input)
+    assert isinstance(job.input, Input)
     with pytest.raises(ConfigError, match="is 0"):
         dataclasses.replace(settings, images_per_shard=0)

@@ -18,10 +18,11 @@ from tensorflow_datasets.core.example_serializer import ExampleSerializer
 from dit_moe.config import ConfigError
 from dit_moe.data import picture_files, prepared
 from dit_moe.data.picture_files import printable
-from dit_moe.data.pictures import ImageError
-from dit_moe.data.prepare import inputs
-from dit_moe.data.prepare.inputs import Entry, open_input
-from eval.image_sets import ImageSetError, open_set
+from dit_moe.data.prepare.input import Entry, Input
+from dit_moe.data.prepare.inputs import open_input
+from dit_moe.storage.pictures import ImageError
+from eval.image_set import ImageSetError
+from eval.image_sets import open_set
 
 
 def png(value: int) -> bytes:
@@ -55,7 +56,7 @@ def zipped(path: Path, names: list[str], prefix: str = "") -> Path:
     return path
 
 
-def reason(found: inputs.Input, key: str) -> str:
+def reason(found: Input, key: str) -> str:
     (entry,) = (entry for entry in found.entries if entry.key == key)
     with pytest.raises(ImageError) as info:
         found.reader.read(entry)

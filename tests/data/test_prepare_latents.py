@@ -7,13 +7,18 @@ import pytest
 from PIL import Image
 from skimage import data
 
+from dit_moe.autoencoder.latent_space import (
+    AutoencoderCard,
+    LatentSpace,
+    read_latent_space,
+    write_latent_space,
+)
 from dit_moe.autoencoder.loading import load
+from dit_moe.commands.prepare import main
 from dit_moe.config import ConfigError
-from dit_moe.data.latents import LatentSpace, read_latent_space, write_latent_space
 from dit_moe.data.prepare import shard
-from dit_moe.data.prepare.command import main
 from dit_moe.data.prepare.encoder import Encoder
-from dit_moe.data.prepared import AutoencoderCard, Prepared
+from dit_moe.data.prepared import Prepared
 from tests.data import tiny_autoencoder
 
 SIZE, COUNT, PER_SHARD, BATCH = 32, 45, 20, 2

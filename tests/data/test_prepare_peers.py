@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dit_moe.data.prepare.command import main
+from dit_moe.commands.prepare import main
 from tests.data import tiny_autoencoder
 
 pytestmark = pytest.mark.peers
@@ -54,7 +54,7 @@ def flags(folder: Path, output: Path, autoencoder: object) -> list[str]:
 
 @pytest.mark.parametrize("latents", [False, True])
 def test_beam_makes_the_same_bytes(folder, autoencoder, tmp_path, latents):
-    from dit_moe.data.prepare import beam
+    from dit_moe.commands import prepare_beam as beam
 
     source = autoencoder if latents else "none"
     assert main([*flags(folder, tmp_path / "plain", source), "--workers=1"]) == 0

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dit_moe.data import records
+from dit_moe.data import array_records as records
+from dit_moe.data.array_records import RecordError, Records
 from dit_moe.data.prepared import features, finish, shard_name, write_shard
-from dit_moe.data.records import RecordError, Records
 from dit_moe.data.tfds_folder import TfdsFolder
 
 FILES, EACH = 7, 3
@@ -85,7 +85,7 @@ def test_a_damaged_record_names_its_file(folder):
 LIMIT = """
 import resource
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, {hard}))
-from dit_moe.data.records import _files_that_may_stay_open
+from dit_moe.data.array_records import _files_that_may_stay_open
 print(_files_that_may_stay_open(), *resource.getrlimit(resource.RLIMIT_NOFILE))
 """
 

@@ -6,8 +6,8 @@ import numpy as np
 
 from dit_moe.config import DDPMConfig, RectifiedFlowConfig
 from dit_moe.diffusion.denoiser import Denoiser
-from dit_moe.diffusion.sampling import build_objective
-from dit_moe.nn.prediction import Prediction
+from dit_moe.diffusion.integrate import build_objective
+from dit_moe.models.prediction import Prediction
 
 MEAN, DEVIATION = 0.7, 0.3
 FLOW = build_objective(RectifiedFlowConfig())
@@ -16,7 +16,7 @@ DDPM = build_objective(DDPMConfig())
 
 def parts(z, t):
     """The expectations of x_0 and of the noise, given z at flow times t, scalar or [N]."""
-    t = jnp.reshape(t, (-1, 1, 1, 1))
+    t = jnp.reshape(t, (-1, *[1] * (z.ndim - 1)))
     centred = (z - (1 - t) * MEAN) / ((1 - t) ** 2 * DEVIATION**2 + t**2)
     return MEAN + (1 - t) * DEVIATION**2 * centred, t * centred
 
@@ -30,7 +30,8 @@ def ddpm_network(x, timestep, y):
     # Between timesteps the objective interpolates the flow time; this is the way back.
     times = DDPM.path_times()
     t = jnp.interp(timestep, np.arange(len(times), dtype=np.float32), times)
-    scale = jnp.sqrt((1 - t) ** 2 + t**2)[:, None, None, None]
+    scale_N = jnp.sqrt((1 - t) ** 2 + t**2)
+    scale = jnp.reshape(scale_N, (-1, *[1] * (x.ndim - 1)))
     return Prediction(value=parts(x * scale, t)[1], routing=None, losses={})
 
 

@@ -10,9 +10,9 @@ from dit_moe.config import TIME_GRIDS, DDPMConfig
 from dit_moe.diffusion import ddpm
 from dit_moe.diffusion.ddpm import DDPM
 from dit_moe.diffusion.denoiser import unit_variance
-from dit_moe.diffusion.sampling import sample
+from dit_moe.diffusion.integrate import sample
 from dit_moe.diffusion.solvers import euler, step_noise
-from dit_moe.nn.prediction import Prediction
+from dit_moe.models.prediction import Prediction
 
 FIXTURE = dict(np.load(Path(__file__).parent.parent / "fixtures" / "ddpm.npz"))
 LEARNED = DDPM(DDPMConfig(variance="learned_range"))

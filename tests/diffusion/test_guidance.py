@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dit_moe.config import DDPMConfig, RectifiedFlowConfig
+from dit_moe.config import DDPMConfig, GuidanceConfig, RectifiedFlowConfig
 from dit_moe.diffusion.denoiser import Denoised
-from dit_moe.diffusion.guidance import Guidance, against, against_null_label, guide
-from dit_moe.diffusion.sampling import build_objective, sample
-from dit_moe.nn.prediction import Prediction
+from dit_moe.diffusion.guidance import against, against_null_label, guide, scale_at
+from dit_moe.diffusion.integrate import build_objective, sample
+from dit_moe.models.prediction import Prediction
 
 NULL = 10
 X = jax.random.normal(jax.random.key(0), (3, 2, 2, 4))
@@ -27,7 +27,7 @@ def denoiser(z, t, y, shift=0.0):
 
 
 def guided(**settings):
-    return guide(denoiser, against_null_label(denoiser, NULL), Guidance(**settings))
+    return guide(denoiser, against_null_label(denoiser, NULL), GuidanceConfig(**settings))
 
 
 def weights(scale, schedule, interval, t):
@@ -64,7 +64,8 @@ def test_formula(scale, schedule, interval, channels):
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_schedules_have_the_weight_of_the_constant_on_average(schedule):
-    scale = Guidance(scale=3.0, schedule=schedule).scale_at(jnp.linspace(0, 1, 10_001))
+    guidance = GuidanceConfig(scale=3.0, schedule=schedule)
+    scale = scale_at(guidance, jnp.linspace(0, 1, 10_001))
     np.testing.assert_allclose(scale[jnp.array([0, -1])], [5, 1], atol=1e-6)
     assert (np.diff(scale) <= 0).all()
     np.testing.assert_allclose(np.mean(scale), 3, rtol=1e-5)
@@ -92,19 +93,19 @@ def test_a_flat_prediction_has_no_contrast_to_take_back():
     def flat(z, t, y):
         return Denoised(clean=z, noise=z, variance=z)
 
-    actual = guide(flat, against(flat, flat), Guidance(scale=2.0, rescale=0.5))(X, T, Y)
+    actual = guide(flat, against(flat, flat), GuidanceConfig(scale=2.0, rescale=0.5))(X, T, Y)
     np.testing.assert_array_equal(actual.clean, X)
 
 
 def test_a_network_guided_by_itself_is_the_network():
     both = against(denoiser, functools.partial(denoiser, shift=0.0))
-    actual, plain = guide(denoiser, both, Guidance(scale=3.0))(X, T, Y), denoiser(X, T, Y)
+    actual, plain = guide(denoiser, both, GuidanceConfig(scale=3.0))(X, T, Y), denoiser(X, T, Y)
     jax.tree.map(np.testing.assert_array_equal, actual, plain)
 
 
 def test_a_weaker_network():
     both = against(denoiser, functools.partial(denoiser, shift=0.25))
-    actual, plain = guide(denoiser, both, Guidance(scale=3.0))(X, T, Y), denoiser(X, T, Y)
+    actual, plain = guide(denoiser, both, GuidanceConfig(scale=3.0))(X, T, Y), denoiser(X, T, Y)
     np.testing.assert_allclose(actual.clean, plain.clean - 2 * 0.25, rtol=1e-5, atol=1e-5)
 
 
@@ -125,7 +126,7 @@ def test_the_second_half_runs_inside_of_the_interval_alone(config):
 
     def run(interval):
         sizes.clear()
-        settings = Guidance(scale=2.0, interval=interval)
+        settings = GuidanceConfig(scale=2.0, interval=interval)
         denoiser = guide(plain, against_null_label(plain, NULL), settings)
         jax.block_until_ready(
             jax.jit(lambda k: sample(objective, denoiser, k, y_N, (2, 2, 1), solver, steps))(key_N)

@@ -5,9 +5,9 @@ import pytest
 from scipy import stats
 
 from dit_moe.config import ConfigError, DDPMConfig, RectifiedFlowConfig
+from dit_moe.diffusion.integrate import build_objective, sample
 from dit_moe.diffusion.rectified_flow import RectifiedFlow
-from dit_moe.diffusion.sampling import build_objective, sample
-from dit_moe.nn.prediction import Prediction
+from dit_moe.models.prediction import Prediction
 
 KEYS = jax.random.split(jax.random.key(0), 4096)
 MEAN, DEVIATION = 0.7, 0.3

@@ -8,7 +8,7 @@ from scipy import integrate
 
 from dit_moe.config import SOLVERS, TIME_GRIDS, SolverConfig
 from dit_moe.diffusion.denoiser import Denoised, unit_variance
-from dit_moe.diffusion.sampling import sample
+from dit_moe.diffusion.integrate import sample
 from dit_moe.diffusion.solvers import build_solver, step_noise, stochastic
 from dit_moe.diffusion.solvers.adaptive import DORMAND_PRINCE
 from dit_moe.diffusion.solvers.exponential import weights

@@ -5,9 +5,8 @@ import pytest
 
 from dit_moe.config import SOLVERS
 from dit_moe.diffusion.denoiser import broadcast_time
-from dit_moe.diffusion.sampling import sample
-from dit_moe.diffusion.solvers import euler
-from dit_moe.diffusion.steering import (
+from dit_moe.diffusion.integrate import sample
+from dit_moe.diffusion.measurements import (
     BlockMean,
     ChannelMean,
     Mask,
@@ -15,6 +14,7 @@ from dit_moe.diffusion.steering import (
     steer_by_loss,
     steer_by_measurement,
 )
+from dit_moe.diffusion.solvers import euler
 from tests.diffusion.gaussian import DENOISERS, DEVIATION, MEAN, OBJECTIVES
 
 gaussian = DENOISERS["rectified_flow"]
@@ -61,7 +61,7 @@ def test_both_parts_still_make_up_z(t, strength):
     plain = gaussian(Z, t, Y_N).clean
     expected = (1 - strength) * measurement.measure(plain) + strength * y
     np.testing.assert_allclose(measurement.measure(steered.clean), expected, atol=1e-5)
-    t = broadcast_time(t)
+    t = broadcast_time(t, Z)
     np.testing.assert_allclose((1 - t) * steered.clean + t * steered.noise, Z, atol=1e-5)
 
 
@@ -105,7 +105,7 @@ def test_steering_by_a_linear_loss_gives_the_posterior():
     c, variance = 1.5, DEVIATION**2
     steered = steer_by_loss(gaussian, lambda x: -c * x.sum(axis=(1, 2, 3)))
     for t in (jnp.float32(0.3), jnp.linspace(0.1, 0.95, 5)):
-        denoised, at = steered(Z, t, Y_N), broadcast_time(t)
+        denoised, at = steered(Z, t, Y_N), broadcast_time(t, Z)
         mean = MEAN + c * variance
         gain = (1 - at) * variance / ((1 - at) ** 2 * variance + at**2)
         expected = mean + gain * (Z - (1 - at) * mean)

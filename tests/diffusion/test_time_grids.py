@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dit_moe.config import TIME_GRIDS, DDPMConfig, RectifiedFlowConfig
-from dit_moe.diffusion.sampling import build_objective
+from dit_moe.diffusion.integrate import build_objective
 from dit_moe.diffusion.time_grids import time_grid
 
 FLOW = build_objective(RectifiedFlowConfig())

@@ -5,7 +5,8 @@ import pytest
 
 from dit_moe.data import digits
 from eval.features.embedded import EMBEDDED, EmbeddedExtractor
-from eval.image_sets import ImageSetError, open_set
+from eval.image_set import ImageSetError
+from eval.image_sets import open_set
 
 
 @pytest.mark.parametrize(("name", "at_least"), [("digits", 0.95), ("patches", 0.75)])

@@ -8,8 +8,11 @@ import pytest
 from PIL import Image
 
 from dit_moe.data import digits as real_digits
-from eval import digits, digits_picture
-from eval.image_sets import ImageSetError
+from eval.digits import command, evaluate
+from eval.digits.blocks import stratified_blocks
+from eval.digits.picture import draw
+from eval.digits.table import table
+from eval.image_set import ImageSetError
 
 HELDOUT = real_digits.load("heldout")
 TRAIN = real_digits.load("train")
@@ -29,13 +32,13 @@ def samples(tmp_path):
 
 class TestEvaluate:
     def test_heldout_gets_exactly_the_ceiling(self):
-        result = digits.evaluate(*HELDOUT)
+        result = evaluate.evaluate(*HELDOUT)
         assert result["samples"] == result["heldout"]
         assert result["frechet_ratio_to_heldout"] == 1
         assert result["notes"] == []
 
     def test_ceiling_is_what_was_published(self):
-        ceiling = digits.evaluate(*HELDOUT)["heldout"]
+        ceiling = evaluate.evaluate(*HELDOUT)["heldout"]
         assert ceiling["asked_class_accuracy"] == pytest.approx(0.99, abs=0.005)
         # Libraries differ in rounding, which training of the feature network amplifies.
         assert ceiling["frechet_distance"] == pytest.approx(0.458, rel=0.3)
@@ -45,21 +48,21 @@ class TestEvaluate:
 
     def test_result_is_the_same_twice(self, rng):
         images = rng.integers(0, 256, (50, 8, 8, 1), np.uint8), np.arange(50) % 10
-        first = digits.evaluate(*images)
-        digits._real.cache_clear()
-        assert digits.evaluate(*images) == first
+        first = evaluate.evaluate(*images)
+        evaluate._real.cache_clear()
+        assert evaluate.evaluate(*images) == first
 
     def test_result_does_not_share_state(self):
-        digits.evaluate(*HELDOUT)["heldout"]["count_per_class"].clear()
-        assert digits.evaluate(*HELDOUT)["heldout"]["count_per_class"]["0"] == 40
+        evaluate.evaluate(*HELDOUT)["heldout"]["count_per_class"].clear()
+        assert evaluate.evaluate(*HELDOUT)["heldout"]["count_per_class"]["0"] == 40
 
     def test_result_is_json(self):
-        result = digits.evaluate(HELDOUT[0][:2], HELDOUT[1][:2])
+        result = evaluate.evaluate(HELDOUT[0][:2], HELDOUT[1][:2])
         assert json.loads(json.dumps(result, allow_nan=False)) == result
 
     def test_noise_scores_badly(self, rng):
         images = rng.integers(0, 256, (400, 8, 8, 1), np.uint8)
-        result = digits.evaluate(images, HELDOUT[1])
+        result = evaluate.evaluate(images, HELDOUT[1])
         assert result["frechet_ratio_to_heldout"] > 50
         assert result["samples"]["asked_class_accuracy"] < 0.3
         assert result["samples"]["nearest_train_distance"]["smallest"] > 2
@@ -68,19 +71,19 @@ class TestEvaluate:
     def test_wrong_classes_are_seen(self):
         images, labels = HELDOUT
         swapped = np.where(labels == 3, 4, labels)
-        accuracy = digits.evaluate(images, swapped)["samples"]["asked_class_accuracy_per_class"]
+        accuracy = evaluate.evaluate(images, swapped)["samples"]["asked_class_accuracy_per_class"]
         assert accuracy["3"] is None
         assert accuracy["4"] == pytest.approx(0.5, abs=0.05)
         assert accuracy["0"] > 0.9
 
     def test_missing_classes_raise_the_distance_and_are_noted(self):
         few = HELDOUT[1] < 3
-        result = digits.evaluate(HELDOUT[0][few], HELDOUT[1][few])
+        result = evaluate.evaluate(HELDOUT[0][few], HELDOUT[1][few])
         assert result["frechet_ratio_to_heldout"] > 5
         assert any("0 to 40 images per class" in note for note in result["notes"])
 
     def test_copies_of_training_images_are_flagged(self):
-        samples = digits.evaluate(TRAIN[0][:400], TRAIN[1][:400])["samples"]
+        samples = evaluate.evaluate(TRAIN[0][:400], TRAIN[1][:400])["samples"]
         assert samples["copies_of_train"] == samples["exact_copies_of_train"] == 400
         assert samples["close_to_train_share"] == 1
         assert samples["nearest_train_distance"]["median"] == 0
@@ -88,29 +91,29 @@ class TestEvaluate:
     def test_near_copies_are_flagged(self, rng):
         noise = rng.integers(-8, 9, (400, 8, 8, 1))
         images = np.clip(TRAIN[0][:400] + noise, 0, 255).astype(np.uint8)
-        samples = digits.evaluate(images, TRAIN[1][:400])["samples"]
+        samples = evaluate.evaluate(images, TRAIN[1][:400])["samples"]
         assert samples["copies_of_train"] == 400
         assert samples["exact_copies_of_train"] == 0
 
     def test_colour_is_averaged(self):
         images, labels = HELDOUT
-        grey = digits.evaluate(images, labels)["samples"]
-        assert digits.evaluate(images.repeat(3, axis=-1), labels)["samples"] == grey
+        grey = evaluate.evaluate(images, labels)["samples"]
+        assert evaluate.evaluate(images.repeat(3, axis=-1), labels)["samples"] == grey
 
     def test_few_samples_are_noted_as_biased(self):
-        result = digits.evaluate(HELDOUT[0][::4], HELDOUT[1][::4])
+        result = evaluate.evaluate(HELDOUT[0][::4], HELDOUT[1][::4])
         assert any("biased up" in note for note in result["notes"])
-        assert "(biased up)" in digits.table(result)
+        assert "(biased up)" in table(result)
 
     def test_many_samples_are_judged_in_sets_of_the_same_size(self):
         images, labels = TRAIN
-        result = digits.evaluate(images, labels)
+        result = evaluate.evaluate(images, labels)
         assert result["samples"]["frechet_sets"] == 3
         assert result["samples"]["frechet_images_per_set"] == 400
         assert any("3 disjoint" in note for note in result["notes"])
         of_sets = [
-            digits.evaluate(images[rows], labels[rows])["samples"]["frechet_distance"]
-            for rows in digits.stratified_blocks(labels, 400)
+            evaluate.evaluate(images[rows], labels[rows])["samples"]["frechet_distance"]
+            for rows in stratified_blocks(labels, 400)
         ]
         assert result["samples"]["frechet_distance"] == pytest.approx(np.mean(of_sets), rel=1e-9)
         # All 1,397 are the reference itself: their distance would be 0 by their number alone.
@@ -130,29 +133,29 @@ class TestEvaluate:
     )
     def test_wrong_input_is_refused(self, images, labels, message):
         with pytest.raises(ImageSetError, match=message):
-            digits.evaluate(images, labels)
+            evaluate.evaluate(images, labels)
 
 
 class TestStratifiedBlocks:
     def test_balanced_sets_give_balanced_disjoint_blocks(self, rng):
         labels = rng.permutation(np.repeat(np.arange(10), 100))
-        blocks = digits.stratified_blocks(labels, 400)
+        blocks = stratified_blocks(labels, 400)
         assert [np.bincount(labels[rows]).tolist() for rows in blocks] == [[40] * 10] * 2
         assert len(np.unique(np.concatenate(blocks))) == 800
 
     def test_shares_of_the_whole_are_kept(self):
         labels = np.repeat([0, 1], [900, 300])
-        for rows in digits.stratified_blocks(labels, 400):
+        for rows in stratified_blocks(labels, 400):
             assert np.bincount(labels[rows]).tolist() == [300, 100]
 
     def test_small_sets_stay_whole_and_in_order(self):
-        (rows,) = digits.stratified_blocks(np.zeros(7, int), 7)
+        (rows,) = stratified_blocks(np.zeros(7, int), 7)
         assert rows.tolist() == list(range(7))
 
 
 class TestCommand:
     def run(self, samples, output, *more):
-        return digits.main(["--samples", str(samples), "--output", str(output), *map(str, more)])
+        return command.main(["--samples", str(samples), "--output", str(output), *map(str, more)])
 
     def test_writes_result_and_picture_and_prints_a_table(self, samples, tmp_path, capsys):
         output, picture = tmp_path / "new" / "result.json", tmp_path / "new" / "digits.png"
@@ -214,12 +217,12 @@ class TestCommand:
 
     def test_wrong_arguments_end_with_two(self):
         with pytest.raises(SystemExit) as info:
-            digits.main(["--samples", "x.npz"])
+            command.main(["--samples", "x.npz"])
         assert info.value.code == 2
 
     def test_help_teaches(self, capsys):
         with pytest.raises(SystemExit) as info:
-            digits.main(["--help"])
+            command.main(["--help"])
         assert info.value.code == 0
         text = capsys.readouterr().out
         assert "memorisation" in text
@@ -230,9 +233,9 @@ class TestPicture:
     def test_shows_a_sample_in_the_row_of_its_class(self):
         ink = np.full((1, 8, 8, 3), 255, np.uint8)
         heights = []
-        empty = _pixels(digits_picture.draw(ink[:0], np.zeros(0, int)))
+        empty = _pixels(draw(ink[:0], np.zeros(0, int)))
         for label in range(10):
-            drawn = _pixels(digits_picture.draw(ink, np.array([label])))
+            drawn = _pixels(draw(ink, np.array([label])))
             heights.append(np.flatnonzero((empty - drawn > 100).any(1)).mean())
         steps = np.diff(heights)
         assert steps[0] > 0

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dit_moe import sampling
-from dit_moe.config import SampleConfig
-from dit_moe.sample_set import RunSampler, write_sample_set
+from dit_moe.config import GuidanceConfig, SampleConfig
+from dit_moe.sampling import sampler as sampling
+from dit_moe.sampling.run_sampler import RunSampler
+from dit_moe.sampling.sample_set import write_sample_set
 from dit_moe.training.loop import train
 from eval import fid
-from eval.image_sets import ImageSet
+from eval.image_set import ImageSet
 from eval.sweep import judge_sets
 from tests.tiny import tiny
 
@@ -23,7 +24,12 @@ NUM, BATCH = 44, 8
 def run(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
     config = tiny(steps=2, learning_rate=0.05, log_every=2)
-    train(dataclasses.replace(config, sample=SampleConfig(steps=2, guidance_scale=1.5)), workdir)
+    train(
+        dataclasses.replace(
+            config, sample=SampleConfig(steps=2, guidance=GuidanceConfig(scale=1.5))
+        ),
+        workdir,
+    )
     return workdir
 
 
@@ -63,7 +69,7 @@ def test_as_from_a_file_of_the_samples(run, tmp_path, expected):
     actual = judge(tmp_path, "result.json", workdir=run)
     assert_same_numbers(actual, expected)
     drawn = actual["samples"]["drawn"]
-    assert drawn["guidance_scale"] == 1.5
+    assert drawn["guidance"]["scale"] == 1.5
     assert drawn["integration"]["solver"] == "euler"
     assert len(drawn["weights"]) == 64
     assert actual["features"]["network"].startswith("scikit-learn MLPClassifier")

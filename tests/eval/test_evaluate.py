@@ -11,12 +11,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dit_moe import files
+from dit_moe.config import ConfigError
+from dit_moe.storage import files
 from eval import collect as collect_module
-from eval import evaluate as evaluate_module
-from eval import fid, metrics
-from eval.evaluate import METRICS, choose, evaluate
-from eval.image_sets import ImageSetError, open_set
+from eval import fid, metric_table, metrics
+from eval.choose import choose
+from eval.evaluate import evaluate
+from eval.features.weights import WeightsError
+from eval.image_set import ImageSetError
+from eval.image_sets import open_set
+from eval.metric_table import METRICS
 from eval.references import open_reference
 from eval.statistics import SmallSetWarning, fit_gaussian
 
@@ -182,7 +186,7 @@ class TestEvaluate:
     def test_inception_score_of_class_folders(
         self, judge, tmp_path, reference, label_N, is_shuffled, monkeypatch
     ):
-        monkeypatch.setattr(evaluate_module, "_SPLIT_SIZE", 20)
+        monkeypatch.setattr(metric_table, "_SPLIT_SIZE", 20)
         arrays = [SAMPLES] if label_N is None else [SAMPLES, label_N]
         np.savez(tmp_path / "labelled.npz", *arrays)
         result = judge(tmp_path / "labelled.npz", reference, ["is"])
@@ -526,6 +530,18 @@ class TestCommand:
         errors = [e for e in capsys.readouterr().err.splitlines() if e.startswith("error: ")]
         assert len(errors) == 8
         assert not (tmp_path / "new").exists()
+
+    def test_mistakes_are_of_one_kind(self, tmp_path, samples, reference):
+        arguments = [f"--samples={samples}", f"--reference={reference}", "--weights=none"]
+        for more in (
+            ["--output=a.txt"],
+            [f"--output={tmp_path}"],
+            ["--output=a.json", "--batch_size=0"],
+        ):
+            with pytest.raises(ConfigError):
+                fid._run(fid._parser().parse_args([*arguments, *more]))
+        assert issubclass(ImageSetError, ConfigError)
+        assert issubclass(WeightsError, ConfigError)
 
     def test_interruption_is_told(self, run, capsys):
         run.module.extractor = FakeExtractor(fail_after=0)

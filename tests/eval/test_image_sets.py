@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval.image_sets import ImageSetError, open_set
+from eval.image_set import ImageSetError
+from eval.image_sets import open_set
 from eval.npz_images import open_npz
 
 IMAGES = np.arange(5 * 8 * 8 * 3).reshape(5, 8, 8, 3).astype(np.uint8)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval.image_sets import ImageSetError, open_set
+from eval.image_set import ImageSetError
+from eval.image_sets import open_set
 
 pytestmark = pytest.mark.peers
 

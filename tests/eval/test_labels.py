@@ -9,9 +9,11 @@ from PIL import Image
 from dit_moe.config import DataConfig, SampleConfig
 from dit_moe.data.classes import Classes, write_classes
 from dit_moe.data.model_classes import ModelClasses, model_classes
-from dit_moe.sample_set import RunSampler, write_sample_set
+from dit_moe.sampling.run_sampler import RunSampler
+from dit_moe.sampling.sample_set import write_sample_set
 from eval.evaluate import evaluate
-from eval.image_sets import ImageSetError, open_set
+from eval.image_set import ImageSetError
+from eval.image_sets import open_set
 from eval.labels import Labels, of_places, shared_classes
 from eval.references import open_reference
 from eval.run_samples import open_run
@@ -122,7 +124,7 @@ def test_prepared_sets_have_names_and_numbers(tmp_path):
 
 def of_classes(*classes, **data):
     config = dataclasses.replace(tiny(), data=DataConfig(classes=classes, **data))
-    config = dataclasses.replace(config, sample=SampleConfig(steps=1, guidance_scale=1.0))
+    config = dataclasses.replace(config, sample=SampleConfig(steps=1))
     model = dataclasses.replace(config.model, num_classes=len(classes) or 8)
     return dataclasses.replace(config, model=model)
 

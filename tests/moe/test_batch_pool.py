@@ -9,9 +9,10 @@ import pytest
 from flax import nnx
 
 from dit_moe.config import BatchPoolRouterConfig, MoEConfig
+from dit_moe.moe.assignments import arrange_by_image
 from dit_moe.moe.routers import build_router
 from dit_moe.moe.routers.batch_pool import BatchPoolRouter
-from dit_moe.moe.routing import Conditioning, arrange_by_image
+from dit_moe.moe.routing import Conditioning
 from tests.moe.test_expert_choice import assert_assignments, assignments
 
 T, D, E = 24, 16, 4

@@ -14,13 +14,13 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dit_moe.config import MeshConfig
+from dit_moe.devices.mesh import build_mesh, parameter_shardings
 from dit_moe.moe import layer
-from dit_moe.moe.dispatch import ExpertWeights
 from dit_moe.moe.expert_parallel import dispatch_to_shards, make_plan, round_rows
 from dit_moe.moe.routing import Routing
 from dit_moe.moe.statistics import expert_traffic
-from dit_moe.training.mesh import build_mesh, parameter_shardings
-from tests.moe.test_dispatch import assert_close, make_experts, make_routing, value_and_grads
+from dit_moe.nn.feed_forward import ExpertWeights
+from tests.moe.dispatch_contract import assert_close, make_experts, make_routing, value_and_grads
 
 WIDTH, HIDDEN, TOKENS, TOP_K = 16, 24, 64, 2
 AXES = {

@@ -12,9 +12,11 @@ from dit_moe.config import (
     PrototypeRouterConfig,
     SigmoidTopKRouterConfig,
 )
+from dit_moe.moe.assignments import ExpertRanges
+from dit_moe.moe.losses import mean_similarity
 from dit_moe.moe.routers import build_router
 from dit_moe.moe.routing import Conditioning, Routing
-from dit_moe.moe.statistics import prototype_similarity, routing_statistics
+from dit_moe.moe.statistics import routing_statistics
 
 T, D, E = 24, 16, 6
 X = jax.random.normal(jax.random.key(0), (T, D))
@@ -122,7 +124,7 @@ def test_statistics():
         losses={},
         metrics={"predicted_capacity": jnp.array([1.5])},
     )
-    statistics = routing_statistics(routing, 4)
+    statistics = routing_statistics(routing, ExpertRanges(4, 0, ()))
     np.testing.assert_allclose(statistics["load"], [[2 / 3, 0, 1 / 3, 0]], rtol=1e-6)
     np.testing.assert_allclose(statistics["busiest"], [2 / 3], rtol=1e-6)
     expected = np.mean([0, np.log(3), 0, np.log(2)]) / np.log(3)
@@ -135,4 +137,5 @@ def test_prototype_similarity():
     prototypes = np.random.default_rng(0).normal(size=(2, 5, 8)).astype(np.float32)
     unit = prototypes / np.linalg.norm(prototypes, axis=-1, keepdims=True)
     expected = [np.mean([a @ b for i, a in enumerate(u) for b in np.delete(u, i, 0)]) for u in unit]
-    np.testing.assert_allclose(prototype_similarity(jnp.asarray(prototypes)), expected, rtol=1e-4)
+    found = [mean_similarity(jnp.asarray(p)) for p in prototypes]
+    np.testing.assert_allclose(found, expected, rtol=1e-4)

@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dit_moe.commands.report import main
 from dit_moe.config import ConfigError
-from dit_moe.config_io import load_file, load_json, to_json
+from dit_moe.config.files import load_file, load_json, to_json
 from dit_moe.report import page
 from dit_moe.report.chart import Line, draw
-from dit_moe.report.command import main
 from dit_moe.report.metrics import Metrics, group, read_metrics
 from dit_moe.report.pictures import data_uri
 from tests.analysis.fresh_run import write_fresh_run
@@ -103,7 +103,7 @@ def run(tmp_path_factory) -> Path:
             "fid": {"value": 12.3456789, "features": "pool"},
             "per_class": {"mean": 20.0, "by_class": {"0": 20.0}},
         },
-        "samples": {"num": 50, "drawn": {"guidance_scale": 1.5}},
+        "samples": {"num": 50, "drawn": {"guidance": {"scale": 1.5}}},
         "features": {"name": "inception"},
         "notes": [HOSTILE],
     }
@@ -184,7 +184,7 @@ def test_it_says_how_to_repeat(run, found, tmp_path):
     (tmp_path / "repeat.py").write_text(source)
     assert load_file(str(tmp_path / "repeat.py")) == load_json(run / "config.json")
     (line,) = [t for t in texts.splitlines() if "dit_moe.analysis" in t]
-    from dit_moe.analysis.command import main as analysis
+    from dit_moe.commands.analysis import main as analysis
 
     with pytest.raises(SystemExit) as stop:
         analysis([*shlex.split(line)[3:], "--help"])

@@ -8,16 +8,16 @@ import signal
 import sys
 from pathlib import Path
 
-from dit_moe import hosts
-from dit_moe.command_line import end
-from dit_moe.config_io import load_json
-from dit_moe.training import loop
+from dit_moe.config.command_line import end
+from dit_moe.config.files import load_json
+from dit_moe.devices import hosts
+from dit_moe.training import loop, session
 
 
 def main() -> int:
     config, workdir, port, num_processes, process_id, signalled, step = sys.argv[1:]
     hosts.join(f"localhost:{port}", int(num_processes), int(process_id))
-    original = loop.device_batches
+    original = session.device_batches
 
     def batches(*arguments):
         for number, item in enumerate(original(*arguments), start=1):
@@ -25,7 +25,7 @@ def main() -> int:
                 os.kill(os.getpid(), signal.SIGTERM)
             yield item
 
-    loop.device_batches = batches
+    session.device_batches = batches
     stopped_by = loop.train(load_json(Path(config)), Path(workdir))
     hosts.say(f"stopped by {stopped_by}")
     return 128 + (stopped_by or 0)

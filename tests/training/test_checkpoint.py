@@ -1,15 +1,18 @@
 """Checkpoints by themselves: fingerprints, meshes, damage, failed saves, several processes."""
 
 import json
+import logging
 import os
 import resource
 import shutil
 import subprocess
 import sys
+import warnings
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import absl.logging
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,10 +22,11 @@ from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dit_moe.config import ConfigError
-from dit_moe.training.about import LAYOUT
-from dit_moe.training.checkpoint import Checkpoints, DamageError, on_one_device
-from dit_moe.training.fingerprint import fingerprints
-from dit_moe.training.state import TrainState
+from dit_moe.config.quiet import quiet
+from dit_moe.runs.about import LAYOUT
+from dit_moe.runs.checkpoints import Checkpoints, DamageError, on_one_device
+from dit_moe.runs.fingerprint import fingerprints
+from dit_moe.runs.state import TrainState
 from tests.processes import free_port, run_together
 
 
@@ -290,9 +294,35 @@ def test_nothing_is_moved_when_no_checkpoint_is_good(run):
     assert sorted((run / "checkpoints").rglob("*")) == before
 
 
+def test_saving_and_reading_change_nothing_of_the_process(run):
+    def process() -> tuple:
+        levels = absl.logging.get_verbosity(), logging.getLogger("asyncio").level
+        return *levels, sys.unraisablehook, sys.excepthook, list(warnings.filters)
+
+    before = process()
+    with Checkpoints(run, keep=3) as checkpoints:
+        checkpoints.save(make_state(8))
+        checkpoints.wait()
+        checkpoints.restore_newest(make_state(0))
+    assert process() == before
+
+
 # Failed saves
 
 
+@pytest.fixture
+def in_a_command(monkeypatch):
+    """What else libraries would say is muted, as in the process of a command."""
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    verbosity, level = absl.logging.get_verbosity(), logging.getLogger("asyncio").level
+    with warnings.catch_warnings():
+        quiet()
+        yield
+    absl.logging.set_verbosity(verbosity)
+    logging.getLogger("asyncio").setLevel(level)
+
+
+@pytest.mark.usefixtures("in_a_command")
 @pytest.mark.parametrize("largest_file", [0, 1_000, 10_000])
 def test_a_save_that_fails_in_the_background(largest_file, run, capsys):
     """The system refuses larger files, as it refuses all on a full disk."""
@@ -329,8 +359,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from dit_moe.training.checkpoint import Checkpoints
-from dit_moe.training.state import TrainState
+from dit_moe.runs.checkpoints import Checkpoints
+from dit_moe.runs.state import TrainState
 
 mesh = Mesh(np.array(jax.devices()).reshape(2, 2), ("data", "fsdp"))
 

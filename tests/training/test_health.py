@@ -6,14 +6,14 @@ import types
 import pytest
 
 from dit_moe.config import ConfigError
-from dit_moe.training.checkpoint import TrainingError
+from dit_moe.runs.checkpoints import TrainingError
 from dit_moe.training.health import BAD_DATA, Skips, Warnings
 from dit_moe.training.logging import MetricsWriter
 
 
 def lines(losses: list[float], num_experts: int = 0, loads=()) -> list[str]:
     said: list[str] = []
-    warnings = Warnings(num_experts, said.append)
+    warnings = Warnings([num_experts] * 3, said.append)
     for number, loss in enumerate(losses, start=1):
         scalars = {"loss": loss}
         if loads:
@@ -43,6 +43,33 @@ def test_experts_without_work():
     assert line == "step 3: no token in the last 3 lines went to layer 2 expert 1"
     revived = [[0.5, 0.0, 0.5]] * 2 + [[0.5, 0.1, 0.4]]
     assert lines([1.0] * 10, num_experts=3, loads=revived) == []
+
+
+def validated(training: list[float], heldout: list[float]) -> list[str]:
+    """Two log lines before each validation."""
+    said: list[str] = []
+    warnings = Warnings([], said.append)
+    for i, (loss, value) in enumerate(zip(training, heldout, strict=True)):
+        warnings.check(20 * i + 10, {"loss": loss, "validation/loss": float("nan")})
+        warnings.check(20 * i + 20, {"loss": loss, "validation/loss": value})
+    return said
+
+
+def test_a_loss_on_heldout_data_that_rises_for_long():
+    falling = [1.0 - 0.05 * i for i in range(10)]
+    rising = [1.0, 0.8] + [0.85] * 8
+    (line,) = validated(falling, rising)
+    assert line.startswith(
+        "step 140: the loss on held-out data has been above its best (0.8 at step 40) for 5 "
+        "validations, while the training loss falls: it is 0.85 now."
+    )
+    assert validated(falling[:6], rising[:6]) == []  # not for long
+    assert validated([1.0] * 10, rising) == []  # training does not fall
+    assert validated(falling, [1.0, 0.8] + [0.81] * 8) == []  # as good as its best
+    # In a row: a good one in between begins anew, and a new best another count.
+    assert validated(falling, [1.0, 0.8] + [0.85] * 4 + [0.8] + [0.85] * 3) == []
+    # A validation before any finite loss compares with nothing.
+    assert validated([float("nan")] * 10, rising) == []
 
 
 def test_skips_say_which_steps_and_why():

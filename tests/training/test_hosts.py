@@ -12,9 +12,9 @@ import jax
 import numpy as np
 import pytest
 
-from dit_moe import hosts
 from dit_moe.config import ConfigError
-from dit_moe.config_io import to_json
+from dit_moe.config.files import to_json
+from dit_moe.devices import hosts
 from dit_moe.training.interrupt import Interrupt
 from dit_moe.training.loop import train
 from tests.lost_output import LostOutput
@@ -86,7 +86,8 @@ def test_one_process_needs_no_others():
     said = []
     hosts.on_lead(lambda: said.append(hosts.is_lead()))
     assert said == [True]
-    assert hosts.Agreement(jax.make_mesh((8,), ("data",)))(15) == 15
+    mesh = jax.make_mesh((8,), ("data",), (jax.sharding.AxisType.Auto,))
+    assert hosts.Agreement(mesh)(15) == 15
     with pytest.raises(ConfigError, match="busy"):
         hosts.on_lead(lambda: (_ for _ in ()).throw(ConfigError("busy")))
 
@@ -155,7 +156,8 @@ def test_an_unexpected_failure_of_the_lead_reaches_all_too(monkeypatch):
 
 FAILING = """
 import sys
-from dit_moe import command_line, hosts
+from dit_moe.config import command_line
+from dit_moe.devices import hosts
 command_line._PATIENCE = 1.0
 port, process = sys.argv[1:]
 

@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 from etils import epath
 
-import train as train_command
+import dit_moe.commands.train as train_command
+from dit_moe.autoencoder.latent_space import write_latent_space
 from dit_moe.config import ConfigError, MeshConfig
 from dit_moe.convert.export import export_run
 from dit_moe.convert.importing import SD_VAE
-from dit_moe.convert.run_writer import InMemory, write_run
-from dit_moe.data.latents import write_latent_space
-from dit_moe.loading import load_run
-from dit_moe.training.checkpoint import Checkpoints
+from dit_moe.devices.mesh import build_mesh
+from dit_moe.runs.checkpoints import Checkpoints
+from dit_moe.runs.folder import write_config
+from dit_moe.runs.loading import load_run
+from dit_moe.runs.state import abstract_state, init_state, start_state
+from dit_moe.runs.writer import InMemory, write_run
 from dit_moe.training.loop import train
-from dit_moe.training.mesh import build_mesh
 from dit_moe.training.origin import prepare_origin, start_parameters
-from dit_moe.training.run_folder import write_config
-from dit_moe.training.state import abstract_state, init_state, start_state
 from tests.tiny import tiny
 
 # An update too small to show.

@@ -10,22 +10,23 @@ import numpy as np
 import pytest
 from scipy.integrate import quad
 
+from dit_moe.commands import post_hoc_ema
+from dit_moe.commands.post_hoc_ema import fit_profiles, plan, profile_products, rebuild
 from dit_moe.config import MAX_SIGMA_REL, ConfigError, MeshConfig
-from dit_moe.config_io import override, to_json
-from dit_moe.loading import load_run
-from dit_moe.nn.parameters import abstract_parameters, logical_axes
-from dit_moe.training import ema_snapshots, post_hoc_ema
-from dit_moe.training.ema_snapshots import (
+from dit_moe.config.files import override, to_json
+from dit_moe.devices.mesh import build_mesh, parameter_shardings
+from dit_moe.models.parameters import abstract_parameters, logical_axes
+from dit_moe.runs import ema_snapshots
+from dit_moe.runs.ema_snapshots import (
     drop_snapshots_after,
     read_track,
     save_snapshot,
     snapshot_folder,
     snapshot_steps,
 )
-from dit_moe.training.ema_tracks import exponent, init_tracks, update_tracks
+from dit_moe.runs.ema_tracks import exponent, init_tracks, update_tracks
+from dit_moe.runs.loading import load_run
 from dit_moe.training.loop import train
-from dit_moe.training.mesh import build_mesh, parameter_shardings
-from dit_moe.training.post_hoc_ema import fit_profiles, plan, profile_products, rebuild
 from tests.tiny import tiny
 
 CONFIG = tiny(None, post_hoc_ema=(0.05, 0.1), post_hoc_ema_every=2)
@@ -317,7 +318,7 @@ class TestCommand:
 class TestSnapshots:
     def test_sharded_tracks_come_back_whole(self, tmp_path):
         mesh = build_mesh(MeshConfig(data=2, fsdp=4))
-        path = "groups.blocks.0.attention.qkv.kernel"
+        path = "trunk.segments.0.blocks.0.attention.qkv.kernel"
         like = {path: LIKE[path]}
         sharding = parameter_shardings(mesh, LIKE, logical_axes(CONFIG.model))[path]
         (parameters,) = walk(1)

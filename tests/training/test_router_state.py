@@ -8,18 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dit_moe.config_io import load_file
-from dit_moe.diffusion.sampling import build_objective
+from dit_moe.config.files import load_file
+from dit_moe.diffusion.integrate import build_objective
+from dit_moe.models.parameters import functional
 from dit_moe.nn.embeddings import drop_labels
-from dit_moe.nn.parameters import functional
-from dit_moe.training import loop
+from dit_moe.runs.state import init_state
+from dit_moe.training import session
 from dit_moe.training.loop import train
-from dit_moe.training.state import init_state
 from dit_moe.training.step import SKIPPED_FOR_DATA, build_step
 from tests.tiny import DIFFMOE, tiny
 from tests.training.test_training import batch, final_state, one_device
 
-PATH = "groups.blocks.1.feed_forward.router.threshold"
+PATH = "trunk.segments.0.blocks.1.feed_forward.router.threshold"
 
 
 def test_thresholds_follow_the_predictions_and_nothing_else():
@@ -43,13 +43,13 @@ def test_thresholds_follow_the_predictions_and_nothing_else():
     for p in range(parts):
         part = (key_N[p::parts], x[p::parts], y_N[p::parts])
         _, (_, prediction) = build_objective(config.objective).loss(network, *part)
-        thresholds.append(prediction.routing.next_state["threshold"])
-        capacities.append(prediction.routing.metrics["predicted_capacity"])
+        thresholds.append(prediction.routing[0].next_state["threshold"])
+        capacities.append(prediction.routing[0].metrics["predicted_capacity"])
     np.testing.assert_allclose(after.parameters[PATH], np.mean(thresholds, axis=0), rtol=1e-5)
     np.testing.assert_array_equal(after.ema[PATH], after.parameters[PATH])
-    np.testing.assert_allclose(metrics["moe/capacity"], [1.0])
+    np.testing.assert_allclose(metrics["moe/capacity"][0], [1.0])
     np.testing.assert_allclose(
-        metrics["moe/predicted_capacity"], np.mean(capacities, axis=0), rtol=1e-5
+        metrics["moe/predicted_capacity"][0], np.mean(capacities, axis=0), rtol=1e-5
     )
 
     skipped, metrics = step(after, jnp.full_like(x, jnp.nan), y)
@@ -60,7 +60,7 @@ def test_thresholds_follow_the_predictions_and_nothing_else():
 def test_resume_is_exact(tmp_path, monkeypatch):
     config = tiny(DIFFMOE, steps=3)
     step = build_step(config)
-    monkeypatch.setattr(loop, "build_step", lambda config: step)
+    monkeypatch.setattr(session, "build_step", lambda config: step)
     train(config, tmp_path / "whole")
     train(tiny(DIFFMOE, steps=2), tmp_path / "parts")
     train(config, tmp_path / "parts")

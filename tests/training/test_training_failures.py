@@ -16,15 +16,15 @@ import orbax.checkpoint as ocp
 import pytest
 
 from dit_moe.config import Config, ConfigError, MeshConfig
+from dit_moe.data.array_records import RecordError
 from dit_moe.data.pipeline import Batch
-from dit_moe.data.records import RecordError
-from dit_moe.loading import load_run
-from dit_moe.training import loop
-from dit_moe.training.checkpoint import Checkpoints, TrainingError
+from dit_moe.devices.mesh import batch_sharding, build_mesh, replicated
+from dit_moe.runs.checkpoints import Checkpoints, TrainingError
+from dit_moe.runs.loading import load_run
+from dit_moe.runs.state import TrainState, abstract_state, init_state
+from dit_moe.training import session
 from dit_moe.training.health import Skips
 from dit_moe.training.loop import train
-from dit_moe.training.mesh import batch_sharding, build_mesh, replicated
-from dit_moe.training.state import TrainState, abstract_state, init_state
 from dit_moe.training.step import SKIPPED, SKIPPED_FOR_DATA, build_step
 from tests.lost_output import LostOutput
 from tests.tiny import tiny
@@ -41,7 +41,7 @@ def one_step() -> Iterator[None]:
     """All runs here share one training step, traced and compiled once."""
     step = build_step(small())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "build_step", lambda config: step)
+        patch.setattr(session, "build_step", lambda config: step)
         yield
 
 
@@ -84,7 +84,7 @@ def test_a_bad_update_changes_nothing_but_the_step():
         # Large activations before an output layer of zeros: a far larger gradient than loss.
         state.parameters["modulation.bias"] += 1e10
         step = jax.jit(  # as `train` does, so that it is compiled for both
-            loop.build_step(config),
+            session.build_step(config),
             donate_argnums=0,
             out_shardings=(jax.tree.map(lambda a: a.sharding, state), replicated(mesh)),
         )
@@ -121,14 +121,14 @@ def test_a_bad_update_changes_nothing_but_the_step():
 
 def on_batch(monkeypatch: pytest.MonkeyPatch, change: Callable[[int, Batch], Batch]) -> None:
     """Puts a change of every batch, by its step, between the data and the training."""
-    original = loop.device_batches
+    original = session.device_batches
 
     def batches(config, sources, first_step, sharding):
         stream = original(config, sources, first_step, sharding)
         for number, item in enumerate(stream, start=first_step + 1):
             yield change(number, item)
 
-    monkeypatch.setattr(loop, "device_batches", batches)
+    monkeypatch.setattr(session, "device_batches", batches)
 
 
 def spoil(
@@ -251,7 +251,7 @@ def test_too_little_memory_is_no_damage(run, monkeypatch):
 
 
 def test_resuming_makes_no_fresh_state(run, monkeypatch):
-    monkeypatch.delattr(loop, "init_state")
+    monkeypatch.delattr(session, "init_state")
     assert train(small(), run) is None
 
 
@@ -305,8 +305,8 @@ def test_a_workdir_that_was_removed_meanwhile(last, tmp_path, monkeypatch):
     workdir = tmp_path / "run"
     remove = functools.partial(shutil.rmtree, workdir, ignore_errors=True)
     if last:
-        wait = loop.Checkpoints.wait
-        monkeypatch.setattr(loop.Checkpoints, "wait", lambda self: (wait(self), remove())[0])
+        wait = session.Checkpoints.wait
+        monkeypatch.setattr(session.Checkpoints, "wait", lambda self: (wait(self), remove())[0])
         with pytest.raises(TrainingError, match=r"^the last state, of step 6, could not be saved"):
             train(small(), workdir)
     else:
@@ -335,7 +335,7 @@ def test_failed_writes_do_not_end_the_run(tmp_path, monkeypatch, capsys, finishe
     def write(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(loop.MetricsWriter, "write", write)
+    monkeypatch.setattr(session.MetricsWriter, "write", write)
     assert train(small(checkpoint_every=2), tmp_path) is None
     out = capsys.readouterr().out
     assert "metrics could not be written: " in out

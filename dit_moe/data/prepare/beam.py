@@ -1,32 +1,6 @@
-"""Turns pictures into a data set for training, on many machines with Apache Beam.
+"""The face of `commands/prepare_beam.py`, which is above this room and not imported by it."""
 
-Takes the flags of python -m dit_moe.data.prepare and Beam's own, such as --runner, and makes the
-same files. Input and output must be folders that all machines reach by the same paths.
-"""
-
-import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
-from dit_moe.data.prepare.command import build_parser, run
-
-if TYPE_CHECKING:
-    from dit_moe.data.prepare.job import Job
-
-
-def main(argv: list[str] | None = None) -> int:
-    """The command; returns its exit code."""
-    parser = build_parser("dit_moe.data.prepare.beam", __doc__)
-    arguments, beam_flags = parser.parse_known_args(argv)
-
-    def make(job: "Job", missing: Sequence[int]) -> None:
-        # After the arguments are parsed: Beam takes seconds to import.
-        from dit_moe.data.prepare.beam_pipeline import make_shards
-
-        make_shards(job, missing, beam_flags)
-
-    return run(arguments, make)
-
+import runpy
 
 if __name__ == "__main__":
-    sys.exit(main())
+    runpy.run_module("dit_moe.commands.prepare_beam", run_name="__main__")

@@ -3,8 +3,8 @@
 import numpy as np
 from PIL import Image
 
-from dit_moe.data.colours import as_mode
-from dit_moe.data.pictures import MAX_PIXELS, ImageError, read_picture
+from dit_moe.storage.colours import as_mode
+from dit_moe.storage.pictures import MAX_PIXELS, ImageError, read_picture
 
 
 def decode(data: bytes | np.ndarray, image_size: int) -> np.ndarray:

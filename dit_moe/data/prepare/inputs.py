@@ -1,56 +1,11 @@
-"""What is to be prepared: a listing, fixed before the work, and how its pictures are read."""
+"""Opens what is to be prepared, of whatever kind it is."""
 
-import hashlib
-import json
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
-
-import numpy as np
+from typing import Literal
 
 from dit_moe.config import ConfigError
-from dit_moe.data import edm_labels
-from dit_moe.data.picture_files import Files, FilesError, Listing, has_picture_name, printable
-from dit_moe.data.picture_folders import list_folder
-from dit_moe.data.picture_zips import Zip, list_zip
-
-Kind = Literal["image_folder", "zip", "tfds"]
-
-
-class Entry(NamedTuple):
-    """One picture of the listing."""
-
-    key: str
-    """Names it in its source: a path with slashes, or the number of a record."""
-    label: int | None
-    """None: its record holds it."""
-
-
-class Reader(Protocol):
-    """Reads pictures by entry. Small, because it is sent to every worker process."""
-
-    def read(self, entry: Entry) -> tuple[bytes | np.ndarray, int]:
-        """What `decode` takes, and the label.
-
-        Raises:
-          ImageError: it cannot be read.
-        """
-        ...
-
-
-@dataclass(frozen=True)
-class Input:
-    """All pictures in a fixed order, with their classes."""
-
-    kind: Kind
-    entries: Sequence[Entry]
-    classes: tuple[str, ...]
-    digest: str
-    """SHA-256 of the listing."""
-    reader: Reader
-    ignored: int = 0
-    """Files outside of class folders, or that are no pictures beside a `dataset.json`."""
+from dit_moe.data.prepare.input import Input, Kind
+from dit_moe.data.prepare.inputs_files import open_image_folder, open_zip
 
 
 def open_input(source: Kind | Literal["auto"], path: str, split: str) -> Input:
@@ -68,9 +23,9 @@ def open_input(source: Kind | Literal["auto"], path: str, split: str) -> Input:
         source = _guess(Path(path))
     match source:
         case "image_folder":
-            found = _image_folder(Path(path))
+            found = open_image_folder(Path(path))
         case "zip":
-            found = _zip(Path(path))
+            found = open_zip(Path(path))
         case "tfds":
             from dit_moe.data.prepare.inputs_tfds import open_tfds  # a second to import
 
@@ -95,91 +50,3 @@ def _guess(path: Path) -> Kind:
         f"input {str(path)!r} does not exist; allowed: a folder of class folders, a .zip of one, a "
         "folder of a TFDS data set, or, with --source tfds, its name"
     )
-
-
-def listing_digest(lines: Iterable[object]) -> str:
-    """SHA-256 of all that the order and the labels of a listing depend on."""
-    digest = hashlib.sha256()
-    for line in lines:
-        digest.update(json.dumps(line).encode() + b"\n")
-    return digest.hexdigest()
-
-
-# Folders of class folders, and archives of them.
-
-
-@dataclass(frozen=True)
-class _FileReader:
-    files: Files
-
-    def read(self, entry: Entry) -> tuple[bytes, int]:
-        assert entry.label is not None
-        return self.files.read(entry.key), entry.label
-
-
-def _image_folder(path: Path) -> Input:
-    if not path.exists():
-        raise ConfigError(f"input {str(path)!r} does not exist; allowed: a folder of class folders")
-    if not path.is_dir():
-        raise ConfigError(
-            f"input {str(path)!r} is a file; allowed for image_folder: a folder of class folders"
-        )
-    return _input("image_folder", path, list_folder)
-
-
-def _zip(path: Path) -> Input:
-    if not path.exists():
-        raise ConfigError(f"input {str(path)!r} does not exist; allowed: a .zip of class folders")
-    if path.is_dir():
-        raise ConfigError(f"input {str(path)!r} is a folder; allowed for zip: a .zip file")
-    return _input("zip", path, list_zip)
-
-
-def _input(kind: Kind, path: Path, list_files: Callable[[Path], Listing]) -> Input:
-    try:
-        listing = list_files(path)
-    except FilesError as error:
-        raise ConfigError(f"input {error}") from None
-    names = listing.names
-    by_class = _by_edm if edm_labels.NAME in names else _by_folder
-    entries, classes = by_class(path, listing) if names else ([], ())
-    ignored = listing.loose + len(names) - len(entries)
-    entries += [Entry(name, 0) for name in listing.refused]  # to be rejected by name
-    prefix = [listing.files.prefix] if isinstance(listing.files, Zip) else []
-    digest = listing_digest([classes, *prefix, *entries, *listing.contents])
-    return Input(kind, entries, classes, digest, _FileReader(listing.files), ignored)
-
-
-def _by_folder(path: Path, listing: Listing) -> tuple[list[Entry], tuple[str, ...]]:
-    """Entries and classes; the class is the first folder, and what lies in none is left out."""
-    inside = [name for name in listing.names if "/" in name]
-    classes = sorted({name.partition("/")[0] for name in inside})
-    if not classes:
-        raise ConfigError(
-            f"input {str(path)!r} has no class folders; allowed: one folder per class, with its "
-            "images inside"
-        )
-    if empty := sorted(set(listing.folders) - set(classes)):
-        raise ConfigError(
-            f"input {str(path)!r} has the class folder {printable(empty[0])!r} without files; "
-            "allowed: folders with images (labels are places in the list of folders)"
-        )
-    label = {name: number for number, name in enumerate(classes)}
-    entries = [Entry(name, label[name.partition("/")[0]]) for name in inside]
-    return entries, tuple(printable(name) for name in classes)
-
-
-def _by_edm(path: Path, listing: Listing) -> tuple[list[Entry], tuple[str, ...]]:
-    """Entries of what is named as a picture, and classes 0, 1, ... as `dataset.json` says."""
-    pictures = [name for name in listing.names if has_picture_name(name)]
-    try:
-        label = edm_labels.read(listing.files, pictures)
-    except FilesError as error:
-        raise ConfigError(f"input {str(path)!r}: {error}") from None
-    if label is None:
-        raise ConfigError(
-            f"input {str(path)!r} has a {edm_labels.NAME} with null labels; allowed: a class for "
-            f"every picture (or remove {edm_labels.NAME}: then the folders are the classes)"
-        )
-    entries = [Entry(name, label[name]) for name in pictures]
-    return entries, tuple(str(number) for number in range(max(label.values(), default=-1) + 1))

@@ -11,10 +11,10 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import naming
 
 from dit_moe.config import ConfigError
-from dit_moe.data.pictures import ImageError
-from dit_moe.data.prepare.inputs import Entry, Input, listing_digest
-from dit_moe.data.records import RecordError, Records
+from dit_moe.data.array_records import RecordError, Records
+from dit_moe.data.prepare.input import Entry, Input, listing_digest
 from dit_moe.data.tfds_folder import INFO, TfdsFolder
+from dit_moe.storage.pictures import ImageError
 
 
 @dataclass(frozen=True)

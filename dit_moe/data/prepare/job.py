@@ -1,6 +1,7 @@
 """The work of preparing a data set as a list of shards, and what of it is done."""
 
 import contextlib
+import hashlib
 import json
 import shutil
 from collections import Counter
@@ -12,13 +13,15 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic.dataclasses import dataclass as validated
 
+from dit_moe.autoencoder.latent_space import AutoencoderCard
 from dit_moe.config import ConfigError
 from dit_moe.data import prepared
 from dit_moe.data.picture_files import printable
-from dit_moe.data.prepare import inputs
-from dit_moe.data.prepared import AutoencoderCard, Card, Shard
-from dit_moe.files import atomic, lock, sha256
-from dit_moe.records import read_json, read_record, write_record
+from dit_moe.data.prepare.input import Entry
+from dit_moe.data.prepare.inputs import open_input
+from dit_moe.data.prepared import Card, Shard
+from dit_moe.storage.files import atomic, lock, sha256
+from dit_moe.storage.records import read_json, read_record, write_record
 
 if TYPE_CHECKING:
     from dit_moe.autoencoder.loading import Loaded
@@ -49,8 +52,14 @@ class Settings:
     batch_size: int
     """Pictures per device in one pass of the autoencoder."""
     images_per_shard: int
+    validation_share: float = 0.0
+    """Of the pictures that are held out."""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.validation_share < 1:
+            raise ConfigError(
+                f"validation_share is {self.validation_share}; allowed: 0 to less than 1"
+            )
         for field in ("image_size", "batch_size", "images_per_shard"):
             value = getattr(self, field)
             if value < 1:
@@ -74,13 +83,15 @@ class Record:
 class Job:
     """The shards of one data set: each holds the pictures of `images_per_shard` entries.
 
+    Those to train on come first, those that are held out after them.
+
     Raises:
       ConfigError: the input or the autoencoder cannot be used.
     """
 
     def __init__(self, settings: Settings):
         self.settings = settings
-        self.input = inputs.open_input(settings.source, settings.input, settings.split)
+        self.input = open_input(settings.source, settings.input, settings.split)
         self.loaded: Loaded | None = None
         self.autoencoder: AutoencoderCard | None = None
         size = settings.image_size
@@ -90,7 +101,26 @@ class Job:
         self.fields = prepared.features(
             self.shape, self.input.classes, latents=self.autoencoder is not None
         )
-        self.num_shards = -(-len(self.input.entries) // settings.images_per_shard)
+        self._split_entries()
+        self.num_train_shards = self._shards(self._entries["train"])
+        self.num_shards = self.num_train_shards + self._shards(self._entries["validation"])
+
+    def _split_entries(self) -> None:
+        share, entries = self.settings.validation_share, self.input.entries
+        self._entries: dict[prepared.Split, list[Entry]] = {"train": [], "validation": []}
+        for entry in entries:
+            out = share > 0 and _place(entry.key) < share
+            self._entries["validation" if out else "train"].append(entry)
+        for split, part in self._entries.items():
+            if share > 0 and entries and not part:
+                number, other = ("all", "smaller") if split == "train" else ("none", "larger")
+                raise ConfigError(
+                    f"validation_share is {share}, which holds out {number} of {len(entries)} "
+                    f"pictures; allowed: a {other} share"
+                )
+
+    def _shards(self, entries: Sequence[Entry]) -> int:
+        return -(-len(entries) // self.settings.images_per_shard)
 
     def _load_autoencoder(self, source: str) -> None:
         from dit_moe.autoencoder.loading import load  # JAX takes seconds to import
@@ -124,21 +154,31 @@ class Job:
             "images_per_shard": settings.images_per_shard,
             "autoencoder": self.autoencoder and self.autoencoder.sha256,
         }
+        if settings.validation_share:
+            identity["validation_share"] = settings.validation_share
         if self.input.kind == "tfds":
             identity["split"] = settings.split
         if self.autoencoder is not None:
             identity |= {"dtype": settings.dtype, "batch_size": settings.batch_size}
         return identity
 
-    def entries(self, index: int) -> Sequence[inputs.Entry]:
+    def entries(self, index: int) -> Sequence[Entry]:
         """Of one shard."""
         number = self.settings.images_per_shard
-        return self.input.entries[index * number : (index + 1) * number]
+        split, index, _ = self._locate(index)
+        return self._entries[split][index * number : (index + 1) * number]
 
     def shard_path(self, index: int) -> Path:
         """Where a shard belongs."""
-        name = prepared.shard_name(self.settings.name, index, self.num_shards)
-        return self.settings.output / name
+        split, index, total = self._locate(index)
+        return self.settings.output / prepared.shard_name(self.settings.name, index, total, split)
+
+    def _locate(self, index: int) -> tuple[prepared.Split, int, int]:
+        """The split of a shard, its number there, and how many there are."""
+        train = self.num_train_shards
+        if index < train:
+            return "train", index, train
+        return "validation", index - train, self.num_shards - train
 
     def record_path(self, index: int) -> Path:
         """Where the record lies that says a shard is done."""
@@ -156,6 +196,12 @@ class Job:
     def write_record(self, index: int, record: Record) -> None:
         """Says that a shard is done."""
         write_record(self.record_path(index), record)
+
+
+def _place(key: str) -> float:
+    """From 0 to 1, by the key alone: a picture stays on its side in any set that it is part of."""
+    digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def prepare(
@@ -248,7 +294,8 @@ def _check_finished(output: Path) -> Card:
 
 def _sweep(job: Job) -> None:
     """Removes what runs that were killed had half written."""
-    stems = (f"{job.settings.name}-{prepared.SPLIT}", "job", "rejected", "labels", "prepared")
+    stems = ["job", "rejected", "labels", "labels-validation", "prepared"]
+    stems += [f"{job.settings.name}-{split}" for split in ("train", "validation")]
     for pattern in (*(f".{stem}.*" for stem in stems), f"{_PROGRESS}/.*"):
         for path in job.settings.output.glob(pattern):
             path.unlink()
@@ -257,11 +304,12 @@ def _sweep(job: Job) -> None:
 def _finish(job: Job, max_rejected: float) -> Card:
     settings, total = job.settings, len(job.input.entries)
     records = list(_checked_records(job))
+    training, validation = records[: job.num_train_shards], records[job.num_train_shards :]
     rejected = sorted(item for record in records for item in record.rejected)
     _print_rejected(rejected, total)
-    _print_absent(job.input.classes, records)
+    _print_absent(job.input.classes, training)
     share = len(rejected) / total
-    if len(rejected) == total:
+    if not any(record.shard.labels for record in training):
         raise PrepareError("none of the pictures can be used")
     if share > max_rejected:
         raise PrepareError(
@@ -280,7 +328,8 @@ def _finish(job: Job, max_rejected: float) -> Card:
         shape=job.shape,
         classes=job.input.classes,
         autoencoder=job.autoencoder,
-        shards=[record.shard for record in records],
+        shards=[record.shard for record in training],
+        validation=[record.shard for record in validation],
         description=f"Made by dit_moe.data.prepare from {job.input.kind}.",
     )
     shutil.rmtree(settings.output / _PROGRESS)

@@ -16,6 +16,7 @@ from dit_moe.data.prepare.job import Job, PrepareError
 from dit_moe.data.prepare.shard import build_encoder, make_shard
 from dit_moe.data.prepare.worker import Decoded, decode_entries, start
 
+MAX_WORKERS = 4096
 _CHUNK = 16  # entries of one task
 
 
@@ -28,11 +29,11 @@ def make_shards(job: Job, missing: Sequence[int], workers: int) -> None:
       workers: processes that decode.
 
     Raises:
-      ConfigError: `workers` is below 1.
+      ConfigError: `workers` is below 1 or above `MAX_WORKERS`.
       PrepareError: a worker process died.
     """
-    if workers < 1:
-        raise ConfigError(f"workers is {workers}; allowed: 1 or more")
+    if not 1 <= workers <= MAX_WORKERS:
+        raise ConfigError(f"workers is {workers}; allowed: 1 to {MAX_WORKERS}")
     encoder = build_encoder(job)
     total = len(job.input.entries)
     # Not forked: JAX has threads.

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 
 from dit_moe.data.picture_files import printable
-from dit_moe.data.pictures import ImageError
 from dit_moe.data.prepare.decode import decode
-from dit_moe.data.prepare.inputs import Entry, Reader
+from dit_moe.data.prepare.input import Entry, Reader
+from dit_moe.storage.pictures import ImageError
 
 
 class Decoded(NamedTuple):

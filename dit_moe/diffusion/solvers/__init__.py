@@ -1,13 +1,45 @@
 """Solvers: from noise to samples along z = (1 - t) x_0 + t noise."""
 
-from dit_moe.config import SolverConfig
+from collections.abc import Callable
+from typing import Any
+
+from dit_moe.config import SOLVERS, SolverConfig
 from dit_moe.diffusion.solvers.adaptive import dopri5
 from dit_moe.diffusion.solvers.exponential import multistep
 from dit_moe.diffusion.solvers.runge_kutta import HEUN, MIDPOINT, RK4, runge_kutta
 from dit_moe.diffusion.solvers.steps import Solver, step_noise
 from dit_moe.diffusion.solvers.stochastic import ancestral, ddim, euler, euler_maruyama
 
-__all__ = ["ancestral", "build_solver", "euler", "step_noise"]
+__all__ = ["ancestral", "build_solver", "euler", "register_solver", "step_noise"]
+
+Build = Callable[[SolverConfig, float], Solver]
+"""From the resolved config and the least time that the network was trained for."""
+
+_BUILD: dict[str, Build] = {
+    "euler": lambda config, lowest: euler,
+    "heun": lambda config, lowest: runge_kutta(HEUN, lowest),
+    "midpoint": lambda config, lowest: runge_kutta(MIDPOINT, lowest),
+    "rk4": lambda config, lowest: runge_kutta(RK4, lowest),
+    "dopri5": lambda config, lowest: dopri5(config.option("tolerance"), lowest),
+    "ddim": lambda config, lowest: ddim(config.option("eta")),
+    "euler_maruyama": lambda config, lowest: euler_maruyama,
+    "dpmpp_2m": lambda config, lowest: multistep(2, corrector=False),
+    "dpmpp_3m": lambda config, lowest: multistep(3, corrector=False),
+    "unipc": lambda config, lowest: multistep(2, corrector=True),
+}
+
+
+def register_solver(name: str, build: Build, **options: Any) -> None:
+    """Makes a solver known, for rectified flow and DDPM alike.
+
+    Args:
+      name: what a config or `--solver` calls it.
+      build: makes it.
+      options: those of `config.SOLVER_OPTIONS` that it has, with their defaults; one without
+        `time_grid` gets the two ends of the time range and finds its own way.
+    """
+    SOLVERS[name] = options
+    _BUILD[name] = build
 
 
 def build_solver(config: SolverConfig, lowest: float) -> Solver:
@@ -17,27 +49,4 @@ def build_solver(config: SolverConfig, lowest: float) -> Solver:
       config: as of `SolverConfig.resolve`.
       lowest: the least time that the network was trained for.
     """
-    match config.solver:
-        case "euler":
-            return euler
-        case "heun":
-            return runge_kutta(HEUN, lowest)
-        case "midpoint":
-            return runge_kutta(MIDPOINT, lowest)
-        case "rk4":
-            return runge_kutta(RK4, lowest)
-        case "dopri5":
-            assert config.tolerance is not None
-            return dopri5(config.tolerance, lowest)
-        case "ddim":
-            assert config.eta is not None
-            return ddim(config.eta)
-        case "euler_maruyama":
-            return euler_maruyama
-        case "dpmpp_2m":
-            return multistep(2, corrector=False)
-        case "dpmpp_3m":
-            return multistep(3, corrector=False)
-        case "unipc":
-            return multistep(2, corrector=True)
-    raise AssertionError(config.solver)
+    return _BUILD[config.solver](config, lowest)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dit_moe.diffusion.denoiser import Denoiser, broadcast_time
+from dit_moe.diffusion.denoiser import Denoiser, broadcast_time, mean_per_example
 from dit_moe.diffusion.solvers.runge_kutta import slopes, tableau
 from dit_moe.diffusion.solvers.steps import Solver
 
@@ -64,15 +64,15 @@ def dopri5(tolerance: float, lowest: float = 0.0) -> Solver:
             left_N = t_N - end
             length_N = jnp.where(last, left_N, jnp.minimum(length_N, left_N))
             found = slopes(DORMAND_PRINCE, denoiser, z, t_N, -length_N, y_N, first=slope)
-            forward = -broadcast_time(length_N)
+            forward = -broadcast_time(length_N, z)
             z_next = z + forward * jnp.tensordot(jnp.asarray(DORMAND_PRINCE.b, z.dtype), found, 1)
             error = forward * jnp.tensordot(jnp.asarray(_ERROR, z.dtype), found, 1)
             scale = tolerance * (1 + jnp.maximum(jnp.abs(z), jnp.abs(z_next)))
-            error_N = jnp.sqrt(jnp.mean(jnp.square(error / scale), axis=(1, 2, 3)))
+            error_N = jnp.sqrt(mean_per_example(jnp.square(error / scale)))
 
             good_N = error_N <= 1  # false for NaN
             accepted_N = good_N | last
-            taken = broadcast_time(accepted_N)
+            taken = broadcast_time(accepted_N, z)
             growth_N = jnp.where(jnp.isfinite(error_N), 0.9 * error_N**-0.2, 0)
             return (
                 attempt + 1,

@@ -48,13 +48,13 @@ def slopes(
     first: jax.Array | None = None,
     stages: int | jax.Array | None = None,
 ) -> jax.Array:
-    """The slopes of a step: [stages, N, H, W, C]. The network is compiled once for all of them.
+    """The slopes of a step: [stages, N, ..., C]. The network is compiled once for all of them.
 
     Args:
       method: whose slopes.
       denoiser: gives them.
-      z: [N, H, W, C] at the step's start.
-      t: time there, one for all images or [N].
+      z: [N, ..., C] at the step's start.
+      t: time there, one for all examples or [N].
       dt: length of the step, negative, shaped as t.
       y_N: labels.
       first: the first slope, if it is known.
@@ -66,7 +66,7 @@ def slopes(
         found = found.at[0].set(first)
 
     def stage(i: jax.Array, found: jax.Array) -> jax.Array:
-        z_i = z + broadcast_time(dt) * jnp.tensordot(a[i], found, 1)
+        z_i = z + broadcast_time(dt, z) * jnp.tensordot(a[i], found, 1)
         return found.at[i].set(denoiser(z_i, t + c[i] * dt, y_N).velocity)
 
     last = len(method.b) if stages is None else stages

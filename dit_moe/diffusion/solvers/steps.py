@@ -15,12 +15,12 @@ Solver: TypeAlias = Callable[
     [Denoiser, jax.Array, jax.Array, jax.Array, np.ndarray],
     jax.Array,
 ]
-"""From a denoiser, z [N, H, W, C] at times[0], keys [N], labels [N] and times [steps + 1], strictly
-descending, to z at times[-1]. Pure; an image depends on its own z, key and label alone."""
+"""From a denoiser, z [N, ..., C] at times[0], keys [N], labels [N] and times [steps + 1], strictly
+descending, to z at times[-1]. Pure; an example depends on its own z, key and label alone."""
 
 
 def step_noise(key_N: jax.Array, number: int | jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """The number-th draw of every image: standard normal [N, *shape] float32, from its own key."""
+    """Every example's number-th draw: standard normal [N, *shape] float32, from its own key."""
     return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, number), shape))(key_N)
 
 

@@ -1,11 +1,23 @@
 """Routers: modules that turn tokens into a `Routing` record."""
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Protocol, TypeVar
 
 import jax
 from flax import nnx
 
-from dit_moe.config import MoEConfig
+from dit_moe.config import (
+    ROUTERS,
+    BatchPoolRouterConfig,
+    ConfigError,
+    ExpertChoiceRouterConfig,
+    MoEConfig,
+    PrototypeExpertChoiceRouterConfig,
+    PrototypeRouterConfig,
+    RouterSettings,
+    SigmoidTopKRouterConfig,
+    TopKRouterConfig,
+)
 from dit_moe.moe.routers.batch_pool import BatchPoolRouter
 from dit_moe.moe.routers.expert_choice import ExpertChoiceRouter, PrototypeExpertChoiceRouter
 from dit_moe.moe.routers.token_choice import PrototypeRouter, SigmoidTopKRouter, TopKRouter
@@ -20,16 +32,38 @@ class Router(Protocol):
         ...
 
 
-ROUTERS = {
-    "top_k": TopKRouter,
-    "sigmoid_top_k": SigmoidTopKRouter,
-    "prototype": PrototypeRouter,
-    "expert_choice": ExpertChoiceRouter,
-    "prototype_expert_choice": PrototypeExpertChoiceRouter,
-    "batch_pool": BatchPoolRouter,
-}
+Build = Callable[..., Router]
+"""A router's class: from (mixture, its own settings, width, random keys) to a fresh router."""
+B = TypeVar("B", bound=Build)
+_MODULES: dict[str, Build] = {}
+
+
+def register_router(settings: type[RouterSettings]) -> Callable[[B], B]:
+    """Makes a router known by the name of its settings; a decorator of its class."""
+    ROUTERS.add(settings)
+
+    def register(build: B) -> B:
+        _MODULES[settings.__dataclass_fields__["name"].default] = build  # pyright: ignore
+        return build
+
+    return register
 
 
 def build_router(config: MoEConfig, width: int, rngs: nnx.Rngs) -> Router:
-    """The router that the config names, with fresh parameters."""
-    return ROUTERS[config.router.name](config, config.router, width, rngs)
+    """The router that the config names, with fresh parameters.
+
+    Raises:
+      ConfigError: its settings are known, but no router was registered for them.
+    """
+    name = config.router.name
+    if name not in _MODULES:
+        raise ConfigError(f"router {name!r} has settings, but no module: see register_router")
+    return _MODULES[name](config, config.router, width, rngs)
+
+
+register_router(TopKRouterConfig)(TopKRouter)
+register_router(SigmoidTopKRouterConfig)(SigmoidTopKRouter)
+register_router(PrototypeRouterConfig)(PrototypeRouter)
+register_router(ExpertChoiceRouterConfig)(ExpertChoiceRouter)
+register_router(PrototypeExpertChoiceRouterConfig)(PrototypeExpertChoiceRouter)
+register_router(BatchPoolRouterConfig)(BatchPoolRouter)

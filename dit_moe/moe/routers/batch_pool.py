@@ -5,28 +5,18 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dit_moe.config import BatchPoolRouterConfig, MoEConfig
+from dit_moe.moe.assignments import slots_from_mask
 from dit_moe.moe.routers.scores import expert_capacity, init_kernel, softmax_scores
-from dit_moe.moe.routing import Conditioning, Routing, slots_from_mask
-
-_XAVIER = jax.nn.initializers.xavier_uniform()
+from dit_moe.moe.routing import Conditioning, Routing
+from dit_moe.nn.linear import linear
 
 
 class CapacityPredictor(nnx.Module):
     """From a token to the logit, per expert, that the expert chooses it."""
 
     def __init__(self, width: int, num_experts: int, rngs: nnx.Rngs):
-        def dense(features: int, out: str | None) -> nnx.Linear:
-            return nnx.Linear(
-                width,
-                features,
-                kernel_init=_XAVIER,
-                kernel_metadata={"axes": ("embed", out)},
-                bias_metadata={"axes": (out,)},
-                rngs=rngs,
-            )
-
-        self.dense_in = dense(width, "mlp")
-        self.dense_out = dense(num_experts, None)
+        self.dense_in = linear(width, width, ("embed", "mlp"), rngs)
+        self.dense_out = linear(width, num_experts, ("embed", None), rngs)
 
     def __call__(self, x_TxD: jax.Array) -> jax.Array:
         """Maps [T, D] to [T, E], float32."""

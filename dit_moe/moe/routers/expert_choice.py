@@ -112,6 +112,7 @@ class PrototypeExpertChoiceRouter(nnx.Module):
             weight=weight_NxA.reshape(-1),
             scores=scores_NxExS.swapaxes(1, 2).reshape(-1, num_experts),
             losses={"routing_contrastive": contrastive},
+            metrics={"prototype_similarity": losses.mean_similarity(self.prototypes[...])},
         )
 
 

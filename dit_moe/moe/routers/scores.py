@@ -9,7 +9,7 @@ ACTIVATIONS = {
     "softmax": jax.nn.softmax,
     "sigmoid": jax.nn.sigmoid,
 }
-"""Of cosines, over the last axis."""
+"""What makes scores of cosines, over the last axis."""
 
 
 def linear_scores(x_TxD: jax.Array, kernel_DxE: jax.Array) -> jax.Array:

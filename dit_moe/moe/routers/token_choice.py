@@ -28,7 +28,7 @@ class TopKRouter(nnx.Module):
         self.balance_coef = settings.balance_coef
         # Kaiming uniform with a = sqrt(5): the bound is sqrt(6 / ((1 + a^2) fan_in)).
         init = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-        kernel_DxE = init(rngs.params(), (width, config.num_experts), jnp.float32)
+        kernel_DxE = init(rngs.params(), (width, config.scored_experts), jnp.float32)
         self.kernel = nnx.Param(kernel_DxE, axes=("embed", None))
 
     def __call__(self, x_TxD: jax.Array, conditioning: Conditioning) -> Routing:
@@ -52,14 +52,14 @@ class SigmoidTopKRouter(nnx.Module):
     def __init__(
         self, config: MoEConfig, settings: SigmoidTopKRouterConfig, width: int, rngs: nnx.Rngs
     ):
-        self.num_experts = config.num_experts
+        self.num_experts = config.scored_experts
         self.top_k, self.choice = config.top_k, config.choice
         self.settings = settings
         init = jax.nn.initializers.variance_scaling(2.0, "fan_in", "normal")  # Kaiming normal
-        kernel_DxE = init(rngs.params(), (width, config.num_experts), jnp.float32)
+        kernel_DxE = init(rngs.params(), (width, config.scored_experts), jnp.float32)
         self.kernel = nnx.Param(kernel_DxE, axes=("embed", None))
         # Updated through `Routing.next_state`; its gradient is 0.
-        self.bias = nnx.Param(jnp.zeros(config.num_experts), axes=(None,))
+        self.bias = nnx.Param(jnp.zeros(config.scored_experts), axes=(None,))
 
     def __call__(self, x_TxD: jax.Array, conditioning: Conditioning) -> Routing:
         scores_TxE = jax.nn.sigmoid(linear_scores(x_TxD.astype(jnp.float32), self.kernel[...]))
@@ -108,9 +108,11 @@ class PrototypeRouter(nnx.Module):
         contrastive = self.settings.contrastive_coef * losses.routing_contrastive_loss(
             x_TxD, self.prototypes[...], expert_TxK, self.settings.contrastive_temperature
         )
-        return _token_choice(
+        routing = _token_choice(
             expert_TxK, weight_TxK, scores_TxE, {"routing_contrastive": contrastive}
         )
+        similarity = losses.mean_similarity(self.prototypes[...])
+        return dataclasses.replace(routing, metrics={"prototype_similarity": similarity})
 
 
 def _choose(scores_TxE: jax.Array, top_k: int, choice: str) -> tuple[jax.Array, jax.Array]:

@@ -1,0 +1,1 @@
+"""The programs, a file each: a parser and one call."""

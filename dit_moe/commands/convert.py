@@ -1,0 +1,186 @@
+"""Converts models: published checkpoints in, open formats out, dense runs to sparse ones."""
+
+import argparse
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dit_moe.config.command_line import command_parser, end, run_command
+from dit_moe.config.verbs import spoken
+from dit_moe.convert import FAMILIES
+
+if TYPE_CHECKING:
+    from dit_moe.convert.networks import Network
+
+EPILOG = """\
+examples:
+  published checkpoint to run folder
+    python -m dit_moe.convert --family dit --checkpoint DiT-XL-2-256x256.pt --output runs/dit-xl
+    python sample.py --workdir runs/dit-xl --classes 207,360 --output out/
+  run folder to an open folder (safetensors), to the hub, to a peer's own state_dict
+    python -m dit_moe.convert --workdir runs/xl --output exported/xl
+    python -m dit_moe.convert --workdir runs/xl --output exported/xl --upload user/name
+    python -m dit_moe.convert --workdir runs/xl --format dit-moe --output dit-moe-xl.pt
+  dense run to sparse run
+    python -m dit_moe.convert --upcycle runs/dit-s --config configs/dit_moe.py:S/2-8E2A \\
+        --config.model.moe.expert=gelu --config.model.moe.shared_hidden_ratio=0 --output runs/up
+
+The output must be new; a command that fails leaves nothing. No pickled code is ever executed.
+docs/convert.md says more.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = command_parser("python -m dit_moe.convert", __doc__, EPILOG)
+    ways = parser.add_mutually_exclusive_group(required=True)
+    ways.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="FILE",
+        help="to import: .safetensors, a folder of them or of diffusers, or .pt, .pth, .bin, .ckpt",
+    )
+    ways.add_argument("--workdir", metavar="RUN", help="to export: a run folder")
+    ways.add_argument("--upcycle", metavar="RUN", help="to make sparse: a run folder")
+    parser.add_argument("--output", required=True, type=Path, help="what is written; must be new")
+    parser.add_argument(
+        "--parameters",
+        choices=("ema", "raw"),
+        help="the moving average, or the parameters themselves (default: ema where there is one)",
+    )
+    importing = parser.add_argument_group("with --checkpoint")
+    importing.add_argument("--family", choices=FAMILIES, help="whose checkpoint it is; needed")
+    importing.add_argument(
+        "--model_json",
+        type=Path,
+        metavar="FILE",
+        help="the constructor's arguments, for sizes that are not published (num_heads, top_k); "
+        'and "objective": ddpm or rectified_flow',
+    )
+    exporting = parser.add_argument_group("with --workdir")
+    exporting.add_argument(
+        "--format",
+        choices=("safetensors", "diffusers", *FAMILIES),
+        help="a folder of safetensors, of diffusers, or a family's state_dict in .pt or "
+        ".safetensors (default: safetensors)",
+    )
+    exporting.add_argument(
+        "--upload", metavar="USER/NAME", help="put the folder on the Hugging Face hub, too"
+    )
+    upcycling = parser.add_argument_group("with --upcycle")
+    upcycling.add_argument(
+        "--config",
+        metavar="FILE[:ARGUMENT]",
+        help="of the sparse model; needed; fields as in training: --config.FIELD=VALUE",
+    )
+    upcycling.add_argument(
+        "--noise",
+        type=float,
+        help="added to the experts, in standard deviations of their weights (default: 0)",
+    )
+    arguments, overrides = parser.parse_known_args(argv)
+    _refuse_strangers(parser, arguments, overrides)
+    return run_command(lambda: run(arguments, overrides))
+
+
+def _refuse_strangers(
+    parser: argparse.ArgumentParser, arguments: argparse.Namespace, overrides: list[str]
+) -> None:
+    """Ends the command if a flag does not belong to the chosen way, or one is missing."""
+    if overrides and arguments.upcycle is None:
+        parser.error(f"unrecognized arguments: {' '.join(overrides)}")
+    belongs = {
+        "family": "checkpoint",
+        "model_json": "checkpoint",
+        "format": "workdir",
+        "upload": "workdir",
+        "config": "upcycle",
+        "noise": "upcycle",
+    }
+    for flag, way in belongs.items():
+        given = getattr(arguments, flag) is not None
+        if given and getattr(arguments, way) is None:
+            parser.error(f"--{flag} is given without --{way}")
+        if not given and getattr(arguments, way) is not None and flag in ("family", "config"):
+            parser.error(f"--{flag} is needed with --{way}")
+    if arguments.upload is not None and arguments.format not in (None, "safetensors"):
+        parser.error(f"--upload is given with --format {arguments.format}; allowed: safetensors")
+
+
+def run(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    """Converts."""
+    if arguments.checkpoint is not None:
+        _import(arguments)
+    elif arguments.workdir is not None:
+        _export(arguments)
+    else:
+        _upcycle(arguments, overrides)
+
+
+def _import(arguments: argparse.Namespace) -> None:
+    # Here and below after the arguments are parsed: JAX takes seconds to import.
+    from dit_moe.convert.importing import import_checkpoint
+
+    config, network = import_checkpoint(
+        arguments.family,
+        arguments.checkpoint,
+        arguments.output,
+        model_json=arguments.model_json,
+        which=arguments.parameters,
+    )
+    model = config.model
+    print(
+        f"{config.name}: {model.depth} blocks of width {model.width}, {model.heads} heads, "
+        f"objective {config.objective.name}. Took {_taken(network)}. Wrote {arguments.output}."
+    )
+    output = shlex.quote(str(arguments.output))
+    print(spoken(f"Next: python sample.py --workdir {output} --output out/"))
+
+
+def _taken(network: "Network") -> str:
+    place = f" under {network.name!r}" if network.name else ""
+    match network.kind:
+        case "ema":
+            return f"the moving average (ema){place}"
+        case "raw":
+            return f"the parameters (raw){place}, not a moving average"
+        case None:
+            return f"its one network{place}, which may be a moving average (ema) or not (raw)"
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from dit_moe.convert.export import export_run, upload
+
+    form = arguments.format or "safetensors"
+    ema = export_run(arguments.workdir, arguments.output, form, ema=_wanted(arguments))
+    taken = "the moving average (ema)" if ema else "the parameters (raw)"
+    print(f"Took {taken}. Wrote {arguments.output}.")
+    if arguments.upload is not None:
+        print(f"Uploaded to {upload(arguments.output, arguments.upload)}.")
+
+
+def _upcycle(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    from dit_moe.config.files import load_file
+    from dit_moe.surgery.upcycle import upcycle_run
+
+    config = load_file(arguments.config, overrides)
+    upcycle_run(
+        arguments.upcycle,
+        config,
+        arguments.output,
+        noise=arguments.noise or 0.0,
+        ema=_wanted(arguments),
+    )
+    print(f"{config.name} from {arguments.upcycle}. Wrote {arguments.output}.")
+    output = shlex.quote(str(arguments.output))
+    next_line = "Next: python train.py with the same --config"
+    print(spoken(f"{next_line}, --init_from {output} and a --workdir"))
+
+
+def _wanted(arguments: argparse.Namespace) -> bool | None:
+    """Whether the moving average is asked for; None where nothing is."""
+    return None if arguments.parameters is None else arguments.parameters == "ema"
+
+
+if __name__ == "__main__":
+    end(main)

@@ -1,0 +1,66 @@
+"""Estimates memory, FLOPs and step time of a training run before it starts."""
+
+import argparse
+
+from dit_moe.config.command_line import command_parser, end, run_command
+
+EPILOG = """\
+examples:
+  python -m dit_moe.plan --preset DiT-MoE-XL/2-8E2A --device h100 --devices 8
+  python -m dit_moe.plan --config configs/promoe.py:XL/2@512 --device v5p --devices 64 --fsdp 16
+  python -m dit_moe.plan --preset DiT-XL/2 --devices 8 --config.model.dtype=bfloat16
+  python -m dit_moe.plan --table --config.model.dtype=bfloat16
+
+Without mesh sizes, here or in the config's mesh, the plainest mesh that fits is taken: the fewest
+parts of a batch (train.accumulation), then the smallest fsdp x expert, then the shortest predicted
+step. With a mesh size, the axis data takes the rest.
+Any field of the config can be set with --config.FIELD=VALUE, as in training.
+
+Memory of the state is exact, of the rest a count of what is kept; times are predictions from data
+sheets, not measurements. See docs/scale.md.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = command_parser("python -m dit_moe.plan", __doc__, EPILOG)
+    add = parser.add_argument
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--preset", metavar="NAME", help="a published model, such as DiT-XL/2")
+    what.add_argument("--config", metavar="FILE[:ARGUMENT]", help="config file, see configs/")
+    what.add_argument("--table", action="store_true", help="presets x devices, as a Markdown table")
+    add("--device", default="h100", help="a100-40, a100-80, h100 (default), v5e, v5p, ...")
+    add("--devices", type=int, default=1, metavar="N", help="how many (default: 1)")
+    add("--data", type=int, metavar="N", help="size of the mesh axis data")
+    add("--fsdp", type=int, metavar="N", help="size of the mesh axis fsdp")
+    add("--expert", type=int, metavar="N", help="size of the mesh axis expert")
+    add("--batch_size", type=int, metavar="N", help="images per step (default: the config's)")
+    arguments, overrides = parser.parse_known_args(argv)
+    return run_command(lambda: run(arguments, overrides))
+
+
+def run(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    """Prints the estimate."""
+    # After the arguments are parsed: JAX takes seconds to import.
+    from dit_moe.devices.mesh import AXES
+    from dit_moe.plan.choose import plan, table
+
+    if arguments.batch_size is not None:
+        overrides = [*overrides, f"--config.train.batch_size={arguments.batch_size}"]
+    if arguments.table:
+        print(table(overrides))
+        return
+    mesh = {axis: size for axis in AXES if (size := getattr(arguments, axis)) is not None}
+    found = plan(
+        arguments.preset,
+        arguments.config,
+        overrides,
+        device=arguments.device,
+        num_devices=arguments.devices,
+        mesh=mesh,
+    )
+    print(found)
+
+
+if __name__ == "__main__":
+    end(main)

@@ -1,0 +1,116 @@
+"""Trains a model. Run the same command again to resume."""
+
+import argparse
+
+from etils import epath
+
+from dit_moe.config.command_line import command_parser, end, run_command, say_error
+from dit_moe.config.verbs import spoken
+
+EPILOG = """\
+examples:
+  python train.py --config configs/digits.py --workdir runs/digits
+  python train.py --config configs/digits.py:dit-moe --workdir runs/digits-dit-moe
+  python train.py --config configs/dit_moe.py:XL/2-8E2A --workdir runs/xl \\
+      --config.data.path=data/imagenet256 --config.train.batch_size=512
+
+  python train.py --config configs/dit_moe.py:XL/2-8E2A@512 --workdir runs/xl-512 \\
+      --init_from runs/xl
+
+  python train.py --config configs/dit_moe.py:G/2-16E2A --workdir /shared/runs/g --distributed \\
+      --config.mesh.data=1 --config.mesh.fsdp=-1 --config.mesh.expert=8
+
+any field of the config can be set with --config.FIELD=VALUE; "none" empties an optional one.
+The workdir receives config.json, checkpoints/, TensorBoard events, metrics.csv and samples/.
+Ctrl-C saves a checkpoint and stops (exit code 130; SIGTERM: 143, a closed terminal: 129); a
+second one stops at once.
+Other exit codes: 0 done, 1 training cannot go on, 2 a setting cannot be used.
+
+several processes (docs/scale.md): start the same command once per process, with --distributed
+under SLURM, Open MPI or on a TPU pod, or else with --coordinator_address, --num_processes and
+--process_id.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = command_parser("python train.py", __doc__, EPILOG)
+    parser.add_argument(
+        "--config", required=True, metavar="FILE[:ARGUMENT]", help="config file, see configs/"
+    )
+    parser.add_argument(
+        "--workdir",
+        required=True,
+        type=epath.Path,
+        help="run folder, made if missing",
+    )
+    parser.add_argument(
+        "--init_from",
+        metavar="RUN",
+        help="model to start from when the workdir has no checkpoint: a run folder, an exported "
+        "folder or a Hugging Face name; its network must be the config's",
+    )
+    parser.add_argument(
+        "--profile_steps",
+        type=_steps,
+        default=range(0),
+        metavar="FIRST:LAST",
+        help="write a profiler trace of these steps to WORKDIR/profile",
+    )
+    parser.add_argument(
+        "--wandb", metavar="PROJECT", help="log to this Weights & Biases project too"
+    )
+    processes = parser.add_argument_group("several processes")
+    processes.add_argument(
+        "--distributed", action="store_true", help="find the other processes by the environment"
+    )
+    processes.add_argument(
+        "--coordinator_address", metavar="HOST:PORT", help="of process 0, reachable by all"
+    )
+    processes.add_argument("--num_processes", type=int, metavar="N", help="how many there are")
+    processes.add_argument("--process_id", type=int, metavar="I", help="which one this is, from 0")
+    arguments, overrides = parser.parse_known_args(argv)
+    return run_command(lambda: run(arguments, overrides), resumes=True)
+
+
+def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """Trains; returns the exit code."""
+    # After the arguments are parsed: JAX takes seconds to import.
+    from dit_moe.config.files import load_file
+    from dit_moe.devices import hosts
+    from dit_moe.training.loop import TrainingError, train
+
+    explicit = (arguments.coordinator_address, arguments.num_processes, arguments.process_id)
+    workdir: epath.Path = arguments.workdir
+    try:
+        config = load_file(arguments.config, overrides)
+        if arguments.distributed or explicit != (None, None, None):
+            hosts.join(*explicit)
+        stopped_by = train(
+            config,
+            workdir,
+            init_from=arguments.init_from,
+            profile_steps=arguments.profile_steps,
+            wandb=arguments.wandb,
+        )
+    except TrainingError as error:
+        say_error(f"error: {error}")
+        return 1
+    if stopped_by is not None:
+        hosts.say(f"Saved. Run the same command to go on, in {workdir}.")
+        return 128 + stopped_by
+    hosts.say(spoken(f"Done. Next: python sample.py --workdir {workdir} --output out/"))
+    return 0
+
+
+def _steps(text: str) -> range:
+    first, _, last = text.partition(":")
+    if not (first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last)):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}; allowed: FIRST:LAST, both 1 or more, such as 10:12"
+        )
+    return range(int(first), int(last) + 1)
+
+
+if __name__ == "__main__":
+    end(main)

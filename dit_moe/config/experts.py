@@ -1,0 +1,89 @@
+"""The kinds of feed-forward experts, and the kinds that cost next to nothing: one table of facts.
+
+What follows from a kind is asked of it: parameters, operations, conversion, upcycling. A file of
+the user's own may register others.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dit_moe.config.rules import ConfigError
+
+if TYPE_CHECKING:
+    import jax
+
+
+@dataclass(frozen=True)
+class ExpertKind:
+    """A feed-forward network: y = W_out a(W_in x), of one hidden width F."""
+
+    name: str
+    in_matrices: int
+    """How many matrices [D, F] lie side by side in W_in: 2 where one gates the other."""
+    biases: bool
+    """Whether both layers have one."""
+    activation: Callable[["jax.Array"], "jax.Array"]
+    """a, from [..., in_matrices F] to [..., F] in the same dtype."""
+
+    def parameters(self, width: int, hidden: int) -> int:
+        """Numbers of one expert."""
+        matrices = (self.in_matrices + 1) * width * hidden
+        return matrices + (self.in_matrices * hidden + width) * self.biases
+
+    def flops(self, width: int, hidden: float) -> float:
+        """Operations of its matrix products for one token, forward."""
+        return 2 * (self.in_matrices + 1) * width * hidden
+
+
+class _Kinds(dict[str, ExpertKind]):
+    def __missing__(self, name: str) -> ExpertKind:
+        raise ConfigError(f"expert is {name!r}; allowed: {', '.join(map(repr, self))}")
+
+
+EXPERTS: dict[str, ExpertKind] = _Kinds()
+"""All kinds by name; an unknown name is a `ConfigError`."""
+
+
+def register_expert(kind: ExpertKind) -> ExpertKind:
+    """Makes a kind known under its name, which a config may then hold."""
+    EXPERTS[kind.name] = kind
+    return kind
+
+
+# JAX is imported on first use: the commands' --help needs none.
+
+
+def _swiglu(h: "jax.Array") -> "jax.Array":
+    import jax
+    import jax.numpy as jnp
+
+    gate, up = jnp.split(h, 2, axis=-1)
+    return jax.nn.silu(gate) * up
+
+
+def _gelu(h: "jax.Array") -> "jax.Array":
+    import jax
+
+    return jax.nn.gelu(h, approximate=True)
+
+
+def _silu(h: "jax.Array") -> "jax.Array":
+    import jax
+
+    return jax.nn.silu(h)
+
+
+for _kind in (
+    # Gate, up and down without biases, gate first (Shazeer 2020; DiT-MoE, DSMoE).
+    ExpertKind("swiglu", in_matrices=2, biases=False, activation=_swiglu),
+    # Up and down, with the tanh approximation (DiT, ProMoE).
+    ExpertKind("gelu", in_matrices=1, biases=True, activation=_gelu),
+    ExpertKind("silu", in_matrices=1, biases=True, activation=_silu),
+):
+    register_expert(_kind)
+
+
+CHEAP_EXPERTS = ("zero", "copy", "constant")
+"""Experts without matrix products (MoE++, Jin et al. 2024): `zero` gives nothing (AdaMoE's null
+expert), `copy` the token itself, `constant` a mix of the token and a learnt vector."""

@@ -1,0 +1,197 @@
+"""Configs from files, command lines and run folders, and back.
+
+All ways check the same rules and raise `ConfigError` with one sentence that names the field, the
+value and what is allowed.
+"""
+
+import dataclasses
+import importlib.util
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pydantic
+
+from dit_moe.config import (
+    OBJECTIVES,
+    ROUTERS,
+    SOLVER_OPTIONS,
+    Config,
+    ConfigError,
+    MoEConfig,
+)
+from dit_moe.config.rules import describe
+from dit_moe.storage.files import FilePath
+from dit_moe.storage.records import check_format, check_plain, read_json
+
+FORMAT = 2
+"""Of run folders and open folders, told by their `config.json`: goes up when what they hold is
+called or means something else. A folder without a number is of format 1."""
+
+_OTHERWISE = "train again, or read it with dit_moe 0.1.0"
+
+_VARIANT = re.compile(r"--config\.(?:.*\.)?(objective|router)\.name=")
+_REGISTRIES = {"objective": OBJECTIVES, "router": ROUTERS}
+
+
+def from_dict(values: dict[str, Any]) -> Config:
+    """Builds a validated config from plain values.
+
+    Raises:
+      ConfigError: naming the first wrong field, its value and what is allowed.
+    """
+    check_plain(values, "config")
+    try:
+        return pydantic.TypeAdapter(Config).validate_python(values)
+    except pydantic.ValidationError as error:
+        raise ConfigError(describe(error, "config")) from None
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The plain values of a config, ready for JSON."""
+    return dataclasses.asdict(config)
+
+
+def to_json(config: Config) -> str:
+    """The text of the `config.json` of a run folder or an open folder."""
+    return json.dumps({"format": FORMAT, **to_dict(config)}, indent=2) + "\n"
+
+
+def load_json(path: FilePath) -> Config:
+    """Reads the `config.json` of a run folder or an open folder.
+
+    Raises:
+      ConfigError: if the file is missing, not JSON, of another format than `FORMAT`, or not a valid
+        config.
+    """
+    try:
+        values = read_json(path)
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist; expected the config.json of a run") from None
+    if isinstance(values, dict):
+        check_format(path, values.pop("format", 1), FORMAT, _OTHERWISE)
+    try:
+        return from_dict(values)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def load_file(spec: str, overrides: Sequence[str] = ()) -> Config:
+    """Runs a config file and applies command-line overrides.
+
+    Args:
+      spec: `FILE.py` or `FILE.py:ARGUMENT`; the file defines `get_config(argument: str = ...)`.
+        `configs/NAME.py` is the package's own where there is no such file.
+      overrides: `--config.train.steps=2000` and the like. Setting the `name` of an objective or
+        router switches to that variant with its defaults.
+
+    Raises:
+      ConfigError: for a file that cannot be used or a wrong override.
+    """
+    filename, _, argument = spec.partition(":")
+    module = run_file(_config_file(filename), "--config")
+    try:
+        config = module.get_config(argument) if argument else module.get_config()
+    except ConfigError:
+        raise
+    except pydantic.ValidationError as error:
+        raise ConfigError(f"{filename}: {describe(error, 'config')}") from None
+    except Exception as error:
+        raise ConfigError(
+            f"{spec} gives no config: {type(error).__name__}: {error}; expected a file that "
+            "defines get_config(argument)"
+        ) from error
+    if not isinstance(config, Config):
+        raise ConfigError(f"{filename}: get_config returned {config!r}; allowed: a Config")
+    return override(config, overrides)
+
+
+def _config_file(filename: str) -> Path:
+    """The file itself, or the package's own of this name where there is none here."""
+    path = Path(filename)
+    inside = Path(__file__).parents[1] / "configs"
+    folder = inside if inside.is_dir() else Path(__file__).parents[2] / "configs"  # a checkout's
+    own = folder / path.name
+    return own if not path.exists() and path.parts[:-1] == ("configs",) and own.is_file() else path
+
+
+def run_file(path: Path, flag: str) -> ModuleType:
+    """Runs a Python file of the user's, and returns it as a module.
+
+    Raises:
+      ConfigError: it is no such file, or cannot be run.
+    """
+    if not path.is_file():
+        example = "; allowed: configs/*.py" if flag == "--config" else ""
+        raise ConfigError(f"{flag} is {str(path)!r}, which is not a file{example}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{flag} is {str(path)!r}; allowed: a Python file (*.py)")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except ConfigError:
+        raise
+    except pydantic.ValidationError as error:
+        raise ConfigError(f"{path}: {describe(error, 'config')}") from None
+    except Exception as error:
+        what = "gives no config" if flag == "--config" else "cannot be run"
+        raise ConfigError(f"{path} {what}: {type(error).__name__}: {error}") from error
+    return module
+
+
+def override(config: Config, overrides: Sequence[str]) -> Config:
+    """Applies `--config.a.b=value` texts; see `load_file`."""
+    values = to_dict(config)
+    # Variants are chosen first, whatever the order, so that their own fields can follow.
+    for text in sorted(overrides, key=lambda text: not _VARIANT.match(text)):
+        key, equals, value = text.partition("=")
+        if not key.startswith("--config.") or not equals:
+            raise ConfigError(f"unknown argument {text!r}; allowed: --config.FIELD=VALUE")
+        *parents, name = key.removeprefix("--config.").split(".")
+        node: Any = values
+        where = "config"
+        for parent in parents:
+            where = _check_field(node, parent, where)
+            if node.get(parent) is None and parent == "moe":
+                node[parent] = dataclasses.asdict(MoEConfig())  # a dense model becomes sparse
+            node = node[parent]
+        _check_field(node, name, where)
+        if _VARIANT.match(text):
+            node.clear()
+            registry = _REGISTRIES[parents[-1]]
+            node.update(dataclasses.asdict(registry[value]()) if value in registry.names else {})
+            if parents == ["objective"]:
+                # The old solver belongs to the old objective, and its options to it.
+                values["sample"] |= dict.fromkeys(SOLVER_OPTIONS) | {"solver": "auto"}
+        node[name] = None if value.lower() in ("none", "null") else value
+    return from_dict(values)
+
+
+def _check_field(node: Any, name: str, where: str) -> str:
+    """The dotted name of a field of the node at `where`, which must have it."""
+    if not isinstance(node, dict):
+        raise ConfigError(f"{where}.{name} is not a field; {where} is a value")
+    if name not in node:
+        raise ConfigError(f"{where}.{name} is not a field; allowed: {', '.join(node)}")
+    return f"{where}.{name}"
+
+
+def differences(a: Config, b: Config) -> list[str]:
+    """Dotted names of the fields in which two configs differ."""
+
+    def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+        if isinstance(value, tuple | list) and any(isinstance(v, dict) for v in value):
+            value = dict(enumerate(value))
+        if not isinstance(value, dict):
+            return {prefix: value}
+        parts = [flatten(v, f"{prefix}.{k}" if prefix else str(k)) for k, v in value.items()]
+        return {k: v for part in parts for k, v in part.items()}
+
+    flat_a, flat_b = flatten(to_dict(a)), flatten(to_dict(b))
+    missing = object()
+    keys = dict.fromkeys([*flat_a, *flat_b])
+    return [k for k in keys if flat_a.get(k, missing) != flat_b.get(k, missing)]

@@ -1,0 +1,263 @@
+"""The published models by name: "DiT-XL/2", "DiT-MoE-S/2-8E2A", "ProMoE-B/2", "EC-DiT-L/2-E8",
+"DSMoE-S/2-E16".
+
+Each preset is a whole experiment: network, objective, optimiser and sampler of its paper, on
+ImageNet latents of the f8 autoencoder.
+"""
+
+import dataclasses
+from typing import Literal
+
+from dit_moe.config import (
+    BatchPoolRouterConfig,
+    Config,
+    ConfigError,
+    DataConfig,
+    DDPMConfig,
+    ExpertChoiceRouterConfig,
+    GuidanceConfig,
+    ModelConfig,
+    MoEConfig,
+    ObjectiveConfig,
+    PrototypeExpertChoiceRouterConfig,
+    PrototypeRouterConfig,
+    RectifiedFlowConfig,
+    RouterConfig,
+    SampleConfig,
+    SigmoidTopKRouterConfig,
+    TopKRouterConfig,
+    TrainConfig,
+)
+
+# Size: depth, width, heads.
+SIZES = {
+    "S": (12, 384, 6),
+    "B": (12, 768, 12),
+    "L": (24, 1024, 16),
+    "XL": (28, 1152, 16),
+    "G": (40, 1408, 16),
+}
+
+# DSMoE's models of 16 wide experts are shallower than those of 48 narrow ones, which have SIZES.
+DS_MOE_SIZES = {
+    "S": (10, 384, 6),
+    "B": (10, 768, 12),
+    "L": (20, 1024, 16),
+    "3B": (30, 1152, 16),
+}
+# By the number of experts: how many a token has, and what their weights sum to.
+DS_MOE_ROUTING = {16: (2, 2.0), 48: (5, 2.5)}
+
+# Peebles & Xie 2023, section 4: learned-range variance, 250 ancestral steps.
+_DDPM = DDPMConfig(variance="learned_range")
+
+# DiT-MoE trains its larger models with rectified flow and feeds t in (0, 1).
+_DIT_MOE_OBJECTIVE: dict[str, ObjectiveConfig] = {
+    "S": _DDPM,
+    "B": _DDPM,
+    "L": RectifiedFlowConfig(),
+    "XL": RectifiedFlowConfig(),
+    "G": RectifiedFlowConfig(),
+}
+
+# The public code has GELU experts with biases where the paper's text says SwiGLU; the published
+# parameter counts are those of the code.
+PROMOE = MoEConfig(
+    router=PrototypeRouterConfig(),
+    num_experts=12,
+    top_k=1,
+    expert="gelu",
+    hidden_ratio=2,
+    shared_hidden_ratio=2,
+    unconditional_expert=True,
+    every=2,
+)
+
+PROMOE_EC = dataclasses.replace(PROMOE, router=PrototypeExpertChoiceRouterConfig())
+
+
+def _eight_experts(router: RouterConfig) -> MoEConfig:
+    """ProMoE's baselines: a dense block's feed-forward eight times, one for a token on average."""
+    return MoEConfig(
+        router=router,
+        num_experts=8,
+        top_k=1,
+        expert="gelu",
+        hidden_ratio=4,
+        shared_hidden_ratio=0,
+        every=2,
+    )
+
+
+TC_DIT = _eight_experts(TopKRouterConfig(balance_coef=0.01))
+EC_DIT = _eight_experts(ExpertChoiceRouterConfig())
+DIFFMOE = _eight_experts(BatchPoolRouterConfig())
+
+
+def _ds_moe(num_experts: int, hidden_ratio: float) -> MoEConfig:
+    """DSMoE's mixture, of 16 or 48 experts and a shared one of their width.
+
+    The public code has the bias of DeepSeek-V3, but never moves it: `bias_rate` 0.
+    """
+    top_k, scale = DS_MOE_ROUTING[num_experts]
+    return MoEConfig(
+        router=SigmoidTopKRouterConfig(scale=scale, bias_rate=0),
+        num_experts=num_experts,
+        top_k=top_k,
+        hidden_ratio=hidden_ratio,
+        shared_hidden_ratio=hidden_ratio,
+        every=2,
+    )
+
+
+# For data sets that train in minutes. Active feed-forward parameters per token: 9 width^2 in
+# dit-moe and ds-moe, 8 width^2 in the others (to which diffmoe's predictor adds width^2).
+_SMALL_MOE = {
+    "promoe": dataclasses.replace(PROMOE, num_experts=8),
+    "promoe-ec": dataclasses.replace(PROMOE_EC, num_experts=8),
+    "tc-dit": TC_DIT,
+    "ec-dit": EC_DIT,
+    "diffmoe": DIFFMOE,
+    "dit-moe": MoEConfig(
+        router=TopKRouterConfig(),
+        num_experts=8,
+        top_k=2,
+        hidden_ratio=1,
+        shared_hidden_ratio=1,
+    ),
+    "ds-moe": MoEConfig(
+        router=SigmoidTopKRouterConfig(),
+        num_experts=8,
+        top_k=2,
+        hidden_ratio=1,
+        shared_hidden_ratio=1,
+        every=2,
+    ),
+    "dit": None,
+}
+
+_PRESETS: dict[str, tuple[ModelConfig, ObjectiveConfig, TrainConfig]] = {}
+
+
+def _add(
+    name: str,
+    size: tuple[int, int, int],
+    moe: MoEConfig | None,
+    objective: ObjectiveConfig,
+    train: TrainConfig,
+    *,
+    learn_sigma: bool,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    position: Literal["sincos", "rope"] = "sincos",
+    mlp_activation: str = "gelu",
+) -> None:
+    depth, width, heads = size
+    model = ModelConfig(
+        depth=depth,
+        width=width,
+        heads=heads,
+        mlp_activation=mlp_activation,
+        learn_sigma=learn_sigma,
+        position=position,
+        moe=moe,
+        dtype=dtype,
+    )
+    _PRESETS[name] = (model, objective, train)
+
+
+for _size in ("S", "B", "L", "XL"):
+    _add(f"DiT-{_size}/2", SIZES[_size], None, _DDPM, TrainConfig(), learn_sigma=True)
+
+for _size in ("S", "B", "L", "XL", "G"):
+    for _experts in (8, 16):
+        _add(
+            f"DiT-MoE-{_size}/2-{_experts}E2A",
+            SIZES[_size],
+            MoEConfig(router=TopKRouterConfig(balance_coef=0.01), num_experts=_experts, top_k=2),
+            _DIT_MOE_OBJECTIVE[_size],
+            TrainConfig(),
+            # Under rectified flow the second half of the channels stays unused, as published.
+            learn_sigma=True,
+        )
+
+# ProMoE and what its paper compares it with, trained alike.
+for _name, _moe in (
+    *((f"ProMoE-{_size}/2", PROMOE) for _size in ("S", "B", "L", "XL")),
+    ("ProMoE-EC-L/2", PROMOE_EC),
+    ("TC-DiT-L/2-E8", TC_DIT),
+    ("EC-DiT-L/2-E8", EC_DIT),
+    *((f"DiffMoE-{_size}/2-E8", DIFFMOE) for _size in ("B", "L", "XL")),
+):
+    _add(
+        _name,
+        SIZES[_name.partition("/")[0].rpartition("-")[2]],
+        _moe,
+        RectifiedFlowConfig(time_scale=1000),
+        TrainConfig(steps=500_000, gradient_clip=0.5),
+        learn_sigma=False,
+        dtype="bfloat16",
+    )
+
+for _name, _shape, _moe in (
+    *((f"DSMoE-{_s}/2-E16", DS_MOE_SIZES[_s], _ds_moe(16, 2)) for _s in ("S", "B", "L")),
+    ("DSMoE-3B/2-E16", DS_MOE_SIZES["3B"], _ds_moe(16, 2.5)),
+    *((f"DSMoE-{_s}/2-E48", SIZES[_s], _ds_moe(48, 1 / 3)) for _s in ("S", "B")),
+    ("DSMoE-L/2-E48", SIZES["L"], _ds_moe(48, 448 / 1024)),
+):
+    _add(
+        _name,
+        _shape,
+        _moe,
+        RectifiedFlowConfig(time_distribution="uniform"),
+        TrainConfig(steps=700_000, batch_size=512),
+        # The second half of the channels stays unused, as published.
+        learn_sigma=True,
+        position="rope",
+        mlp_activation="silu",
+    )
+
+PRESET_NAMES = tuple(_PRESETS)
+
+
+def preset(name: str, image_pixels: int = 256) -> Config:
+    """The experiment of a published model.
+
+    Args:
+      name: one of `PRESET_NAMES`.
+      image_pixels: side of the decoded image; the latent is 8 times smaller.
+
+    Raises:
+      ConfigError: for an unknown name or a size that is not a multiple of 16.
+    """
+    if name not in _PRESETS:
+        raise ConfigError(f"preset is {name!r}; allowed: {', '.join(PRESET_NAMES)}")
+    if image_pixels <= 0 or image_pixels % 16:
+        raise ConfigError(f"image_pixels is {image_pixels}; allowed: multiples of 16, such as 256")
+    model, objective, train = _PRESETS[name]
+    return Config(
+        name=f"{name}@{image_pixels}",
+        model=dataclasses.replace(model, image_size=image_pixels // 8),
+        objective=objective,
+        data=DataConfig(source="prepared", path=(f"data/imagenet{image_pixels}",), flip=True),
+        train=train,
+        sample=SampleConfig(steps=250, guidance=GuidanceConfig(scale=1.5)),
+    )
+
+
+def small_moe(architecture: str) -> MoEConfig | None:
+    """The mixture of a small model, for config files, by architecture; "dit" has none.
+
+    Raises:
+      ConfigError: for another name.
+    """
+    if architecture not in _SMALL_MOE:
+        raise ConfigError(f"architecture is {architecture!r}; allowed: {', '.join(_SMALL_MOE)}")
+    return _SMALL_MOE[architecture]
+
+
+def preset_from_argument(family: str, argument: str) -> Config:
+    """`preset` for config files: argument "XL/2-8E2A" or "XL/2-8E2A@512" of a family."""
+    size, _, pixels = argument.partition("@")
+    if pixels and not pixels.isdigit():
+        raise ConfigError(f"image size is {pixels!r} in {argument!r}; allowed: 256 or 512")
+    return preset(f"{family}-{size}", int(pixels or 256))

@@ -1,0 +1,263 @@
+"""The settings of every router, with the facts about it that the rest of the package asks for."""
+
+from typing import Annotated, ClassVar, Literal, Protocol
+
+from pydantic import PlainValidator
+from pydantic.dataclasses import dataclass
+
+from dit_moe.config.registry import Registry
+from dit_moe.config.rules import RULES, ConfigError, Decay, NonNegativeFloat, PositiveFloat
+
+Chooser = Literal["token", "image", "batch"]
+
+
+class Mixture(Protocol):
+    """What the facts about a router depend on of its mixture (`MoEConfig`)."""
+
+    @property
+    def num_experts(self) -> int:
+        """Routed experts."""
+        ...
+
+    @property
+    def scored_experts(self) -> int:
+        """The router's columns: routed experts, then cheap ones."""
+        ...
+
+    @property
+    def top_k(self) -> int:
+        """Experts of each token, on average where experts choose."""
+        ...
+
+
+@dataclass(frozen=True, config=RULES)
+class RouterSettings:
+    """What all routers have: a name, and facts, none of which has a default.
+
+    A router of the user's own derives from it; see docs/extending.md.
+    """
+
+    name: str
+
+    chooser: ClassVar[Chooser]
+    """Who chooses: every token its top_k experts; every expert an equal part of each image's
+    tokens; or every expert an equal part of the whole batch's, so that images differ."""
+    unconditional: ClassVar[bool]
+    """Whether it can send the tokens of images with the null label to an expert of their own."""
+    free: ClassVar[tuple[str, ...]]
+    """Fields that change what is learnt, but not what a trained network computes."""
+    fresh_scale: ClassVar[float]
+    """By what upcycling multiplies its fresh parameters, so that it begins without preference."""
+
+    def weight_sum(self, moe: Mixture) -> float | None:
+        """What a token's weights sum to while it has no preference; None: not known beforehand."""
+        raise self._untold("its weight_sum")
+
+    def parameters(self, width: int, moe: Mixture) -> int:
+        """Numbers of one layer's router."""
+        raise self._untold("its parameters")
+
+    def flops(self, width: int, moe: Mixture) -> float:
+        """Operations of its matrix products for one token, forward."""
+        raise self._untold("its flops")
+
+    def saved(self, width: int, moe: Mixture, *, products_only: bool) -> int:
+        """Float32 numbers of a token that its backward pass needs, beside the scores.
+
+        Args:
+          width: of the model.
+          moe: the mixture.
+          products_only: only results of matrix products are kept (`model.remat` is `dots`).
+        """
+        raise self._untold("what it saves")
+
+    def _untold(self, what: str) -> ConfigError:
+        return ConfigError(f"router {self.name!r} does not tell {what}; see docs/extending.md")
+
+    def hands_on(self, moe: Mixture) -> dict[str, tuple[int, ...]]:
+        """Shapes, for one token, of what the router of the next layer gets to see
+        (`Conditioning.previous`); most hand on nothing."""
+        del moe
+        return {}
+
+
+ROUTERS = Registry(RouterSettings)
+"""By name. The module that each of them stands for is in `moe/routers/`."""
+RouterConfig = Annotated[RouterSettings, PlainValidator(ROUTERS.parse)]
+
+
+@dataclass(frozen=True, config=RULES)
+class LinearScores(RouterSettings):
+    """The facts of a router that scores experts by one matrix [D, E]."""
+
+    unconditional: ClassVar[bool] = False
+
+    def parameters(self, width: int, moe: Mixture) -> int:
+        """The matrix."""
+        return width * moe.scored_experts
+
+    def flops(self, width: int, moe: Mixture) -> float:
+        """One product with the matrix."""
+        return 2 * width * moe.scored_experts
+
+    def saved(self, width: int, moe: Mixture, *, products_only: bool) -> int:
+        """The token in float32."""
+        return 0 if products_only else width
+
+
+@ROUTERS.add
+@dataclass(frozen=True, config=RULES)
+class TopKRouterConfig(LinearScores):
+    """Softmax token-choice router with a balance loss (DiT-MoE)."""
+
+    name: Literal["top_k"] = "top_k"
+    balance_coef: NonNegativeFloat = 0.01
+
+    chooser: ClassVar[Chooser] = "token"
+    free: ClassVar[tuple[str, ...]] = ("balance_coef",)
+    fresh_scale: ClassVar[float] = 0.01
+
+    def weight_sum(self, moe: Mixture) -> float:
+        """top_k of E equal probabilities."""
+        return moe.top_k / moe.scored_experts
+
+
+@ROUTERS.add
+@dataclass(frozen=True, config=RULES)
+class SigmoidTopKRouterConfig(LinearScores):
+    """Sigmoid token-choice router that is balanced by a bias, without a loss (DSMoE)."""
+
+    name: Literal["sigmoid_top_k"] = "sigmoid_top_k"
+    scale: PositiveFloat = 1.0
+    """What a token's weights sum to, where top_k is 2 or more (DeepSeek-V3's routed scaling)."""
+    bias_rate: NonNegativeFloat = 0.001
+    """How far a step moves each expert's bias. 0.001 is DeepSeek-V3's; with 0, as in DSMoE's public
+    code, the biases stay as they are."""
+
+    chooser: ClassVar[Chooser] = "token"
+    free: ClassVar[tuple[str, ...]] = ("bias_rate",)
+    fresh_scale: ClassVar[float] = 0.01
+
+    def weight_sum(self, moe: Mixture) -> float:
+        """`scale`, or half of it where one expert has the weight of a sigmoid at 0."""
+        return self.scale * (1.0 if moe.top_k > 1 else 0.5)
+
+    def parameters(self, width: int, moe: Mixture) -> int:
+        """The matrix and the biases."""
+        return (width + 1) * moe.scored_experts
+
+
+@dataclass(frozen=True, config=RULES)
+class PrototypeSettings(RouterSettings):
+    """What both forms of ProMoE's two-step router have: learnable prototypes, a routing contrastive
+    loss, and an unconditional expert where the mixture has one."""
+
+    activation: Literal["identity", "softmax", "sigmoid"] = "identity"
+    """Of the cosines. `softmax` is over the experts where tokens choose, over the tokens of an
+    image where experts do."""
+    contrastive_coef: NonNegativeFloat = 1.0
+    contrastive_temperature: PositiveFloat = 0.07
+
+    unconditional: ClassVar[bool] = True
+    free: ClassVar[tuple[str, ...]] = ("contrastive_coef", "contrastive_temperature")
+    fresh_scale: ClassVar[float] = 1.0
+    """Prototypes are compared by their direction alone."""
+
+    def parameters(self, width: int, moe: Mixture) -> int:
+        """The prototypes."""
+        return width * moe.num_experts
+
+    def flops(self, width: int, moe: Mixture) -> float:
+        """The cosines."""
+        return 2 * width * moe.num_experts
+
+    def saved(self, width: int, moe: Mixture, *, products_only: bool) -> int:
+        """The token in float32, as it is, squared and normalised."""
+        return 0 if products_only else 3 * width
+
+
+@ROUTERS.add
+@dataclass(frozen=True, config=RULES)
+class PrototypeRouterConfig(PrototypeSettings):
+    """Each token takes its nearest prototypes (ProMoE)."""
+
+    name: Literal["prototype"] = "prototype"
+
+    chooser: ClassVar[Chooser] = "token"
+
+    def weight_sum(self, moe: Mixture) -> float | None:
+        """Of cosines near 0; themselves they sum to nothing that is known."""
+        return {
+            "softmax": moe.top_k / moe.num_experts,
+            "sigmoid": moe.top_k / 2,
+            "identity": None,
+        }[self.activation]
+
+
+@ROUTERS.add
+@dataclass(frozen=True, config=RULES)
+class ExpertChoiceRouterConfig(LinearScores):
+    """Each expert takes its top tokens of every image, by softmax over experts (EC-DiT)."""
+
+    name: Literal["expert_choice"] = "expert_choice"
+
+    chooser: ClassVar[Chooser] = "image"
+    free: ClassVar[tuple[str, ...]] = ()
+    fresh_scale: ClassVar[float] = 1.0
+
+    def weight_sum(self, moe: Mixture) -> float:
+        """Of the top_k experts that a token has on average."""
+        return moe.top_k / moe.num_experts
+
+
+@ROUTERS.add
+@dataclass(frozen=True, config=RULES)
+class PrototypeExpertChoiceRouterConfig(PrototypeSettings):
+    """Each prototype takes its top tokens of every image (the expert-choice form of ProMoE)."""
+
+    name: Literal["prototype_expert_choice"] = "prototype_expert_choice"
+
+    chooser: ClassVar[Chooser] = "image"
+
+    def weight_sum(self, moe: Mixture) -> None:
+        """A softmax over tokens, or cosines of whichever tokens an expert takes."""
+        return None
+
+
+@ROUTERS.add
+@dataclass(frozen=True, config=RULES)
+class BatchPoolRouterConfig(LinearScores):
+    """In training each expert takes its top tokens of the whole batch; when sampling, a predictor
+    of that choice and a threshold per expert decide (DiffMoE)."""
+
+    name: Literal["batch_pool"] = "batch_pool"
+    capacity_coef: NonNegativeFloat = 0.01
+    """Of the predictor's cross-entropy, whose gradient reaches nothing but the predictor. 0.01 is
+    the default of the public code; DiffMoE's own config has 1."""
+    threshold_decay: Decay = 0.95
+    """Per update, of the moving average of each expert's threshold."""
+    inference: Literal["token", "batch"] = "token"
+    """Which tokens an expert computes when sampling. `token`: those whose own prediction passes its
+    threshold, so that an image depends on nothing else. `batch` (the public code): as many as
+    pass, but those with the highest scores of the batch."""
+
+    chooser: ClassVar[Chooser] = "batch"
+    free: ClassVar[tuple[str, ...]] = ("capacity_coef", "threshold_decay", "inference")
+    fresh_scale: ClassVar[float] = 1.0
+
+    def weight_sum(self, moe: Mixture) -> float:
+        """Of the top_k experts that a token has on average."""
+        return moe.top_k / moe.num_experts
+
+    def parameters(self, width: int, moe: Mixture) -> int:
+        """The matrix, the predictor's two layers with biases, the thresholds."""
+        experts = moe.num_experts
+        return width * experts + width * (width + 1) + (width + 1) * experts + experts
+
+    def flops(self, width: int, moe: Mixture) -> float:
+        """Scores and predictor."""
+        return 2 * width * (width + 2 * moe.num_experts)
+
+    def saved(self, width: int, moe: Mixture, *, products_only: bool) -> int:
+        """The predictor's layers; without recomputation also what they are made of."""
+        return width + moe.num_experts if products_only else 6 * width

@@ -1,0 +1,54 @@
+"""What is to be prepared: a listing, fixed before the work, and how its pictures are read."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
+
+import numpy as np
+
+Kind = Literal["image_folder", "zip", "tfds"]
+
+
+class Entry(NamedTuple):
+    """One picture of the listing."""
+
+    key: str
+    """Names it in its source: a path with slashes, or the number of a record."""
+    label: int | None
+    """None: its record holds it."""
+
+
+class Reader(Protocol):
+    """Reads pictures by entry. Small, because it is sent to every worker process."""
+
+    def read(self, entry: Entry) -> tuple[bytes | np.ndarray, int]:
+        """What `decode` takes, and the label.
+
+        Raises:
+          ImageError: it cannot be read.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Input:
+    """All pictures in a fixed order, with their classes."""
+
+    kind: Kind
+    entries: Sequence[Entry]
+    classes: tuple[str, ...]
+    digest: str
+    """SHA-256 of the listing."""
+    reader: Reader
+    ignored: int = 0
+    """Files outside of class folders, or that are no pictures beside a `dataset.json`."""
+
+
+def listing_digest(lines: Iterable[object]) -> str:
+    """SHA-256 of all that the order and the labels of a listing depend on."""
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(json.dumps(line).encode() + b"\n")
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Where the program runs: processes, the mesh, known accelerators."""

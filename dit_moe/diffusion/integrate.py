@@ -1,0 +1,62 @@
+"""Objectives by config, and samples from them by name of the solver."""
+
+from typing import Any
+
+import jax
+
+from dit_moe.config import DDPMConfig, ObjectiveConfig, RectifiedFlowConfig, SolverConfig
+from dit_moe.diffusion.ddpm import DDPM
+from dit_moe.diffusion.denoiser import Denoiser, unit_variance
+from dit_moe.diffusion.objective import Objective
+from dit_moe.diffusion.rectified_flow import RectifiedFlow
+from dit_moe.diffusion.solvers import ancestral, build_solver, step_noise
+from dit_moe.diffusion.time_grids import shifted, time_grid
+
+
+def build_objective(config: ObjectiveConfig) -> Objective:
+    """The objective that the config describes."""
+    if isinstance(config, DDPMConfig):
+        return DDPM(config)
+    assert isinstance(config, RectifiedFlowConfig)
+    return RectifiedFlow(config)
+
+
+def sample(
+    objective: Objective,
+    denoiser: Denoiser,
+    key_N: jax.Array,
+    y_N: jax.Array,
+    shape: tuple[int, ...],
+    solver: str,
+    steps: int,
+    **options: Any,
+) -> jax.Array:
+    """Draws examples. Pure; each depends on its own key and label, not on the batch.
+
+    Args:
+      objective: the one that the network was trained with.
+      denoiser: `objective.denoiser(network)`, possibly guided.
+      key_N: [N] random keys.
+      y_N: [N] int32 labels.
+      shape: of an example, of any rank: (H, W, C) of an image, (S, D) of tokens, (D,).
+      solver: as of `SolverConfig`, like the following.
+      steps: of the solver.
+      options: what else the solver has.
+
+    Returns:
+      [N, *shape] float32.
+
+    Raises:
+      ConfigError: the objective has no such solver, or the solver no such option or value.
+    """
+    config = SolverConfig(solver, steps, **options).resolve(objective.config)
+    noise = step_noise(key_N, 0, shape)
+    if isinstance(objective, DDPM) and config.solver == "ancestral":
+        return ancestral(objective, denoiser, noise, key_N, y_N, steps)
+    if config.time_grid is None:  # the solver takes the ends and finds its own way
+        times = shifted(objective, steps, 1.0)
+    else:
+        times = time_grid(objective, config.time_grid, steps, config.shift)
+    z = noise / unit_variance(times[0])
+    lowest, _ = objective.time_range
+    return build_solver(config, lowest)(denoiser, z, key_N, y_N, times)

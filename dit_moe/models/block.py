@@ -1,0 +1,71 @@
+"""The transformer block with adaLN-zero."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from dit_moe.config import ModelConfig, MoEConfig
+from dit_moe.moe.layer import MoELayer
+from dit_moe.moe.routing import Conditioning, Routing
+from dit_moe.nn.attention import Attention
+from dit_moe.nn.feed_forward import FeedForward
+from dit_moe.nn.linear import linear
+
+
+def modulate(x_NxSxD: jax.Array, shift_NxD: jax.Array, scale_NxD: jax.Array) -> jax.Array:
+    """LayerNorm without parameters (eps 1e-6, in float32), then x (1 + scale) + shift (DiT)."""
+    x = x_NxSxD.astype(jnp.float32)
+    x = jax.nn.standardize(x, variance=jnp.var(x, axis=-1, keepdims=True), epsilon=1e-6)
+    return x.astype(x_NxSxD.dtype) * (1 + scale_NxD[:, None]) + shift_NxD[:, None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """What a block may know beside the tokens of N sequences."""
+
+    condition: jax.Array
+    """[N, D]: time, class or whatever else modulates and gates."""
+    is_null: jax.Array
+    """[N] bool: the condition has no class."""
+    angles: np.ndarray | None = None
+    """[S, head / 2]: by how much attention turns queries and keys; None: not at all."""
+    train: bool = False
+    """A training step; some routers choose otherwise then (DiffMoE)."""
+    previous: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
+    """What the router before has handed on; see `Conditioning.previous`."""
+
+
+class Block(nnx.Module):
+    """Attention and a feed-forward, dense or MoE, each modulated and gated by the condition."""
+
+    def __init__(self, config: ModelConfig, moe: MoEConfig | None, rngs: nnx.Rngs):
+        width, dtype = config.width, jnp.dtype(config.dtype)
+        self.attention = Attention(config, rngs)
+        if moe is not None:
+            self.feed_forward = MoELayer(moe, width, rngs)
+        else:
+            hidden = int(config.mlp_ratio * width)
+            self.feed_forward = FeedForward(config.mlp_activation, width, hidden, rngs)
+        zeros = jax.nn.initializers.zeros
+        self.modulation = linear(width, 6 * width, ("embed", None), rngs, dtype=dtype, init=zeros)
+
+    def __call__(self, x_NxSxD: jax.Array, given: Given) -> tuple[jax.Array, Routing | None]:
+        """Updates tokens [N, S, D] under what is given; a dense block has no routing."""
+        n, s, d = x_NxSxD.shape
+        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = jnp.split(
+            self.modulation(jax.nn.silu(given.condition)), 6, axis=-1
+        )
+        h_NxSxD = modulate(x_NxSxD, shift_a, scale_a)
+        x_NxSxD += gate_a[:, None] * self.attention(h_NxSxD, given.angles)
+        h_NxSxD = modulate(x_NxSxD, shift_f, scale_f)
+        if isinstance(self.feed_forward, MoELayer):
+            is_null_T = jnp.repeat(given.is_null, s)
+            conditioning = Conditioning(is_null_T, s, given.train, given.previous)
+            h_TxD, routing = self.feed_forward(h_NxSxD.reshape(n * s, d), conditioning)
+            h_NxSxD = h_TxD.reshape(n, s, d)
+        else:
+            h_NxSxD, routing = self.feed_forward(h_NxSxD), None
+        return x_NxSxD + gate_f[:, None] * h_NxSxD, routing

@@ -1,0 +1,98 @@
+"""The diffusion transformer of images (Peebles & Xie 2023), dense or sparse: a trunk and its ends.
+
+The ends are the image's: patches, positions, the class, and the way back to pixels.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.core import Tracer
+
+from dit_moe.config import ConfigError, ModelConfig
+from dit_moe.models.block import Given, modulate
+from dit_moe.models.prediction import Prediction
+from dit_moe.models.trunk import Trunk
+from dit_moe.nn.embeddings import (
+    LabelEmbedding,
+    TimestepEmbedding,
+    patchify,
+    position_embedding,
+    rotary_angles,
+    unpatchify,
+)
+from dit_moe.nn.linear import linear
+
+
+class DiT(nnx.Module):
+    """Predicts noise, velocity or both mean and variance from a noisy image, a time and a label."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        self.config = config
+        width, dtype = config.width, jnp.dtype(config.dtype)
+        zeros = jax.nn.initializers.zeros
+        patch_features = config.patch_size**2 * config.channels
+        self.patch_in = linear(patch_features, width, (None, "embed"), rngs, dtype=dtype)
+        self.timestep = TimestepEmbedding(width, rngs)
+        self.label = LabelEmbedding(config.num_classes, width, rngs)
+        self.trunk = Trunk(config, rngs)
+        self.modulation = linear(width, 2 * width, ("embed", None), rngs, dtype=dtype, init=zeros)
+        self.patch_out = linear(
+            width,
+            config.patch_size**2 * config.out_channels,
+            ("embed", None),
+            rngs,
+            init=zeros,
+        )
+
+    def __call__(
+        self, x_NxHxWxC: jax.Array, t_N: jax.Array, y_N: jax.Array, *, train: bool = False
+    ) -> Prediction:
+        """Runs the network.
+
+        Args:
+          x_NxHxWxC: [N, H, W, C] noisy images or latents, any float type. Square; of another side
+            than config.image_size too, for training on mixed resolutions.
+          t_N: [N] times in the unit that the objective feeds (0 to 1, or 0 to 1000).
+          y_N: [N] integer labels; num_classes is the null label. Under `jit` they are not
+            known, and JAX clamps what is out of range.
+          train: a training step; some routers choose otherwise then (DiffMoE).
+
+        Returns:
+          The prediction with value float32 [N, H, W, C'].
+
+        Raises:
+          ConfigError: a label is known and out of range.
+        """
+        config, dtype = self.config, jnp.dtype(self.config.dtype)
+        _check_labels(y_N, config.null_label)
+        x_NxSxD = self.patch_in(patchify(x_NxHxWxC, config.patch_size))
+        side, angles = x_NxHxWxC.shape[1] // config.patch_size, None
+        native_side = config.image_size // config.patch_size
+        if config.position == "sincos":
+            x_NxSxD += position_embedding(side, config.width, native_side).astype(dtype)
+        else:
+            angles = rotary_angles(side, config.width // config.heads, native_side)
+        c_NxD = (self.timestep(t_N) + self.label(y_N)).astype(dtype)
+        given = Given(c_NxD, y_N == config.null_label, angles, train)
+        x_NxSxD, routing = self.trunk(x_NxSxD, given)
+
+        shift_NxD, scale_NxD = jnp.split(self.modulation(jax.nn.silu(c_NxD)), 2, axis=-1)
+        x_NxSxD = modulate(x_NxSxD, shift_NxD, scale_NxD).astype(jnp.float32)
+        value = unpatchify(self.patch_out(x_NxSxD), config.patch_size, config.out_channels)
+        losses: dict[str, jax.Array] = {}
+        for record in routing:
+            for name, loss_L in record.losses.items():
+                losses[name] = losses.get(name, 0.0) + loss_L.sum()
+        return Prediction(value=value, routing=routing, losses=losses)
+
+
+def _check_labels(y_N: jax.typing.ArrayLike, null_label: int) -> None:
+    if isinstance(y_N, Tracer) or not getattr(y_N, "is_fully_addressable", True):
+        return
+    known_N = np.asarray(y_N)
+    wrong = known_N[(known_N < 0) | (known_N > null_label)]
+    if wrong.size:
+        raise ConfigError(
+            f"y_N has {wrong[0]}; allowed: 0 to {null_label - 1}, and {null_label} for no class"
+        )

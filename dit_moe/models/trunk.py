@@ -1,0 +1,142 @@
+"""The trunk: blocks in segments, and how depth is run.
+
+It knows tokens, a condition and a time, which is part of the condition, and nothing of images.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import PartitionSpec
+
+from dit_moe.config import ModelConfig, SegmentConfig
+from dit_moe.models.block import Block, Given
+from dit_moe.moe.backends.residuals import DISPATCH_RESIDUAL
+from dit_moe.moe.routing import Routing
+from dit_moe.nn.attention import ATTENTION_RESIDUAL
+
+_REMAT_POLICIES = {
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        # The scores of attention are batched products: many bytes, few operations.
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(DISPATCH_RESIDUAL, ATTENTION_RESIDUAL),
+    ),
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+Previous = dict[str, jax.Array]
+
+
+class Unit(nnx.Module):
+    """What a segment repeats: dense blocks up to and including one MoE block."""
+
+    def __init__(self, config: ModelConfig, segment: SegmentConfig, rngs: nnx.Rngs):
+        last = segment.unit - 1
+        self.blocks = nnx.List(
+            Block(config, segment.moe if i == last else None, rngs) for i in range(segment.unit)
+        )
+
+    def __call__(self, x_NxSxD: jax.Array, given: Given) -> tuple[jax.Array, Routing | None]:
+        """Applies the blocks in order; the routing is that of the last."""
+        routing = None
+        for block in self.blocks:
+            x_NxSxD, routing = block(x_NxSxD, given)
+        return x_NxSxD, routing
+
+
+class Trunk(nnx.Module):
+    """The blocks of a transformer, segment by segment (`ModelConfig.trunk`).
+
+    The parameters of a segment's units are stacked on a leading axis and run by a scan: a deep
+    network compiles as fast as a shallow one.
+    """
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        self.config = config
+
+        def build(segment: SegmentConfig) -> Unit:
+            @nnx.split_rngs(splits=segment.repeats)
+            @nnx.vmap
+            def units(rngs: nnx.Rngs) -> Unit:
+                return Unit(config, segment, rngs)
+
+            return units(rngs)
+
+        self.segments = nnx.List(build(segment) for segment in config.trunk)
+
+    def __call__(self, x_NxSxD: jax.Array, given: Given) -> tuple[jax.Array, tuple[Routing, ...]]:
+        """Runs all blocks.
+
+        Args:
+          x_NxSxD: [N, S, D] tokens in the dtype of the computation.
+          given: what every block may know.
+
+        Returns:
+          The tokens, and the record of every segment with mixtures, stacked on a leading axis of
+          its MoE layers.
+        """
+        routings, previous = [], given.previous
+        for units, segment in zip(self.segments, self.config.trunk, strict=True):
+            previous = _fitting(previous, segment, x_NxSxD.shape[0] * x_NxSxD.shape[1])
+            x_NxSxD, previous, routing = _scan(units, x_NxSxD, given, previous, self.config.remat)
+            routings += [] if routing is None else [routing]
+        return x_NxSxD, tuple(routings)
+
+
+def _fitting(previous: Previous, segment: SegmentConfig, tokens: int) -> Previous:
+    """What a segment's first router sees of the one before: zeros where its shape is another."""
+    if segment.moe is None:
+        return previous  # dense blocks pass it on
+    shapes = segment.moe.router.hands_on(segment.moe)
+    found: Previous = {}
+    for name, shape in shapes.items():
+        zeros = jnp.zeros((tokens, *shape))
+        handed = previous.get(name, zeros)
+        found[name] = handed if handed.shape == zeros.shape else zeros
+    return found
+
+
+def _scan(
+    units: Unit, x_NxSxD: jax.Array, given: Given, previous: Previous, remat: str
+) -> tuple[jax.Array, Previous, Routing | None]:
+    """Runs stacked units one after another."""
+    graphdef, parameters = nnx.split(units)
+    condition, is_null = given.condition, given.is_null
+
+    def run(
+        carry: tuple[jax.Array, Previous], parameters: nnx.State
+    ) -> tuple[tuple[jax.Array, Previous], Routing | None]:
+        x_NxSxD, previous = carry
+        unit = nnx.merge(graphdef, parameters)
+        own_x, own_condition, own_null = map(_own_images, (x_NxSxD, condition, is_null))
+        seen = dataclasses.replace(
+            given, condition=own_condition, is_null=own_null, previous=previous
+        )
+        x_NxSxD, routing = unit(own_x, seen)
+        if routing is not None:
+            _check_handed(routing.hand_on, previous)
+            previous = routing.hand_on
+            routing = dataclasses.replace(routing, hand_on={})
+        return (_own_images(x_NxSxD), previous), routing
+
+    if remat != "none":
+        # Inside a scan, XLA cannot merge the recomputation with the forward pass anyway.
+        run = jax.checkpoint(run, policy=_REMAT_POLICIES[remat], prevent_cse=False)
+    (x_NxSxD, previous), routing = jax.lax.scan(run, (x_NxSxD, previous), parameters)
+    return x_NxSxD, previous, routing
+
+
+def _check_handed(handed: Mapping[str, jax.Array], told: Mapping[str, jax.Array]) -> None:
+    found, expected = ({k: v.shape for k, v in d.items()} for d in (handed, told))
+    if found != expected:
+        raise ValueError(f"a router hands on {found}, but its settings tell {expected}")
+
+
+def _own_images(array: jax.Array) -> jax.Array:
+    """Keeps every image on its device: XLA might gather the batch rather than the weights."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return array
+    return jax.lax.with_sharding_constraint(array, PartitionSpec(mesh.axis_names))

@@ -1,0 +1,1 @@
+"""How the assignments of a mixture are computed, a file for each way."""

@@ -1,0 +1,105 @@
+"""Feed-forward networks: one that every token passes, or the parameters of many of a kind."""
+
+import dataclasses
+import functools
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from dit_moe.config.experts import EXPERTS, ExpertKind
+
+_XAVIER = jax.nn.initializers.xavier_uniform(in_axis=-2, out_axis=-1, batch_axis=(0,))
+
+
+# Differentiation keeps the input alone. What it would keep of the steps to the result is several
+# times as much, and differs between versions of JAX. Inside of loops XLA cannot merge the two.
+@functools.partial(jax.checkpoint, static_argnums=1, prevent_cse=False)
+def expert_activation(h: jax.Array, kind: ExpertKind) -> jax.Array:
+    """The non-linearity between the two layers: [..., G] to [..., F], same dtype."""
+    return kind.activation(h)
+
+
+@flax.struct.dataclass
+class ExpertWeights:
+    """The weights of E feed-forward networks of one kind as they are: the plain bank of experts.
+
+    Width D, hidden width F, and G = F times the kind's `in_matrices`.
+    """
+
+    w_in: jax.Array
+    """[E, D, G] float32: the matrices of the first layer side by side."""
+    w_out: jax.Array
+    """[E, F, D] float32."""
+    b_in: jax.Array | None = None
+    """[E, G] float32."""
+    b_out: jax.Array | None = None
+    """[E, D] float32."""
+    activation: str = flax.struct.field(pytree_node=False, default="swiglu")
+    """Name of the kind; see `config.EXPERTS`."""
+
+    @property
+    def kind(self) -> ExpertKind:
+        """The facts of the kind."""
+        return EXPERTS[self.activation]
+
+    @property
+    def num_experts(self) -> int:
+        """E."""
+        return self.w_in.shape[0]
+
+    def expert(self, index: jax.Array | int, dtype: jnp.dtype) -> "ExpertWeights":
+        """The weights of one expert, without the leading axis."""
+        return jax.tree.map(lambda w: w[index].astype(dtype), self)
+
+    def stack(self, dtype: jnp.dtype) -> "ExpertWeights":
+        """The matrices of all experts in a dtype; biases as they are."""
+        return dataclasses.replace(
+            self, w_in=self.w_in.astype(dtype), w_out=self.w_out.astype(dtype)
+        )
+
+
+class Experts(nnx.Module):
+    """The parameters of E feed-forward networks of one kind."""
+
+    def __init__(self, kind: str, num_experts: int, width: int, hidden: int, rngs: nnx.Rngs):
+        self.kind, facts = kind, EXPERTS[kind]
+        # Each matrix is initialised apart: its fan-out is `hidden`.
+        w_in = [
+            _XAVIER(rngs.params(), (num_experts, width, hidden)) for _ in range(facts.in_matrices)
+        ]
+        w_out_ExFxD = _XAVIER(rngs.params(), (num_experts, hidden, width))
+        self.w_in = nnx.Param(jnp.concatenate(w_in, axis=-1), axes=("expert", "embed", "mlp"))
+        self.w_out = nnx.Param(w_out_ExFxD, axes=("expert", "mlp", "embed"))
+        if facts.biases:
+            b_in_ExG = jnp.zeros((num_experts, facts.in_matrices * hidden))
+            self.b_in = nnx.Param(b_in_ExG, axes=("expert", "mlp"))
+            self.b_out = nnx.Param(jnp.zeros((num_experts, width)), axes=("expert", "embed"))
+
+    def bank(self) -> ExpertWeights:
+        """The float32 parameters in the form that dispatch takes."""
+        biases = EXPERTS[self.kind].biases
+        return ExpertWeights(
+            w_in=self.w_in[...],
+            w_out=self.w_out[...],
+            b_in=self.b_in[...] if biases else None,
+            b_out=self.b_out[...] if biases else None,
+            activation=self.kind,
+        )
+
+
+class FeedForward(nnx.Module):
+    """One feed-forward network that every token passes: a dense block's, or a shared expert."""
+
+    def __init__(self, kind: str, width: int, hidden: int, rngs: nnx.Rngs):
+        self.experts = Experts(kind, 1, width, hidden, rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [..., D] to [..., D] in the dtype of x."""
+        own = self.experts.bank().expert(0, x.dtype)
+        h = x @ own.w_in
+        if own.b_in is not None:
+            h = h + own.b_in
+        y = expert_activation(h, own.kind) @ own.w_out
+        return y if own.b_out is None else y + own.b_out

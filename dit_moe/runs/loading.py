@@ -1,0 +1,131 @@
+"""Models from run folders, open folders, the Hugging Face hub, and presets."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from dit_moe.config import Config, ConfigError
+from dit_moe.config.files import load_json
+from dit_moe.config.presets import preset
+from dit_moe.devices import hosts
+from dit_moe.models.dit import DiT
+from dit_moe.models.parameters import Parameters, abstract_parameters, functional
+from dit_moe.runs import open_folder as published
+from dit_moe.runs.checkpoints import Checkpoints, on_one_device
+from dit_moe.runs.ema_snapshots import RECIPE_FILE
+from dit_moe.runs.ema_start import start_warning
+from dit_moe.runs.weights import check_weights
+from dit_moe.storage.hub import is_hub_name
+
+
+class Run(NamedTuple):
+    """What a run folder holds at its newest checkpoint."""
+
+    config: Config
+    step: int
+    parameters: Parameters
+
+
+def locate(workdir: str | Path, what: str = "workdir") -> Path:
+    """The folder of a model: on this machine, or downloaded from the hub as "user/name".
+
+    Raises:
+      ConfigError: there is no such folder; the message calls it `what`.
+    """
+    path = Path(workdir)
+    if path.is_dir():
+        return path
+    # In a folder that is here, a name that is not is a slip of the pen.
+    if not path.exists() and not path.parent.is_dir() and is_hub_name(str(workdir)):
+        return published.download(str(workdir))
+    raise ConfigError(
+        f"{what} is {str(workdir)!r}, which is not a folder; allowed: a run, an exported folder, "
+        "or a Hugging Face name such as 'user/name'"
+    )
+
+
+def load_run(
+    workdir: str | Path,
+    ema: bool = True,
+    like: Mapping[str, jax.ShapeDtypeStruct] | None = None,
+) -> Run:
+    """Reads config and parameters of a model; says so if the average still is mostly its start.
+
+    Args:
+      workdir: see `locate`.
+      ema: the moving average of the parameters rather than the parameters. A folder that
+        `dit_moe.convert` exported, or made of a checkpoint's average, holds one of them alone.
+      like: the parameters with their shardings, of one process or several, to which they are
+        read; None: the first local device.
+
+    Raises:
+      ConfigError: if the folder is not a run, has no checkpoint yet, or holds the other one alone;
+        if the weights are damaged or not finite.
+    """
+    workdir = locate(workdir)
+    check_weights(workdir, ema=ema)
+    config = load_json(workdir / "config.json")
+    like = like or on_one_device(abstract_parameters(config.model))
+    if published.is_published(workdir):
+        tensors = published.read_tensors(workdir, config.model)
+        # One by one, so that little is in memory twice.
+        return Run(config, 0, {path: _place(tensors.pop(path), p) for path, p in like.items()})
+    with Checkpoints(workdir) as checkpoints:
+        step = checkpoints.latest_step()
+        if step is None:
+            raise ConfigError(f"workdir {str(workdir)!r} has no checkpoint yet; train it first")
+        parameters = checkpoints.restore_parameters(step, like, ema)
+    wrong = [path for path, is_finite in _finite(parameters).items() if not is_finite]
+    if wrong:
+        raise ConfigError(
+            f"{wrong[0]} and {len(wrong) - 1} more parameters of {workdir} at step {step:,} hold "
+            "numbers that are not finite; allowed: a checkpoint from before the training failed"
+        )
+    warning = start_warning(config.train, step) if ema and _averaged_here(workdir, step) else None
+    if warning:
+        hosts.say(f"{workdir}: {warning}")
+    return Run(config, step, parameters)
+
+
+@jax.jit
+def _finite(parameters: Parameters) -> dict[str, jax.Array]:
+    return {path: jnp.isfinite(p).all() for path, p in parameters.items()}
+
+
+def _averaged_here(workdir: Path, step: int) -> bool:
+    """Whether training made the average as config.json says: not by conversion, nor afterwards."""
+    return step > 0 and not (workdir / RECIPE_FILE).exists()
+
+
+def _place(array: np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:
+    """The array, of which every process has the whole, spread as `like` is."""
+    return jax.make_array_from_callback(like.shape, like.sharding, lambda index: array[index])
+
+
+def load(workdir: str | Path, *, ema: bool = True) -> DiT:
+    """A model, ready to be called.
+
+    Args:
+      workdir: a run folder, a folder that `dit_moe.convert` exported, or the name of one on the
+        Hugging Face hub, such as "user/name"; what is on this machine goes before.
+      ema: the moving average of the parameters rather than the parameters.
+
+    Raises:
+      ConfigError: if there is no such model, or it has no checkpoint yet.
+    """
+    run = load_run(workdir, ema)
+    return functional(run.config.model)(run.parameters)
+
+
+def create(name: str, *, seed: int = 0) -> DiT:
+    """A published model by name, such as "ProMoE-S/2", with random parameters.
+
+    Raises:
+      ConfigError: for an unknown name.
+    """
+    return DiT(preset(name).model, nnx.Rngs(seed))

@@ -1,0 +1,134 @@
+"""A model as an open folder: safetensors, weights.json, config.json, latents.json, README.md.
+
+The tensors have this package's names, one for each unit of blocks: "trunk.segments.0.3.blocks.0.
+attention.qkv.kernel" is number 3 of the stack "trunk.segments.0.blocks.0.attention.qkv.kernel".
+Above `SHARD_BYTES` they lie in several files with an index, in the layout of the Hugging Face hub.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from dit_moe.config import ConfigError, ModelConfig
+from dit_moe.models.parameters import abstract_parameters, stack_of
+from dit_moe.runs.checkpoint_files import INDEX, WEIGHTS, read_shards
+from dit_moe.runs.tensor_files import StoredTensor, finite, read_safetensors, write_safetensors
+from dit_moe.runs.weights import write_weights
+from dit_moe.storage.files import atomic
+from dit_moe.storage.hub import reason
+
+SHARD_BYTES = 5_000_000_000
+
+
+def is_published(folder: Path) -> bool:
+    """Whether a folder holds a model in this form."""
+    return any((folder / name).is_file() for name in (WEIGHTS, INDEX))
+
+
+def download(name: str) -> Path:
+    """The local folder of a model on the Hugging Face hub, downloaded where it is not cached.
+
+    Raises:
+      ConfigError: it cannot be had.
+    """
+    import huggingface_hub
+
+    try:
+        return Path(huggingface_hub.snapshot_download(name))
+    except Exception as error:  # the client's errors have no common class, but one remedy
+        raise ConfigError(
+            f"{name!r} is no folder here and cannot be downloaded ({reason(error)}); by hand: put "
+            f"the files of https://huggingface.co/{name}/tree/main into a folder, and pass that "
+            "folder"
+        ) from error
+
+
+def write_tensors(folder: Path, parameters: Mapping[str, np.ndarray], *, ema: bool) -> None:
+    """Writes parameters by dotted path as `model.safetensors`, or as shards with an index.
+
+    Args:
+      folder: is there, and empty.
+      parameters: all of a network.
+      ema: they are the moving average.
+    """
+    write_shards(folder, "model", dict(_by_unit(parameters)), form="dit_moe")
+    write_weights(folder, ema=ema, files=tuple(path.name for path in folder.iterdir()))
+
+
+def write_shards(folder: Path, stem: str, tensors: Mapping[str, np.ndarray], *, form: str) -> None:
+    """Writes tensors as `STEM.safetensors`, or as shards with an index, as the hub's clients do.
+
+    Args:
+      folder: is there.
+      stem: what the names of the files begin with.
+      tensors: by name.
+      form: whose names they are; "pt" for what PyTorch's packages shall read.
+    """
+    shards: list[dict[str, np.ndarray]] = [{}]
+    size = 0
+    for name, array in tensors.items():
+        if shards[-1] and size + array.nbytes > SHARD_BYTES:
+            shards.append({})
+            size = 0
+        shards[-1][name] = array
+        size += array.nbytes
+    count = len(shards)
+    names = [f"{stem}-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+    if count == 1:
+        names = [f"{stem}.safetensors"]
+    for name, shard in zip(names, shards, strict=True):
+        with atomic(folder / name) as temporary:
+            write_safetensors(temporary, shard, form)
+    if count > 1:
+        total = sum(array.nbytes for array in tensors.values())
+        shard_of = {key: name for name, s in zip(names, shards, strict=True) for key in s}
+        index = {"metadata": {"total_size": total}, "weight_map": shard_of}
+        with atomic(folder / f"{stem}.safetensors.index.json") as temporary:
+            temporary.write_text(json.dumps(index, indent=2) + "\n")
+
+
+def read_tensors(folder: Path, config: ModelConfig) -> dict[str, np.ndarray]:
+    """Parameters by dotted path, float32, from a folder of `write_tensors`.
+
+    Raises:
+      ConfigError: the files are damaged, do not fit the config, or hold numbers that are not
+        finite.
+    """
+    sharded = (folder / INDEX).is_file()
+    tensors: dict[str, StoredTensor] = (
+        read_shards(folder / INDEX) if sharded else read_safetensors(folder / WEIGHTS)
+    )
+    parameters = {
+        path: np.empty(p.shape, np.float32) for path, p in abstract_parameters(config).items()
+    }
+    views = dict(_by_unit(parameters))
+    wrong = [
+        name
+        for name in {**views, **tensors}
+        if name not in views
+        or name not in tensors
+        or views[name].shape != tensors[name].shape
+        or not jnp.issubdtype(tensors[name].dtype, jnp.floating)
+    ]
+    if wrong:
+        raise ConfigError(
+            f"the tensors in {folder} do not fit config.json: {wrong[0]} and {len(wrong) - 1:,} "
+            "more are missing, unexpected, of another shape or no floats"
+        )
+    for name, view in views.items():
+        view[...] = finite(name, folder, np.asarray(tensors[name]))
+    return parameters
+
+
+def _by_unit(parameters: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+    """Names and views of the single units' parameters."""
+    for path, array in parameters.items():
+        stack = stack_of(path)
+        if stack is None:
+            yield path, array
+        else:
+            for index in range(len(array)):
+                yield f"{stack}{index}.{path.removeprefix(stack)}", array[index]

@@ -1,0 +1,100 @@
+"""Everything that changes during training and is saved: a pytree."""
+
+import functools
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from dit_moe.config import Config
+from dit_moe.devices.mesh import parameter_shardings, replicated
+from dit_moe.models.parameters import Parameters, abstract_parameters, init_parameters, logical_axes
+from dit_moe.runs.ema_tracks import Tracks, init_tracks
+from dit_moe.runs.optimizer import build_optimizer
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Parameters by dotted path, their moving average, the optimiser's state and the step.
+
+    The random draws of a step and its batch follow from (seed, step): nothing else is needed to
+    go on exactly.
+    """
+
+    step: jax.Array
+    """int32 scalar: optimiser steps done."""
+    parameters: Parameters
+    ema: Parameters
+    optimizer: optax.OptState
+    tracks: Tracks = flax.struct.field(default_factory=dict)
+    """Further moving averages, by their relative width; see `training.ema_tracks`."""
+
+
+def init_state(config: Config, mesh: Mesh) -> TrainState:
+    """A fresh state, created in place on the mesh."""
+    init = functools.partial(_init, config)
+    return jax.jit(init, out_shardings=state_shardings(config, mesh))(jax.random.key(config.seed))
+
+
+def start_state(config: Config, mesh: Mesh, parameters: Parameters) -> TrainState:
+    """The state of step 0 with these parameters, which lie on the mesh and are donated."""
+    build = functools.partial(_build, config)
+    shardings = state_shardings(config, mesh)
+    return jax.jit(build, out_shardings=shardings, donate_argnums=0)(parameters)
+
+
+def abstract_state(config: Config, mesh: Mesh) -> TrainState:
+    """Shapes, dtypes and shardings of the state, without memory for it."""
+    return jax.tree.map(
+        lambda a, sharding: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding),
+        jax.eval_shape(functools.partial(_init, config), jax.random.key(0)),
+        state_shardings(config, mesh),
+    )
+
+
+def _init(config: Config, key: jax.Array) -> TrainState:
+    return _build(config, init_parameters(config.model, key))
+
+
+def _build(config: Config, parameters: Parameters) -> TrainState:
+    return TrainState(
+        step=jnp.int32(0),
+        parameters=parameters,
+        # A copy, so that both can be donated.
+        ema={path: jnp.copy(value) for path, value in parameters.items()},
+        optimizer=build_optimizer(config.train).init(parameters),
+        tracks=init_tracks(config.train.post_hoc_ema, parameters),
+    )
+
+
+def state_shardings(config: Config, mesh: Mesh) -> TrainState:
+    """The sharding of every leaf of the state, as a state of shardings.
+
+    Averages and the optimiser's moments live where their parameters live, or averages in the
+    memory of that device's host (`train.averages_on_host`).
+    """
+    parameters = abstract_parameters(config.model)
+    by_path = parameter_shardings(mesh, parameters, logical_axes(config.model))
+    everywhere = replicated(mesh)
+    optimizer = build_optimizer(config.train)
+    moments = optax.tree_map_params(
+        optimizer,
+        lambda _, sharding: sharding,
+        jax.eval_shape(optimizer.init, parameters),
+        by_path,
+        transform_non_params=lambda _: everywhere,
+    )
+    averages = by_path
+    if config.train.averages_on_host:
+        averages = {path: s.with_memory_kind("pinned_host") for path, s in by_path.items()}
+    return TrainState(
+        step=everywhere,  # pyright: ignore[reportArgumentType]
+        parameters=by_path,  # pyright: ignore[reportArgumentType]
+        ema=averages,  # pyright: ignore[reportArgumentType]
+        optimizer=moments,
+        tracks=dict.fromkeys(  # pyright: ignore[reportArgumentType]
+            map(str, config.train.post_hoc_ema), averages
+        ),
+    )

@@ -1,0 +1,236 @@
+"""A run made ready to draw images: its network, what guides it, and what decodes them."""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from dit_moe.autoencoder.latent_space import read_latent_space, same_latents
+from dit_moe.config import Config, ConfigError, MeshConfig, ModelConfig
+from dit_moe.config.files import load_json
+from dit_moe.config.rules import listing
+from dit_moe.data.classes import read_classes
+from dit_moe.data.model_classes import model_classes
+from dit_moe.devices import hosts
+from dit_moe.devices.mesh import batch_sharding, build_mesh, replicated
+from dit_moe.models.parameters import Parameters
+from dit_moe.runs.loading import Run, load_run, locate
+from dit_moe.sampling import sampler as sampling
+from dit_moe.sampling.guides import check_guide
+from dit_moe.sampling.known_images import Steering, SteeringRequest, read_steering
+from dit_moe.sampling.rendering import Renderer, build_renderer
+from dit_moe.sampling.request import build_request, function_evaluations
+
+MAX_BATCH = 2**16
+
+
+class RunSampler:
+    """A run made ready to draw one set of images.
+
+    Args:
+      workdir: a run folder, an exported folder or a name on the Hugging Face hub.
+      ema: its parameters' moving average rather than its parameters.
+      batch_size: images per pass over all devices, rounded up to divide evenly over them.
+      autoencoder: what decodes a latent model's samples; None: the one that its training data
+        were encoded with; "none": nothing, samples then stay the network's latents.
+      guide: with guidance `auto`, the model that guides, as `workdir`.
+      guide_ema: as `ema`, of the guide.
+      steering: what the images are held to. If its file has labels, they are the classes in turn,
+        unless the request has others.
+      request: what to draw, as for `request.build_request`.
+
+    Raises:
+      ConfigError: the run or an argument cannot be used; the message is one sentence.
+    """
+
+    def __init__(
+        self,
+        workdir: str | Path,
+        *,
+        ema: bool,
+        batch_size: int,
+        autoencoder: str | None = None,
+        guide: str | Path | None = None,
+        guide_ema: bool = True,
+        steering: SteeringRequest | None = None,
+        **request: Any,
+    ):
+        if not 1 <= batch_size <= MAX_BATCH:
+            raise ConfigError(f"batch_size is {batch_size}; allowed: 1 to {MAX_BATCH}")
+        workdir = locate(workdir)
+        config = load_json(workdir / "config.json")
+        self.steering = _read_steering(steering, workdir, config)
+        if self.steering and self.steering.labels is not None and not request.get("classes"):
+            request["classes"] = self.steering.labels.tolist()
+        request["classes"] = _classes(request.get("classes", ()), workdir, config)
+        # All is checked before parameters are read, which may take long.
+        self.request = build_request(config, **request)
+        run = load_run(workdir, ema)
+        chosen = self.request.guidance.guide
+        weaker = _load_guide(guide, guide_ema, chosen, workdir, run.config)
+        self.classes = model_classes(run.config, workdir)
+        """What the labels stand for."""
+        self._mesh = build_mesh(MeshConfig())
+        self._renderer = _renderer(workdir, run.config, autoencoder, self._mesh)
+        self.batch_size = sampling.round_up(
+            min(batch_size, self.request.num_samples), self._mesh.size
+        )
+        self.image_shape = _picture_shape(run.config.model, self._renderer)
+        """[H, W, C] of the pictures; None if samples stay latents."""
+        self.image_bytes = math.prod(self.image_shape or (4, *run.config.model.image_shape))
+        self.identity: dict[str, object] = {
+            **dataclasses.asdict(self.request),
+            "function_evaluations": function_evaluations(run.config, self.request),
+            "workdir": str(workdir.resolve()),
+            **_identity(run, ema),
+            "batch_size": self.batch_size,
+            "latents": self._renderer and self._renderer.description,
+            "guide": weaker and {"workdir": str(guide), **_identity(weaker, guide_ema)},
+            "steering": self.steering and self.steering.description,
+        }
+        """What the images depend on, ready for JSON."""
+        self._parameters = jax.device_put(run.parameters, replicated(self._mesh))
+        self._sampler = self._build(run, weaker)
+
+    def _build(self, run: Run, weaker: Run | None) -> sampling.Sampler:
+        """The jitted sampler, bound to the parameters of the network that guides."""
+        guiding = weaker and weaker.config
+        sampler = sampling.build_sampler(
+            run.config, self.request, weaker=guiding, steering=self.steering
+        )
+        if weaker is None:
+            return sampler
+        parameters = jax.device_put(weaker.parameters, replicated(self._mesh))
+        return functools.partial(sampler, weaker=parameters)
+
+    def batches(self, start: int = 0) -> Iterator[np.ndarray]:
+        """Yields images from number `start` on.
+
+        uint8 [n, H, W, C], or float32 latents; n is `batch_size` but for the last batch.
+
+        Raises:
+          ConfigError: the samples are not finite, or a batch does not fit into the memory.
+        """
+        drawn = sampling.generate(
+            self._sampler,
+            self._parameters,
+            self.request,
+            self.batch_size,
+            start=start,
+            sharding=batch_sharding(self._mesh),
+            steering=self.steering,
+        )
+        while True:
+            # Not around the loop: the mesh belongs to a thread, and the caller may be in another.
+            with jax.set_mesh(self._mesh), self._fitting():
+                x_NxHxWxC = next(drawn, None)
+            if x_NxHxWxC is None:
+                return
+            yield x_NxHxWxC if self._renderer is None else self._renderer.render(x_NxHxWxC)
+
+    @contextlib.contextmanager
+    def _fitting(self) -> Iterator[None]:
+        try:
+            yield
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise ConfigError(
+                f"batch_size is {self.batch_size}, for which the devices lack memory; allowed: a "
+                "smaller one"
+            ) from error
+
+
+def _classes(asked: Sequence[int], workdir: Path, config: Config) -> Sequence[int]:
+    """The classes to draw in turn: those asked for, or those that the training data have."""
+    known = read_classes(workdir)
+    if known is None:
+        return asked
+    learnt = known.learnt()
+    if not asked and len(learnt) < config.model.num_classes:
+        hosts.say(
+            f"Draws the {len(learnt)} of {config.model.num_classes:,} classes that the training "
+            f"data have."
+        )
+    strange = sorted(set(asked) - set(learnt))
+    if strange:
+        hosts.say(f"The training data have no image of class {listing(strange)}.")
+    return asked or learnt
+
+
+def _load_guide(
+    guide: str | Path | None, ema: bool, guidance: str, workdir: Path, config: Config
+) -> Run | None:
+    """The model that guides, if it is one of its own."""
+    if (guide is not None) != (guidance == "auto"):
+        given = "without guide" if guide is None else f"with guide {str(guide)!r}"
+        raise ConfigError(
+            f"guidance is {guidance!r} {given}; allowed: 'auto' with a guide, or neither"
+        )
+    if guide is None:
+        return None
+    folder = locate(guide, "guide")
+    if not same_latents(read_latent_space(workdir), read_latent_space(folder)):
+        raise ConfigError(
+            f"guide is {str(guide)!r}, whose latents are not those of {str(workdir)!r}; allowed: "
+            "a run on the same autoencoder's latents, scaled alike"
+        )
+    weaker = load_run(folder, ema)
+    check_guide(config, weaker.config)
+    return weaker
+
+
+def _read_steering(
+    request: SteeringRequest | None, workdir: Path, config: Config
+) -> Steering | None:
+    if request is None:
+        return None
+    if read_latent_space(workdir) is not None or config.model.channels not in (1, 3):
+        raise ConfigError(
+            f"steer is {request.steer!r} but {str(workdir)!r} draws latents; allowed: a model of "
+            "pixels, since pixels are what is known"
+        )
+    return read_steering(request, config.model)
+
+
+def _identity(run: Run, ema: bool) -> dict[str, object]:
+    return {"step": run.step, "ema": ema, "weights": _digest(run.parameters)}
+
+
+def _renderer(
+    workdir: Path, config: Config, autoencoder: str | None, mesh: Mesh
+) -> Renderer | None:
+    """None: samples stay what the network draws."""
+    space = read_latent_space(workdir)
+    if autoencoder == "none" or (space is None and config.model.channels not in (1, 3)):
+        return None
+    if space is None and autoencoder is not None:
+        raise ConfigError(
+            f"autoencoder is {autoencoder!r} but {str(workdir)!r} is no model of latents; "
+            "allowed: no --autoencoder"
+        )
+    return build_renderer(space, autoencoder, mesh)
+
+
+def _picture_shape(model: ModelConfig, renderer: Renderer | None) -> tuple[int, int, int] | None:
+    if renderer is None:
+        return None
+    side = model.image_size * renderer.scale
+    return side, side, min(model.channels, 3)
+
+
+def _digest(parameters: Parameters) -> str:
+    """SHA-256 of all weights: a run retrained in the same place is another run."""
+    digest = hashlib.sha256()
+    for path in sorted(parameters):
+        digest.update(path.encode())
+        digest.update(np.ascontiguousarray(parameters[path]).data)
+    return digest.hexdigest()

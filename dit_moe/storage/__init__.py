@@ -1,0 +1,1 @@
+"""Files: whole or absent, safe to read, as records or pictures."""

@@ -1,0 +1,81 @@
+"""From the network's numbers to pictures."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from dit_moe.storage.errors import ConfigError
+
+
+class NotFiniteError(ConfigError):
+    """Samples with values that are NaN or infinite, which would look like black pictures."""
+
+
+def check_finite(x_NxHxWxC: np.ndarray, what: str = "images") -> None:
+    """Checks that all values are numbers.
+
+    Raises:
+      NotFiniteError: some are not.
+    """
+    wrong = np.flatnonzero(~np.isfinite(x_NxHxWxC).reshape(len(x_NxHxWxC), -1).all(axis=1))
+    if len(wrong):
+        raise NotFiniteError(
+            f"{len(wrong):,} of {len(x_NxHxWxC):,} {what} have values that are not finite (NaN or "
+            "infinite): the weights are damaged or training diverged, or guidance is too strong; "
+            "allowed: an earlier checkpoint, --parameters raw or ema, or a lower guidance_scale"
+        )
+
+
+def to_uint8(x_NxHxWxC: np.ndarray) -> np.ndarray:
+    """Maps [-1, 1] to 0..255: round(127.5 (x + 1)), clipped.
+
+    Raises:
+      NotFiniteError: not all of them are numbers.
+    """
+    check_finite(x_NxHxWxC)
+    return np.clip(np.rint((np.asarray(x_NxHxWxC, np.float32) + 1) * 127.5), 0, 255).astype(
+        np.uint8
+    )
+
+
+def grid(
+    images_NxHxWxC: np.ndarray, labels_N: Sequence[int] | Sequence[str] | np.ndarray, cell: int = 64
+) -> Image.Image:
+    """Draws one row per label, in order of first appearance, with the label at its left.
+
+    Args:
+      images_NxHxWxC: [N, H, W, C] uint8. C may be 1, 3, or more, of which the first 3 are shown.
+      labels_N: [N] labels, numbers or names.
+      cell: smallest side at which an image is drawn; small images are enlarged without smoothing.
+    """
+    labels = np.asarray(labels_N)
+    rows = [np.flatnonzero(labels == label) for label in dict.fromkeys(labels.tolist())]
+    side = images_NxHxWxC.shape[1]
+    size = side * max(1, -(-cell // side))
+    gap = max(2, size // 12)
+    font = ImageFont.load_default(size=18)
+    texts = [str(labels[row[0]]) for row in rows]
+    margin = 16 + max(32, *(int(font.getlength(text)) for text in texts))
+    columns = max(len(row) for row in rows)
+    canvas = Image.new(
+        "RGB", (margin + columns * (size + gap), len(rows) * (size + gap)), (255, 255, 255)
+    )
+    draw = ImageDraw.Draw(canvas)
+    for r, row in enumerate(rows):
+        top = r * (size + gap)
+        draw.text(
+            (margin - 8, top + size // 2),
+            texts[r],
+            fill=(0, 0, 0),
+            font=font,
+            anchor="rm",
+        )
+        for c, index in enumerate(row):
+            image = images_NxHxWxC[index]
+            image = image[..., 0] if image.shape[-1] < 3 else image[..., :3]
+            picture = (
+                Image.fromarray(image).convert("RGB").resize((size, size), Image.Resampling.NEAREST)
+            )
+            canvas.paste(picture, (margin + c * (size + gap), top))
+    return canvas

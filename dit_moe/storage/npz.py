@@ -1,0 +1,98 @@
+"""Arrays from `.npz` files of anybody: nothing is executed, and damage is told in a sentence."""
+
+import contextlib
+import math
+import zipfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from numpy.lib import format as npy
+
+from dit_moe.storage.errors import ConfigError
+
+MAX_BYTES = 2**31
+"""Of an array that is read at once."""
+
+
+class NpzError(ConfigError):
+    """A file cannot be read; the message is one sentence that names it."""
+
+
+@contextlib.contextmanager
+def open_archive(path: Path, *own: type[Exception]) -> Iterator[zipfile.ZipFile]:
+    """The file for reading.
+
+    Raises:
+      NpzError: opening it, or what the block reads, fails in any way but with one of the errors
+        `own`, which the block raises itself.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            yield archive
+    except (NpzError, GeneratorExit, *own):
+        raise
+    except Exception as error:
+        # Damaged archives and headers raise almost anything: BadZipFile, zlib.error, TokenError,
+        # OverflowError, TypeError, ...
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise NpzError(f"{path} cannot be read ({reason}).") from error
+
+
+@contextlib.contextmanager
+def open_member(
+    path: Path, archive: zipfile.ZipFile, name: str
+) -> Iterator[tuple[IO[bytes], tuple[int, ...], np.dtype]]:
+    """An array's bytes past its header, its shape and its type: no objects, always in C order.
+
+    Raises:
+      NpzError: it is something else.
+    """
+    info = archive.getinfo(f"{name}.npy")
+    with archive.open(info) as file:
+        version = npy.read_magic(file)
+        read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+        if version not in read_header:
+            raise NpzError(f"{path}: {name} has the unknown .npy version {version}.")
+        shape, fortran_order, dtype = read_header[version](file)
+        if dtype.hasobject:
+            raise NpzError(
+                f"{path}: {name} holds pickled Python objects, which are refused because "
+                "reading them can execute code."
+            )
+        if fortran_order and len(shape) > 1:
+            raise NpzError(
+                f"{path}: {name} is in Fortran order; save numpy.ascontiguousarray of it."
+            )
+        # Python's whole numbers do not overflow.
+        num_bytes = math.prod(map(int, shape)) * dtype.itemsize
+        if min(shape, default=0) < 0 or num_bytes != info.file_size - file.tell():
+            raise NpzError(
+                f"{path} cannot be read ({name} says it has shape {shape}, but holds "
+                f"{info.file_size - file.tell()} bytes)."
+            )
+        yield file, shape, dtype
+
+
+def read_member(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """An array of at most `MAX_BYTES`; raises as `open_member`."""
+    with open_member(path, archive, name) as (file, shape, dtype):
+        num_bytes = math.prod(map(int, shape)) * dtype.itemsize
+        if num_bytes > MAX_BYTES:
+            raise NpzError(f"{path}: {name} has {num_bytes:,} bytes; allowed: {MAX_BYTES:,}.")
+        content = file.read(num_bytes)  # no more, whatever the member inflates to
+        if len(content) != num_bytes:
+            raise NpzError(f"{path}: {name} was cut short.")
+        return np.frombuffer(content, dtype).reshape(shape)
+
+
+def read_npz(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
+    """Those of the named arrays that a file has.
+
+    Raises:
+      NpzError: it cannot be read, or holds something else under such a name.
+    """
+    with open_archive(path) as archive:
+        present = set(archive.namelist())
+        return {n: read_member(path, archive, n) for n in names if f"{n}.npy" in present}

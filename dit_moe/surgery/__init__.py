@@ -1,0 +1,1 @@
+"""From parameters to parameters of another network."""

@@ -1,0 +1,216 @@
+"""Sparse upcycling (Komatsuzaki et al. 2023): a trained model with one feed-forward network per
+block becomes one with many experts, all of them copies of it.
+
+Everything outside of the experts is copied. A router's weights of a token need not sum to 1, so the
+experts' outputs are divided by what they sum to when the router has no preference: k/E for top_k.
+The router starts fresh and small (a hundredth of its usual size), so that tokens spread over the
+experts while the weights' sum is close to that. So, at step 0 and without noise,
+
+- with top_k equal to num_experts under a softmax, the weights sum to 1 and the function is the old
+  one up to rounding;
+- otherwise it is near the old one: the routed output is off by as much as the sum is from k/E;
+- the unconditional expert has weight 1: without a class the function is the old one.
+
+A dense network can also be cut: its first hidden units become the shared expert, the rest the
+routed ones. Cosine similarities as weights (ProMoE's `identity`) sum to nothing that is known
+beforehand, so that router is refused, as are experts of another kind than the old network: GELU
+cannot be written as SwiGLU.
+"""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+
+from dit_moe.autoencoder.latent_space import read_latent_space
+from dit_moe.config import (
+    EXPERTS,
+    Config,
+    ConfigError,
+    ModelConfig,
+    MoEConfig,
+)
+from dit_moe.models.parameters import Parameters, abstract_parameters, places
+from dit_moe.moe.routers import build_router
+from dit_moe.nn.flat import variables
+from dit_moe.runs.loading import load_run, locate
+from dit_moe.runs.weights import has_average
+from dit_moe.runs.writer import InMemory, write_run
+
+_EXPERTS, _SHARED = "feed_forward.experts.", "feed_forward.shared.experts."
+_ROUTER = "feed_forward.router."
+_LAST_OF_EXPERT = ("w_out", "b_out")
+
+
+def upcycle_run(
+    dense: str | Path, config: Config, output: Path, *, noise: float = 0.0, ema: bool | None = None
+) -> None:
+    """Writes a sparse run folder made from a dense one, or from one with a single expert.
+
+    Args:
+      dense: the run folder, open folder or hub name of the old model.
+      config: of the new one.
+      output: a new folder.
+      noise: normal noise that is added to every matrix of the routed experts, each its own, in
+        standard deviations of the matrix.
+      ema: the old model's moving average rather than its parameters; None: where there is one.
+
+    Raises:
+      ConfigError: the one cannot become the other; the message says why.
+      OSError: the output cannot be written.
+    """
+    if not 0 <= noise < float("inf"):
+        raise ConfigError(f"noise is {noise}; allowed: 0 or more")
+    folder = locate(dense)
+    old = load_run(folder, has_average(folder) if ema is None else ema)
+    check(old.config, config)
+    shapes = {path: p.shape for path, p in abstract_parameters(config.model).items()}
+    read = functools.partial(_read, old.config.model, old.parameters, config, shapes, noise)
+    write_run(output, config, read_latent_space(folder), InMemory(shapes, read))
+
+
+def check(old: Config, new: Config) -> None:
+    """Raises a ConfigError that says why `old` cannot become `new`, if so."""
+    moe = new.model.moe
+    for name, model in (("config.model", new.model), ("the run to upcycle", old.model)):
+        if model.segments:
+            raise ConfigError(f"{name} has segments; allowed: one mixture for all layers, in moe")
+    if moe is None:
+        raise ConfigError("config.model.moe is none; allowed: a mixture of experts")
+    if moe.cheap_experts:
+        raise ConfigError(
+            f"config.model.moe.cheap_experts is {', '.join(moe.cheap_experts)}; allowed: none, as "
+            "what they give is not what the run to upcycle computes"
+        )
+    source = old.model.moe
+    if source is not None and (source.total_experts, source.router.name) != (1, "top_k"):
+        raise ConfigError(
+            f"the run to upcycle has {source.total_experts} experts per layer and router "
+            f"{source.router.name!r}; allowed: a dense run, or a single expert and router 'top_k'"
+        )
+    free = ("image_size", "label_dropout", "moe", "dtype", "remat")
+    for field in dataclasses.fields(ModelConfig):
+        a, b = getattr(old.model, field.name), getattr(new.model, field.name)
+        if field.name not in free and a != b:
+            raise ConfigError(
+                f"config.model.{field.name} is {b!r}; allowed: {a!r}, as in the run to upcycle"
+            )
+    # What the network's time means.
+    for field in ("name", "time_scale", "timesteps"):
+        a, b = getattr(old.objective, field, None), getattr(new.objective, field, None)
+        if a != b:
+            raise ConfigError(
+                f"config.objective.{field} is {b!r}; allowed: {a!r}, as in the run to upcycle"
+            )
+    if moe.router.weight_sum(moe) is None:
+        activation = getattr(moe.router, "activation", None)
+        raise ConfigError(
+            f"config.model.moe.router.activation is {activation!r} with router "
+            f"{moe.router.name!r}, whose weights sum to nothing that is known beforehand; "
+            "allowed: softmax or sigmoid with router prototype, or router top_k"
+        )
+    if source is None:
+        kind = new.model.mlp_activation
+        if EXPERTS[kind].in_matrices > 1:
+            raise ConfigError(
+                f"config.model.mlp_activation is {kind!r}, whose gate cannot be cut here; allowed: "
+                "'gelu' or 'silu'"
+            )
+        hidden = moe.hidden_ratio + moe.shared_hidden_ratio
+        if moe.expert != kind or hidden != new.model.mlp_ratio:
+            raise ConfigError(
+                f"config.model.moe has {moe.expert} experts with hidden_ratio {moe.hidden_ratio:g} "
+                f"and shared_hidden_ratio {moe.shared_hidden_ratio:g}; allowed: {kind} experts "
+                f"with ratios that sum to {new.model.mlp_ratio:g}, as the dense network that they "
+                "become"
+            )
+        return
+    for field in ("expert", "hidden_ratio", "shared_hidden_ratio", "every"):
+        a, b = getattr(source, field), getattr(moe, field)
+        if a != b:
+            raise ConfigError(
+                f"config.model.moe.{field} is {b!r}; allowed: {a!r}, as in the run to upcycle"
+            )
+
+
+def _read(
+    old: ModelConfig,
+    parameters: Parameters,
+    config: Config,
+    shapes: dict[str, tuple[int, ...]],
+    noise: float,
+    path: str,
+    index: tuple[int, ...],
+) -> np.ndarray:
+    """A unit's piece of a parameter of the new model, or a whole one that is not stacked."""
+    new, moe = config.model, config.model.moe
+    assert moe is not None
+    if not index:
+        return np.asarray(parameters[path])
+    layer, place = next(
+        (number, place)
+        for number, place in enumerate(places(new))
+        if path.startswith(place.prefix) and place.unit == index[0]
+    )
+    old_place, name = list(places(old))[layer], path.removeprefix(place.prefix)
+
+    def of_old(name: str) -> np.ndarray:
+        return np.asarray(parameters[f"{old_place.prefix}{name}"][old_place.unit])
+
+    if place.moe is None:
+        return of_old(name)
+    if name.startswith(_ROUTER):
+        return _fresh_router(config, layer)[name.removeprefix(_ROUTER)]
+    if name.startswith(_SHARED) and old.moe is None:
+        width = int(moe.shared_hidden_ratio * new.width)
+        part = name.removeprefix(_SHARED)
+        return _cut(of_old(_EXPERTS + part), part, slice(width))
+    if name.startswith(_EXPERTS):
+        part = name.removeprefix(_EXPERTS)
+        expert = of_old(name)
+        if old.moe is None:
+            start = int(moe.shared_hidden_ratio * new.width)
+            expert = _cut(expert, part, slice(start, None))
+            if part == "b_out" and start:
+                expert = np.zeros_like(expert)  # the shared expert has it
+        return _copies(expert, part, moe, shapes[path][1:], noise, (config.seed, layer))
+    return of_old(name)
+
+
+def _cut(expert: np.ndarray, part: str, units: slice) -> np.ndarray:
+    """Some hidden units of a GELU network's parameter [1, ...]."""
+    if part == "b_out":
+        return expert
+    return expert[:, :, units] if part == "w_in" else expert[:, units]
+
+
+def _copies(
+    expert: np.ndarray,
+    part: str,
+    moe: MoEConfig,
+    shape: tuple[int, ...],
+    noise: float,
+    seed: tuple[int, int],
+) -> np.ndarray:
+    copies = np.array(np.broadcast_to(expert, shape), np.float32)
+    if noise and part.startswith("w_"):
+        rng = np.random.default_rng([*seed, part == "w_out"])
+        copies += noise * expert.std() * rng.standard_normal(shape, np.float32)
+    if part in _LAST_OF_EXPERT:
+        weight_sum = moe.router.weight_sum(moe)
+        assert weight_sum is not None  # see `check`
+        copies[: moe.num_experts] /= weight_sum
+    return copies
+
+
+def _fresh_router(config: Config, layer: int) -> dict[str, np.ndarray]:
+    moe = config.model.moe
+    assert moe is not None
+    key = jax.random.fold_in(jax.random.key(config.seed), layer)
+    router = build_router(moe, config.model.width, nnx.Rngs(params=key))
+    assert isinstance(router, nnx.Module)
+    scale = moe.router.fresh_scale
+    return {name: scale * np.asarray(variable[...]) for name, variable in variables(router).items()}

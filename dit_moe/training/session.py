@@ -1,0 +1,212 @@
+"""All that a run is made of, built once; `training.loop` is what is done with it."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+from etils import epath
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from dit_moe.config import Config, ConfigError
+from dit_moe.data.classes import count_classes
+from dit_moe.data.pipeline import Batch, device_batches
+from dit_moe.data.sources import Source, build_sources
+from dit_moe.devices import hosts
+from dit_moe.devices.accelerators import Device, find_device
+from dit_moe.devices.mesh import batch_sharding, build_mesh, check_mesh, replicated
+from dit_moe.plan.estimate import Estimate, estimate
+from dit_moe.plan.host import check_host_memory
+from dit_moe.runs.checkpoints import Checkpoints
+from dit_moe.runs.folder import write_parameter_overview, write_run
+from dit_moe.runs.state import TrainState, abstract_state, init_state, start_state
+from dit_moe.sampling.request import Request
+from dit_moe.storage.files import lock
+from dit_moe.training.grids import grid_request
+from dit_moe.training.health import Skips, Warnings
+from dit_moe.training.interrupt import Interrupt
+from dit_moe.training.logging import MetricsWriter
+from dit_moe.training.milestones import Milestones
+from dit_moe.training.origin import check_origin, prepare_origin, start_parameters
+from dit_moe.training.profile import Profile
+from dit_moe.training.progress import progress_bar
+from dit_moe.training.step import Metrics, build_step
+from dit_moe.training.validation import Validation, heldout_sources
+from dit_moe.training.window import Window
+
+_Step = Callable[..., tuple[TrainState, Metrics]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What follows from the config and the devices: no file of the run is read for it."""
+
+    mesh: Mesh
+    device: Device | None
+    plan: Estimate
+    sources: Sequence[Source]
+    heldout: Sequence[Source]
+    """None without validation."""
+    request: Request | None
+    """What grids show; None without grids."""
+
+
+@dataclasses.dataclass
+class Session:
+    """A run that trains: its state, and everything that is used step by step."""
+
+    config: Config
+    workdir: epath.Path
+    sources: Sequence[Source]
+    first_step: int
+    """How many steps were done before."""
+    state: TrainState
+    """After the last step that was done."""
+    step: _Step
+    stream: Iterator[Batch]
+    """The batches of the steps to come."""
+    checkpoints: Checkpoints
+    milestones: Milestones
+    validation: Validation | None
+    window: Window
+    skips: Skips
+    warnings: Warnings
+    profile: Profile
+    writers: Sequence[MetricsWriter]
+    """Of the lead process alone."""
+    bar: tqdm
+    interrupt: Interrupt
+    agreement: hosts.Agreement
+
+    def stopped_by(self) -> int:
+        """The signal that asked any process to stop, or 0; all call it once a step."""
+        return self.agreement(self.interrupt.signal or 0)
+
+
+@contextlib.contextmanager
+def open_session(
+    config: Config,
+    workdir: epath.Path,
+    *,
+    init_from: str | None = None,
+    profile_steps: range = range(0),
+    wandb: str | None = None,
+) -> Iterator[Session]:
+    """Begins a run or goes on with it, and ends it in order; arguments and errors as of `train`."""
+    parts = build_parts(config)
+    settings, mesh = config.train, parts.mesh
+    with contextlib.ExitStack() as held, jax.set_mesh(mesh), Interrupt() as interrupt:
+        busy = ConfigError(
+            f"workdir {str(workdir)!r} is in use by another run; allowed: another --workdir"
+        )
+        hosts.on_lead(lambda: held.enter_context(lock(workdir / ".lock", busy)))
+        checkpoints = held.enter_context(
+            Checkpoints(workdir, settings.keep_checkpoints, settings.keep_every)
+        )
+        like = abstract_state(config, mesh)
+        state, milestones = _begin(config, workdir, parts, checkpoints, like, init_from)
+        first_step = int(state.step)
+        writers: list[MetricsWriter] = []
+        hosts.on_lead(
+            lambda: writers.append(held.enter_context(MetricsWriter(workdir, first_step, wandb)))
+        )
+        session = Session(
+            config=config,
+            workdir=workdir,
+            sources=parts.sources,
+            first_step=first_step,
+            state=state,
+            step=_compiled(config, like, mesh),
+            stream=device_batches(config, parts.sources, first_step, batch_sharding(mesh)),
+            checkpoints=checkpoints,
+            milestones=milestones,
+            validation=Validation(config, parts.heldout, mesh) if parts.heldout else None,
+            window=Window(config, parts.plan.flops_per_image, parts.device, mesh.size),
+            skips=Skips(settings.max_skipped, hosts.say),
+            warnings=Warnings([moe.num_experts for moe in config.model.mixtures], hosts.say),
+            profile=Profile(profile_steps, workdir / "profile"),
+            writers=writers,
+            bar=held.enter_context(progress_bar(first_step, settings.steps)),
+            interrupt=interrupt,
+            agreement=hosts.Agreement(mesh),
+        )
+        del state  # which the first step takes over
+        yield session
+
+
+def build_parts(config: Config) -> Parts:
+    """Checks the config against devices and data.
+
+    Raises:
+      ConfigError: it does not fit them.
+    """
+    mesh = build_mesh(config.mesh)
+    check_mesh(mesh, config.model)
+    device = find_device(jax.devices()[0].device_kind)
+    plan = estimate(config, mesh.shape, device)
+    check_host_memory(plan)
+    sources = build_sources(config)
+    heldout = heldout_sources(config, sources)
+    request = grid_or_none(config, count_classes(sources).learnt())
+    return Parts(mesh, device, plan, sources, heldout, request)
+
+
+def grid_or_none(config: Config, learnt: Sequence[int]) -> Request | None:
+    """What grids show, or None without grids; without them too, what samples will lack is said."""
+    try:
+        request = grid_request(config, learnt)
+    except ConfigError as error:
+        if config.train.sample_every:
+            raise
+        hosts.say(f"Samples of this run will need other settings: {error}.")
+        return None
+    return request if config.train.sample_every else None
+
+
+def _begin(
+    config: Config,
+    workdir: epath.Path,
+    parts: Parts,
+    checkpoints: Checkpoints,
+    like: TrainState,
+    init_from: str | None,
+) -> tuple[TrainState, Milestones]:
+    """Makes the folder the run's, and its state; milestones that a kill prevented are made up."""
+    resuming = checkpoints.latest_step() is not None
+    space = parts.sources[0].latent_space
+    if init_from is not None and not resuming:
+        check_origin(init_from, config, space)
+    milestones = Milestones(config, parts.request, space, parts.mesh, workdir)
+
+    def prepare_folder() -> None:
+        write_run(config, parts.sources, workdir, resuming=resuming)
+        prepare_origin(init_from, workdir, resuming=resuming)
+        write_parameter_overview(like, workdir)
+
+    hosts.on_lead(prepare_folder)
+    count = sum(p.size for p in like.parameters.values())
+    hosts.say(f"{count:,} parameters, listed in {workdir / 'parameters.txt'}.")
+    hosts.say(f"{parts.plan.sentence()}.")
+    state = checkpoints.restore_newest(like)
+    if state is not None:
+        hosts.say(f"Resuming {workdir} from step {int(state.step):,}.")
+    elif init_from is not None:
+        parameters = start_parameters(
+            init_from,
+            workdir,
+            like.parameters,  # pyright: ignore[reportArgumentType]
+        )
+        state = start_state(config, parts.mesh, parameters)
+    else:
+        state = init_state(config, parts.mesh)
+    milestones.resume(int(state.step), state)
+    return state, milestones
+
+
+def _compiled(config: Config, like: TrainState, mesh: Mesh) -> _Step:
+    """The step, which takes over the memory of the state that it is given."""
+    shardings = jax.tree.map(lambda a: a.sharding, like)
+    return jax.jit(
+        build_step(config), donate_argnums=0, out_shardings=(shardings, replicated(mesh))
+    )

@@ -1,0 +1,1 @@
+"""Judges samples of handwritten digits beside real held-out digits."""

@@ -1,0 +1,8 @@
+"""python -m eval.digits"""
+
+from dit_moe.config.command_line import end
+
+from .command import main
+
+if __name__ == "__main__":
+    end(main)
