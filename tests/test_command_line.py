@@ -103,7 +103,10 @@ command_line.end(main)
 
 @pytest.mark.parametrize("code", [0, 2, 129])
 def test_a_closed_terminal_changes_no_exit_code(code):
-    ours, theirs = pty.openpty()
+    try:
+        ours, theirs = pty.openpty()
+    except OSError as error:  # as in a bare chroot
+        pytest.skip(f"there is no terminal to close: {error}")
     script = [sys.executable, "-c", ENDS.format(work=f"return {code}")]
     process = subprocess.Popen(script, stdin=subprocess.PIPE, stdout=theirs, stderr=theirs)
     os.close(theirs)
