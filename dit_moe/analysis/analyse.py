@@ -20,8 +20,7 @@ from dit_moe.analysis.text import markdown
 from dit_moe.analysis.visits import sampling_bins, sampling_visits, training_visits
 from dit_moe.config import Config, ConfigError, DataConfig, MeshConfig
 from dit_moe.config.files import load_json
-from dit_moe.data.classes import evenly_spaced, read_classes
-from dit_moe.data.model_classes import ModelClasses, model_classes
+from dit_moe.data.classes import ModelClasses, evenly_spaced, model_classes, read_classes
 from dit_moe.data.sources import Source, build_sources
 from dit_moe.devices.mesh import build_mesh, replicated
 from dit_moe.models.parameters import Parameters, abstract_parameters

@@ -1,10 +1,12 @@
-"""Which of a model's classes its training data have: of the others it learns nothing."""
+"""Which classes of the data a model's labels are, and which of them have images to learn from."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from pydantic.dataclasses import dataclass
 
+from dit_moe.config import Config
 from dit_moe.config.rules import RULES
 from dit_moe.data.sources import Source
 from dit_moe.storage.files import FilePath
@@ -57,3 +59,31 @@ def read_classes(workdir: FilePath) -> Classes | None:
     """
     path = workdir / _FILE
     return read_record(path, Classes) if path.exists() else None
+
+
+@dataclass(frozen=True, config=RULES)
+class ModelClasses:
+    """The classes of a model, in the order of its labels."""
+
+    numbers: tuple[int, ...]
+    """In the data set."""
+    names: tuple[str, ...]
+    """Empty where they are not known, or are the numbers."""
+
+
+def model_classes(config: Config, workdir: Path) -> ModelClasses:
+    """The classes of a run, of which `config.data.classes` may be a choice.
+
+    Args:
+      config: of the run.
+      workdir: its folder, whose classes.json has the names.
+
+    Raises:
+      ConfigError: that file cannot be read.
+    """
+    numbers = config.data.classes or tuple(range(config.model.num_classes))
+    known = read_classes(workdir)
+    names = () if known is None else known.names
+    if len(names) != len(numbers) or names == tuple(map(str, numbers)):
+        names = ()
+    return ModelClasses(numbers, names)

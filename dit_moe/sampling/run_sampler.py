@@ -17,8 +17,7 @@ from dit_moe.autoencoder.latent_space import read_latent_space, same_latents
 from dit_moe.config import Config, ConfigError, MeshConfig, ModelConfig
 from dit_moe.config.files import load_json
 from dit_moe.config.rules import listing
-from dit_moe.data.classes import read_classes
-from dit_moe.data.model_classes import model_classes
+from dit_moe.data.classes import model_classes, read_classes
 from dit_moe.devices import hosts
 from dit_moe.devices.mesh import batch_sharding, build_mesh, replicated
 from dit_moe.models.parameters import Parameters

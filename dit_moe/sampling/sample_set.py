@@ -11,7 +11,7 @@ from PIL.Image import Image
 from tqdm import tqdm
 
 from dit_moe.config import ConfigError
-from dit_moe.data.model_classes import ModelClasses
+from dit_moe.data.classes import ModelClasses
 from dit_moe.sampling.run_sampler import RunSampler
 from dit_moe.sampling.sample_parts import Parts, differences, read_description
 from dit_moe.storage import images

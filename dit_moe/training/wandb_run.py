@@ -1,6 +1,5 @@
 """Weights & Biases, where it is asked for: it costs no training."""
 
-import json
 import secrets
 from collections.abc import Mapping
 from typing import Any
@@ -10,6 +9,7 @@ from etils import epath
 from dit_moe.config import ConfigError
 from dit_moe.devices import hosts
 from dit_moe.storage.files import atomic
+from dit_moe.storage.records import read_json
 
 
 class WandbRun:
@@ -66,7 +66,7 @@ def start_wandb(workdir: epath.Path, project: str) -> WandbRun:
                 resume="allow",
                 name=workdir.name,
                 dir=str(workdir),
-                config=json.loads((workdir / "config.json").read_text()),
+                config=read_json(workdir / "config.json"),
             )
         )
     except Exception as error:

@@ -31,7 +31,7 @@ from dit_moe.config import (
     SampleConfig,
 )
 from dit_moe.config.files import to_json
-from dit_moe.data.model_classes import model_classes
+from dit_moe.data.classes import model_classes
 from dit_moe.devices.mesh import build_mesh, replicated
 from dit_moe.diffusion.denoiser import unit_variance
 from dit_moe.diffusion.integrate import build_objective

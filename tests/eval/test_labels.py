@@ -7,8 +7,7 @@ import pytest
 from PIL import Image
 
 from dit_moe.config import DataConfig, SampleConfig
-from dit_moe.data.classes import Classes, write_classes
-from dit_moe.data.model_classes import ModelClasses, model_classes
+from dit_moe.data.classes import Classes, ModelClasses, model_classes, write_classes
 from dit_moe.sampling.run_sampler import RunSampler
 from dit_moe.sampling.sample_set import write_sample_set
 from eval.evaluate import evaluate
