@@ -30,7 +30,7 @@ COMPARED = [solver for solver in SOLVERS if solver not in ("euler", "dopri5")]
 PER_STEP = {"heun": 2, "midpoint": 2, "rk4": 4}
 """Evaluations a step; of the others one. Under DDPM the last step has one whatever the solver."""
 TOLERANCES = (0.3, 0.1, 0.03, 0.01, 0.001)
-"""Of dopri5."""
+"""Those that dopri5 is run with."""
 
 
 class Counter:

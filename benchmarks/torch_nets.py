@@ -121,7 +121,7 @@ class ProMoELayer(nn.Module):
 
 
 class BaselineLayer(nn.Module):
-    """Of TC-DiT, EC-DiT and DiffMoE, as they sample."""
+    """The MoE layer of TC-DiT, EC-DiT and DiffMoE, as they sample."""
 
     def __init__(self, width: int, hidden: int, settings: dict, family: str):
         super().__init__()

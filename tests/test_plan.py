@@ -60,7 +60,7 @@ def gradient(model: ModelConfig):
 
 
 def traced_flops(jaxpr) -> float:
-    """Of all matrix products in a trace; those in a loop as often as it runs."""
+    """FLOPs of all matrix products in a trace; those in a loop as often as it runs."""
     total = 0.0
     for equation in jaxpr.eqns:
         name, parameters = equation.primitive.name, equation.params

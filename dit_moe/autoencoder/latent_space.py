@@ -18,7 +18,7 @@ class AutoencoderCard:
     source: str
     """The folder, file or hub name it was loaded from."""
     sha256: str
-    """Of its weights file."""
+    """Hash of its file of weights, hexadecimal."""
     scaling_factor: float
     """What its authors multiply latents by, for a standard deviation of about 1 (0.18215)."""
     shift_factor: float = 0.0

@@ -10,7 +10,7 @@ from flax import nnx
 from dit_moe.autoencoder.convolution import convolve
 
 EPSILON = 1e-6
-"""Of every group norm (CompVis/latent-diffusion)."""
+"""What every group norm adds to the variance (CompVis/latent-diffusion)."""
 
 
 def convolution(

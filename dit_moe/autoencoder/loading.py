@@ -27,7 +27,7 @@ class Loaded(NamedTuple):
     model: Autoencoder
     config: AutoencoderConfig
     sha256: str
-    """Of the file of weights, hexadecimal."""
+    """Hash of the file of weights, hexadecimal."""
     source: str
     """The absolute path, or the name on the hub."""
 

@@ -47,7 +47,8 @@ class Recipe:
     """Where the average ends."""
     sigma_rel: float
     error: float
-    """Of the sum's profile: the L2 norm of its difference from the wanted one over its norm."""
+    """How far the sum's profile is off: the L2 norm of its difference from the wanted one over the
+    latter's norm."""
     coefficients: dict[str, dict[int, float]]
     """By track and step of the snapshot; without those that are 0."""
 

@@ -28,8 +28,8 @@ from dit_moe.storage.files import FilePath
 from dit_moe.storage.records import check_format, check_plain, read_json
 
 FORMAT = 2
-"""Of run folders and open folders, told by their `config.json`: goes up when what they hold is
-called or means something else. A folder without a number is of format 1."""
+"""The format of run folders and open folders, told by their `config.json`: goes up when what they
+hold is called or means something else. A folder without a number is of format 1."""
 
 _OTHERWISE = "train again, or read it with dit_moe 0.1.0"
 

@@ -20,7 +20,7 @@ GUIDANCE_SCHEDULES = ("constant", "linear", "cosine")
 GUIDANCE_CHANNELS = ("all", "first_three")
 
 WEAK_ROUTINGS = ("least_likely", "top_1")
-"""Of `self_contrast`: the experts with the lowest scores, or the best one alone."""
+"""What `self_contrast` routes by: the experts with the lowest scores, or the best one alone."""
 
 MAX_SCALE = 1000
 """Beyond, nothing is left of a picture, and numbers overflow."""

@@ -153,8 +153,8 @@ class PrototypeSettings(RouterSettings):
     loss, and an unconditional expert where the mixture has one."""
 
     activation: Literal["identity", "softmax", "sigmoid"] = "identity"
-    """Of the cosines. `softmax` is over the experts where tokens choose, over the tokens of an
-    image where experts do."""
+    """What makes scores of the cosines. `softmax` is over the experts where tokens choose, over the
+    tokens of an image where experts do."""
     contrastive_coef: NonNegativeFloat = 1.0
     contrastive_temperature: PositiveFloat = 0.07
 
@@ -186,7 +186,7 @@ class PrototypeRouterConfig(PrototypeSettings):
     chooser: ClassVar[Chooser] = "token"
 
     def weight_sum(self, moe: Mixture) -> float | None:
-        """Of cosines near 0; themselves they sum to nothing that is known."""
+        """The sum where cosines are near 0; cosines themselves sum to nothing that is known."""
         return {
             "softmax": moe.top_k / moe.num_experts,
             "sigmoid": moe.top_k / 2,
@@ -206,7 +206,7 @@ class ExpertChoiceRouterConfig(LinearScores):
     fresh_scale: ClassVar[float] = 1.0
 
     def weight_sum(self, moe: Mixture) -> float:
-        """Of the top_k experts that a token has on average."""
+        """The sum over the top_k experts that a token has on average."""
         return moe.top_k / moe.num_experts
 
 
@@ -232,8 +232,8 @@ class BatchPoolRouterConfig(LinearScores):
 
     name: Literal["batch_pool"] = "batch_pool"
     capacity_coef: NonNegativeFloat = 0.01
-    """Of the predictor's cross-entropy, whose gradient reaches nothing but the predictor. 0.01 is
-    the default of the public code; DiffMoE's own config has 1."""
+    """Factor of the predictor's cross-entropy, whose gradient reaches the predictor alone. 0.01
+    is the default of the public code; DiffMoE's own config has 1."""
     threshold_decay: Decay = 0.95
     """Per update, of the moving average of each expert's threshold."""
     inference: Literal["token", "batch"] = "token"
@@ -246,7 +246,7 @@ class BatchPoolRouterConfig(LinearScores):
     fresh_scale: ClassVar[float] = 1.0
 
     def weight_sum(self, moe: Mixture) -> float:
-        """Of the top_k experts that a token has on average."""
+        """The sum over the top_k experts that a token has on average."""
         return moe.top_k / moe.num_experts
 
     def parameters(self, width: int, moe: Mixture) -> int:

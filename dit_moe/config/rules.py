@@ -12,7 +12,7 @@ from dit_moe.storage.records import shown
 
 T = TypeVar("T")
 RULES = pydantic.ConfigDict(extra="forbid", allow_inf_nan=False)
-"""Of every config, and every record in a file: an unknown field or infinity is an error."""
+"""Held by every config and every record in a file: an unknown field or infinity is an error."""
 MAX_SIZE = 2**31 - 1
 """Steps, sizes and labels are 32-bit numbers on every device."""
 PositiveInt = Annotated[int, Field(gt=0, le=MAX_SIZE)]

@@ -52,11 +52,11 @@ class SolverConfig:
     time_grid: str | None = None
     """One of `TIME_GRIDS`."""
     eta: float | None = None
-    """Of ddim: 0 adds no noise, 1 as much as DDPM's chain."""
+    """The noise that ddim adds: 0 none, 1 as much as DDPM's chain."""
     tolerance: float | None = None
-    """Of dopri5: the error of a step, relative where values are above 1."""
+    """The error that dopri5 allows a step, relative where values are above 1."""
     shift: float | None = None
-    """Of the shifted time grid, in place of the objective's: t -> s t / (1 + (s - 1) t)."""
+    """s of the shifted time grid, in place of the objective's: t -> s t / (1 + (s - 1) t)."""
 
     def resolve(self, objective: ObjectiveConfig) -> "SolverConfig":
         """The same with nothing left open; options that the solver does not have are None.

@@ -17,10 +17,10 @@ _FILE = "classes.json"
 
 @dataclass(frozen=True, config=RULES)
 class Classes:
-    """Of the training data. Kept in a run folder as classes.json."""
+    """The classes of the training data. Kept in a run folder as classes.json."""
 
     names: tuple[str, ...]
-    """Of class 0, 1, ... of the model, as far as the data name them."""
+    """Names of the model's class 0, 1, ..., as far as the data name them."""
     images: tuple[int, ...]
     """How many there are of class 0, 1, ..."""
 

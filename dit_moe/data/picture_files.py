@@ -8,7 +8,7 @@ from dit_moe.config import ConfigError
 from dit_moe.storage.pictures import SUFFIXES
 
 MAX_BYTES = 2**28
-"""Of one image file."""
+"""The most that one image file may have."""
 _SYSTEM = ("__macosx", "@eadir", "desktop.ini", "thumbs.db")  # what systems leave beside files
 
 
@@ -35,7 +35,7 @@ class Listing:
     files: Files
     names: Sequence[str]
     folders: Sequence[str] = ()
-    """Of the first level, with or without files; of a zip, none."""
+    """Those of the first level, with or without files; a zip has none."""
     refused: Sequence[str] = ()
     """Members of a zip whose paths lead out of it."""
     loose: int = 0

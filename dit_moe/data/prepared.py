@@ -28,8 +28,8 @@ from dit_moe.storage.records import check_format, read_json, read_record, write_
 CARD = "prepared.json"
 Split = Literal["train", "validation"]
 FORMAT = 1
-"""Of prepared sets: goes up when their records or their card mean something else. A card without a
-number is of format 1."""
+"""The format of prepared sets: goes up when their records or their card mean something else. A card
+without a number is of format 1."""
 _LABELS = {"train": "labels.npy", "validation": "labels-validation.npy"}
 _METADATA = (INFO, FEATURES)
 
@@ -42,7 +42,7 @@ class Card:
     image_size: int
     """Side of the square pictures, in pixels."""
     shape: tuple[int, int, int]
-    """Of one example: [H, W, C] of the picture, or [h, w, c] of its latent."""
+    """What an example has: [H, W, C] of the picture, or [h, w, c] of its latent."""
     classes: tuple[str, ...]
     """Names; a label is a place in this list."""
     num_examples: int
@@ -54,7 +54,7 @@ class Card:
     latent_std: tuple[float, ...] | None
     """[c] their standard deviation."""
     sha256: dict[str, str]
-    """Of every other file of the set, by name: records, labels and TFDS's metadata."""
+    """Hash of every other file of the set, by name: records, labels and TFDS's metadata."""
     num_validation: int = 0
     """Examples that are held out, of the same kind."""
     format: int = FORMAT

@@ -31,11 +31,11 @@ class Device:
     """Bytes."""
     memory_bandwidth: float
     interconnect: float
-    """Of a device to the others of its domain: NVLink, PCIe or a TPU slice's own network."""
+    """Bandwidth to the other devices of the domain: NVLink, PCIe or a TPU slice's own network."""
     domain: int
     """Devices that the interconnect joins: a host's GPUs, a TPU pod's chips."""
     network: float
-    """Of a device, beyond its domain."""
+    """Bandwidth to devices beyond the domain."""
     fused_attention: bool
     """cuDNN's attention is used for bfloat16 (nn/attention.py)."""
 

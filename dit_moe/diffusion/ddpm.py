@@ -46,7 +46,7 @@ class Coefficients:
     """Factor of x_t there."""
     log_beta: jax.Array
     log_posterior_variance: jax.Array
-    """Of q(x_{t-1} | x_t, x_0); the first, which is log 0, takes the second's value."""
+    """That of q(x_{t-1} | x_t, x_0); the first, which is log 0, takes the second's value."""
 
     def at(self, index: jax.Array) -> "Coefficients":
         """The coefficients of some steps."""

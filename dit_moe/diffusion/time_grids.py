@@ -9,7 +9,7 @@ import numpy as np
 from dit_moe.diffusion.objective import Objective
 
 SIGMA_MIN, SIGMA_MAX, RHO = 0.002, 80.0, 7.0
-"""Of Karras et al. 2022 (EDM), table 1."""
+"""The values of Karras et al. 2022 (EDM), table 1."""
 
 
 def time_grid(

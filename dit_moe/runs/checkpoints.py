@@ -119,7 +119,7 @@ class Checkpoints:
             self._give_up(error)
 
     def _remove_leftovers(self) -> None:
-        """Of saves that were interrupted or failed.
+        """Removes what saves left that were interrupted or failed.
 
         Orbax's own cleaning, as it starts, would compete with the threads of a failed save.
         """

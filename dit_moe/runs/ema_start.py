@@ -3,7 +3,7 @@
 from dit_moe.config import TrainConfig
 
 LARGE_SHARE = 0.1
-"""Of the start in an average, above which its samples suffer."""
+"""Share of the start in an average, above which its samples suffer."""
 
 
 def start_share(config: TrainConfig, steps: int) -> float:

@@ -22,7 +22,7 @@ class Weights:
     parameters: Literal["ema", "raw"]
     """Which of the two the folder holds."""
     sha256: dict[str, str]
-    """Of its files of tensors, hexadecimal; none for a run's checkpoint, which has its own."""
+    """Hashes of its files of tensors, hexadecimal; none for a run's checkpoint, with its own."""
 
 
 def write_weights(folder: Path, *, ema: bool, files: tuple[str, ...] = ()) -> None:

@@ -33,7 +33,7 @@ class Source(Protocol):
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Of all parameters."""
+        """Shapes of all parameters."""
         ...
 
     def indices(self, path: str) -> list[tuple[int, ...]]:

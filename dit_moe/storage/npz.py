@@ -13,7 +13,7 @@ from numpy.lib import format as npy
 from dit_moe.storage.errors import ConfigError
 
 MAX_BYTES = 2**31
-"""Of an array that is read at once."""
+"""The most that an array may have to be read at once."""
 
 
 class NpzError(ConfigError):

@@ -14,9 +14,10 @@ SUFFIXES = (
     *(".avif", ".bmp", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm"),
     *(".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
 )
-"""Of their files. Content decides; names count only where a folder also holds other things."""
+"""How their files' names end. Content decides; names count only where a folder also holds other
+things."""
 MAX_PIXELS = 2**26
-"""Of a file: 8192 x 8192, 192 MiB as RGB."""
+"""The most that a file may have: 8192 x 8192, 192 MiB as RGB."""
 _MAX_TEXT = 2**26
 # Pillow's own limit, 1 MiB, is less than what image generators store beside a picture.
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = _MAX_TEXT

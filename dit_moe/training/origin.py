@@ -30,7 +30,7 @@ class Origin:
     init_from: str
     """The folder, from the root, or the name on the Hugging Face hub."""
     step: int
-    """Of its checkpoint; 0 for a folder that was exported."""
+    """Where its checkpoint was saved; 0 for a folder that was exported."""
 
 
 def check_origin(init_from: str, config: Config, space: LatentSpace | None) -> None:

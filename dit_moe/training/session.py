@@ -74,7 +74,7 @@ class Session:
     warnings: Warnings
     profile: Profile
     writers: Sequence[MetricsWriter]
-    """Of the lead process alone."""
+    """Those of the lead process; the others have none."""
     bar: tqdm
     interrupt: Interrupt
     agreement: hosts.Agreement

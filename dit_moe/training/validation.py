@@ -26,7 +26,7 @@ PREFIX = "validation/"
 NAMES = tuple(f"{PREFIX}{name}" for name in ("loss", *(f"loss_t{b}" for b in range(TIME_BINS))))
 """The columns: the objective's loss, and the same by quarter of the time range."""
 _SEED = 0
-"""Of images, times and noise, whatever the run's own: runs can be compared."""
+"""What images, times and noise are drawn from, whatever the run's own: runs can be compared."""
 
 Loss = Callable[[Parameters, jax.Array, jax.Array, jax.Array], Metrics]
 

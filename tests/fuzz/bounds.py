@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, Phase, settings
 
 FEW = 12
 MANY = int(os.environ.get("FUZZ_EXAMPLES", "100"))
-"""Of the slow half, for each command; more find more."""
+"""Examples that the slow half tries of each command; more find more."""
 
 bounded = functools.partial(
     settings,

@@ -53,7 +53,7 @@ class Settings:
     """Pictures per device in one pass of the autoencoder."""
     images_per_shard: int
     validation_share: float = 0.0
-    """Of the pictures that are held out."""
+    """Share of the pictures that are held out."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.validation_share < 1:
@@ -163,7 +163,7 @@ class Job:
         return identity
 
     def entries(self, index: int) -> Sequence[Entry]:
-        """Of one shard."""
+        """The entries of one shard."""
         number = self.settings.images_per_shard
         split, index, _ = self._locate(index)
         return self._entries[split][index * number : (index + 1) * number]

@@ -26,7 +26,7 @@ _FOURTH_ORDER = np.array(
 _ERROR = DORMAND_PRINCE.b - _FOURTH_ORDER
 
 _FIRST_STEP = 0.05
-"""Of the whole way; the tolerance corrects it."""
+"""Share of the whole way that is tried first; the tolerance corrects it."""
 
 
 def dopri5(tolerance: float, lowest: float = 0.0) -> Solver:
