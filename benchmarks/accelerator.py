@@ -38,7 +38,7 @@ def measure(config: Config, repeats: int) -> tuple[float, bool]:
     text = step.as_text() or ""
     n, model, mesh = config.train.batch_size, config.model, build_mesh(config.mesh)
     with jax.set_mesh(mesh):
-        state = init_state(config, mesh)
+        state = init_state(config.model, config.train, mesh, config.seed)
     x = jax.random.normal(jax.random.key(0), (n, model.image_size, model.image_size, 4))
     y = jnp.arange(n, dtype=jnp.int32) % model.num_classes
 

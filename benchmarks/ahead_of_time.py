@@ -69,7 +69,7 @@ def compile_case(name: str, mesh_text: str, side: int) -> bool:
     model = config.model
     check_mesh(mesh, model)
     compiled = compile_step(config)
-    state = abstract_state(config, mesh)
+    state = abstract_state(config.model, config.train, mesh)
     memory = compiled.memory_analysis()
     total = sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(state))
     print(f"\n{name}, mesh {data} x {fsdp} x {expert} ({mesh.size} devices), {side**2} tokens")

@@ -22,10 +22,12 @@ def compile_seconds(config: Config) -> float:
     mesh = build_mesh(MeshConfig(), jax.devices()[:1])
     model, n = config.model, config.train.batch_size
     with jax.set_mesh(mesh):
-        state = jax.eval_shape(lambda: init_state(config, mesh))
+        state = jax.eval_shape(lambda: init_state(config.model, config.train, mesh, config.seed))
         x = jax.ShapeDtypeStruct((n, model.image_size, model.image_size, model.channels), "float32")
         y = jax.ShapeDtypeStruct((n,), jnp.int32, sharding=replicated(mesh))
-        lowered = jax.jit(build_step(config), donate_argnums=0).lower(state, x, y)
+        lowered = jax.jit(
+            build_step(config.model, config.objective, config.train, config.seed), donate_argnums=0
+        ).lower(state, x, y)
         start = time.perf_counter()
         lowered.compile()
         return time.perf_counter() - start

@@ -82,8 +82,10 @@ def step_rate(config: Config, batch_size: int) -> float:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((batch_size, *SHAPE), np.float32)
     with jax.set_mesh(mesh):
-        state = init_state(config, mesh)
-        step = jax.jit(build_step(config), donate_argnums=0)
+        state = init_state(config.model, config.train, mesh, config.seed)
+        step = jax.jit(
+            build_step(config.model, config.objective, config.train, config.seed), donate_argnums=0
+        )
         arrays = jax.device_put((x, np.zeros(batch_size, np.int32)), batch_sharding(mesh))
         state, metrics = step(state, *arrays)
         metrics["loss"].block_until_ready()
@@ -105,7 +107,7 @@ def main() -> None:
         folder = Path(name)
         write_set(folder, count)
         config = load_file("configs/dit.py:S/2", ["--config.data.path=" + name])
-        stream = batches(config, build_sources(config))
+        stream = batches(build_sources(config.data, config.model), config.data, BATCH, config.seed)
         next(stream)
         print(f"{os.cpu_count()} cores, {count:,} records of {SHAPE}, batches of {BATCH}")
         rates, raw = [], []

@@ -106,7 +106,9 @@ def same_bits(folders: list[Path], step: int) -> bool:
     states = []
     for folder in folders:
         config = load_json(folder / "config.json")
-        like = abstract_state(config, build_mesh(config.mesh, jax.devices()[:1]))
+        like = abstract_state(
+            config.model, config.train, build_mesh(config.mesh, jax.devices()[:1])
+        )
         with Checkpoints(folder) as checkpoints:
             states.append(jax.device_get(jax.tree.leaves(checkpoints.restore(step, like))))
     return all(a.tobytes() == b.tobytes() for a, b in zip(*states, strict=True))

@@ -31,8 +31,10 @@ def compile_step(config: Config, devices: Sequence | None = None) -> jax.stages.
     shape = (n, model.image_size, model.image_size, model.channels)
     x = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=split)
     y = jax.ShapeDtypeStruct((n,), jnp.int32, sharding=split)
-    state = abstract_state(config, mesh)
-    step = jax.jit(build_step(config), donate_argnums=0)
+    state = abstract_state(config.model, config.train, mesh)
+    step = jax.jit(
+        build_step(config.model, config.objective, config.train, config.seed), donate_argnums=0
+    )
     # The devices may not be there: neither their mesh nor their platform is that of this process.
     platform = mesh.devices.flat[0].platform
     with (
@@ -78,7 +80,9 @@ def main() -> None:
         for remat in arguments.remat:
             model = dataclasses.replace(config.model, remat=remat, dtype=arguments.dtype)
             config = dataclasses.replace(config, model=model, train=train, mesh=mesh)
-            parts = device_bytes(config, abstract_mesh(sizes), fused_attention=False)
+            parts = device_bytes(
+                config.model, config.train, abstract_mesh(sizes), fused_attention=False
+            )
             memory = compile_step(config, devices).memory_analysis()
             assert memory is not None
             planned = memory.temp_size_in_bytes

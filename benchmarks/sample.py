@@ -54,7 +54,7 @@ def main() -> None:
         )
         sampler = build_sampler(config, request)
         contestants[name] = lambda draw=sampler: jax.block_until_ready(draw(parameters, key_N, y_N))
-        evaluations[name] = function_evaluations(config, request)
+        evaluations[name] = function_evaluations(config.model, config.objective, request)
     seconds = fastest(contestants, arguments.repeats)
 
     first = next(iter(CASES))

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.timing import MATMUL_FLOPS, Timed, fastest, machine, peak_rss, square_matmul
-from dit_moe.config import Config, RectifiedFlowConfig
+from dit_moe.config import Config, ModelConfig, RectifiedFlowConfig
 from dit_moe.config.presets import preset
 from dit_moe.convert.constructors import constructor_arguments
 from dit_moe.convert.peers import to_peer
@@ -71,14 +71,14 @@ def example_batch(config: Config) -> tuple[np.ndarray, np.ndarray]:
     return x, y
 
 
-def random_parameters(config: Config) -> Parameters:
+def random_parameters(model: ModelConfig) -> Parameters:
     """All of them random: zero layers would hide most of the network."""
 
     def draw(path: str, value: jax.Array) -> jax.Array:
         key = jax.random.fold_in(jax.random.key(1), zlib.crc32(path.encode()))
         return value + 0.02 * jax.random.normal(key, value.shape)
 
-    fresh = init_parameters(config.model, jax.random.key(0))
+    fresh = init_parameters(model, jax.random.key(0))
     return {path: draw(path, fresh.pop(path)) for path in list(fresh)}
 
 
@@ -89,13 +89,15 @@ def ours(config: Config) -> tuple[Timed, Timed]:
     key_N = jax.random.split(jax.random.key(0), len(y))
     mesh = build_mesh(config.mesh)
     with jax.set_mesh(mesh):
-        step = jax.jit(build_step(config), donate_argnums=0)
+        step = jax.jit(
+            build_step(config.model, config.objective, config.train, config.seed), donate_argnums=0
+        )
 
         @jax.jit
         def gradient(parameters):
             return jax.value_and_grad(lambda p: objective.loss(bind(p), key_N, x, y)[0])(parameters)
 
-        state = start_state(config, mesh, random_parameters(config))
+        state = start_state(config.model, config.train, mesh, random_parameters(config.model))
 
     def run_step() -> None:
         nonlocal state
@@ -116,10 +118,10 @@ def theirs(config: Config) -> Timed:
 
     from benchmarks.torch_nets import Net
 
-    parameters = random_parameters(config)
+    parameters = random_parameters(config.model)
     tensors = to_peer(config.model, {k: np.asarray(v) for k, v in parameters.items()})
     family = "dit" if config.model.moe is None else FAMILIES[config.model.moe.router.name]
-    net = Net(family, constructor_arguments(family, config))
+    net = Net(family, constructor_arguments(family, config.model, config.objective))
     net.load_state_dict({key: torch.from_numpy(np.array(x)) for key, x in tensors.items()})
     trained = [p for p in net.parameters() if p.requires_grad]
     average = [p.detach().clone() for p in trained]

@@ -204,14 +204,14 @@ def test_state_is_exact(moe, shape):
     first_moment = "bfloat16" if moe is PROMOE else "float32"
     config = tiny(moe, post_hoc_ema=(0.05, 0.1), first_moment_dtype=first_moment)
     mesh = abstract_mesh(dict(zip(AXES, shape, strict=True)))
-    state = abstract_state(config, mesh)  # pyright: ignore
+    state = abstract_state(config.model, config.train, mesh)  # pyright: ignore
     real = sum(
         math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize
         for a in jax.tree.leaves(state)
     )
-    parts = device_bytes(config, mesh, fused_attention=False)
+    parts = device_bytes(config.model, config.train, mesh, fused_attention=False)
     host = tiny(moe, post_hoc_ema=(0.05, 0.1), averages_on_host=True)
-    assert device_bytes(host, mesh, fused_attention=False)["EMA"] == 0
+    assert device_bytes(host.model, host.train, mesh, fused_attention=False)["EMA"] == 0
     counters = 3 * 4  # the step's number and two of the optimiser
     assert parts["parameters"] + parts["EMA"] + parts["optimizer"] + counters == real
 
@@ -224,10 +224,12 @@ def test_memory_of_the_compiled_step():
     x = jax.ShapeDtypeStruct((8, 32, 32, 4), jnp.float32, sharding=batch_sharding(mesh))
     y = jax.ShapeDtypeStruct((8,), jnp.int32, sharding=batch_sharding(mesh))
     with jax.set_mesh(mesh):
-        state = abstract_state(config, mesh)
-        step = jax.jit(build_step(config), donate_argnums=0)
+        state = abstract_state(config.model, config.train, mesh)
+        step = jax.jit(
+            build_step(config.model, config.objective, config.train, config.seed), donate_argnums=0
+        )
         xla = step.lower(state, x, y).compile().memory_analysis()
-    parts = device_bytes(config, abstract_mesh({}), fused_attention=False)
+    parts = device_bytes(config.model, config.train, abstract_mesh({}), fused_attention=False)
     stored = parts["parameters"] + parts["EMA"] + parts["optimizer"]
     assert xla.argument_size_in_bytes == stored + 12 + 8 * 32 * 32 * 4 * 4 + 8 * 4
     made = parts["gradients"] + parts["activations"] + parts["working set"]

@@ -18,7 +18,7 @@ from dit_moe.analysis.record import FILE, Analysis, Inputs, InputsName, Settings
 from dit_moe.analysis.summary import summarize
 from dit_moe.analysis.text import markdown
 from dit_moe.analysis.visits import sampling_bins, sampling_visits, training_visits
-from dit_moe.config import Config, ConfigError, DataConfig, MeshConfig
+from dit_moe.config import Config, ConfigError, DataConfig, MeshConfig, ModelConfig
 from dit_moe.config.files import load_json
 from dit_moe.data.classes import ModelClasses, evenly_spaced, model_classes, read_classes
 from dit_moe.data.sources import Source, build_sources
@@ -111,25 +111,23 @@ def build_settings(
     )
 
 
-def open_source(config: Config, settings: Settings) -> Source:
+def open_source(data: DataConfig, model: ModelConfig, settings: Settings) -> Source:
     """The training data of a run; of mixed resolutions, those at the model's own.
 
     Raises:
       ConfigError: there are none, or a class has no example.
     """
     if settings.data:
-        data = dataclasses.replace(
-            config.data, source="prepared", path=settings.data, mix_weights=()
-        )
-        config = dataclasses.replace(config, data=DataConfig(**dataclasses.asdict(data)))
+        moved = dataclasses.replace(data, source="prepared", path=settings.data, mix_weights=())
+        data = DataConfig(**dataclasses.asdict(moved))
     try:
-        sources = build_sources(config)
+        sources = build_sources(data, model)
     except (ConfigError, OSError) as error:
         raise ConfigError(
             f"{error} (dit_moe.analysis --data FOLDER says where the training data are, --inputs "
             "sampling does without)"
         ) from error
-    side = config.model.image_size
+    side = model.image_size
     source = next((s for s in sources if s.shape[0] == side), sources[0])
     absent = sorted(set(settings.classes) - set(source.label.tolist()))
     if absent:
@@ -168,7 +166,7 @@ def count_training(
     dropout = config.model.label_dropout
     null_images = round(len(label_N) * min(dropout / max(1 - dropout, 1e-6), 1))
     side = source.shape[0] // config.model.patch_size
-    counts = _counts(config, label_N, settings, np.arange(settings.time_bins), side**2)
+    counts = _counts(config.model, label_N, settings, np.arange(settings.time_bins), side**2)
     arguments = source, label_N, null_images, settings, batch_size, mesh
     with jax.set_mesh(mesh):
         for visit in training_visits(config, parameters, *arguments):
@@ -181,8 +179,8 @@ def count_sampling(
 ) -> Counts:
     """Counts of the decisions along sampling trajectories."""
     label_N = np.resize(np.asarray(settings.classes, np.int32), settings.num_images)
-    bin_V = sampling_bins(config, settings)
-    counts = _counts(config, label_N, settings, bin_V, config.model.num_tokens)
+    bin_V = sampling_bins(config.objective, settings)
+    counts = _counts(config.model, label_N, settings, bin_V, config.model.num_tokens)
     with jax.set_mesh(mesh):
         for visit in sampling_visits(config, parameters, label_N, settings, batch_size, mesh):
             counts.add(*visit)
@@ -190,9 +188,8 @@ def count_sampling(
 
 
 def _counts(
-    config: Config, label_N: np.ndarray, settings: Settings, bin_V: np.ndarray, tokens: int
+    model: ModelConfig, label_N: np.ndarray, settings: Settings, bin_V: np.ndarray, tokens: int
 ) -> Counts:
-    model = config.model
     layers, bins = len(model.mixtures), settings.time_bins
     shape = (layers, bins, tokens, most_experts(model), model.width)
     return Counts(label_N, settings.classes, bin_V, shape)
@@ -217,7 +214,9 @@ def analyse(workdir: str | Path, batch_size: int, **asked: object) -> Found:
     learnt = known.learnt() if known else ()
     settings = build_settings(config, learnt=learnt, **asked)  # pyright: ignore[reportArgumentType]
     # Before the parameters are read, which may take long.
-    source = open_source(config, settings) if "training" in settings.inputs else None
+    source = None
+    if "training" in settings.inputs:
+        source = open_source(config.data, config.model, settings)
     like = {
         path: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=replicated(mesh))
         for path, p in abstract_parameters(config.model).items()
@@ -239,7 +238,7 @@ def analyse(workdir: str | Path, batch_size: int, **asked: object) -> Found:
         workdir=str(workdir),
         step=run.step,
         settings=settings,
-        class_names=class_names(settings, source, model_classes(config, folder)),
+        class_names=class_names(settings, source, model_classes(config.data, config.model, folder)),
         inputs=inputs,
         expert_similarity=expert_similarity(config.model, run.parameters),
         prototypes=prototype_classes(config.model, run.parameters, means),

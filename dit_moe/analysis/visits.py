@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from dit_moe.analysis.decisions import Decisions, decisions, most_experts, watched
 from dit_moe.analysis.record import Settings
-from dit_moe.config import Config
+from dit_moe.config import Config, ModelConfig, ObjectiveConfig
 from dit_moe.data.sources import Source
 from dit_moe.devices import hosts
 from dit_moe.devices.mesh import batch_sharding
@@ -74,7 +74,7 @@ def training_visits(
     @jax.jit
     def look(parameters: Parameters, x, t_N, y_N, number_N) -> Decisions:
         noise = _noise(settings.seed, number_N, x.shape[1:])
-        network, seen = _recorder(config, parameters)
+        network, seen = _recorder(config.model, parameters)
         network(*objective.noised(x, t_N, noise), y_N)
         return seen[0]
 
@@ -119,7 +119,7 @@ def sampling_visits(
     def visit(
         parameters: Parameters, z, t, t_next, y_N, guided: bool
     ) -> tuple[jax.Array, Decisions]:
-        network, seen = _recorder(config, parameters)
+        network, seen = _recorder(model, parameters)
         denoiser = objective.denoiser(network)
         if guided:
             weak = build_weak and build_weak(parameters)
@@ -153,20 +153,20 @@ def euler_step(
     return z + (t_next - t) * denoiser(z, t, y_N).velocity
 
 
-def sampling_bins(config: Config, settings: Settings) -> np.ndarray:
+def sampling_bins(objective: ObjectiveConfig, settings: Settings) -> np.ndarray:
     """The part of the time range in which the network is asked at each step, from noise on."""
-    places = build_objective(config.objective).places(settings.steps)
+    places = build_objective(objective).places(settings.steps)
     return part_of_range(places, settings.time_bins)
 
 
-def _recorder(config: Config, parameters: Parameters) -> tuple[Network, list[Decisions]]:
+def _recorder(model: ModelConfig, parameters: Parameters) -> tuple[Network, list[Decisions]]:
     """The network, and a list to which every call of it adds its decisions."""
-    model, seen = watched(config.model, parameters), []
-    most = most_experts(config.model)
+    predict, seen = watched(model, parameters), []
+    most = most_experts(model)
 
     def network(x: jax.Array, t_N: jax.Array, y_N: jax.Array) -> Prediction:
-        prediction = model(x, t_N, y_N)
-        tokens = (x.shape[1] // config.model.patch_size) ** 2
+        prediction = predict(x, t_N, y_N)
+        tokens = (x.shape[1] // model.patch_size) ** 2
         seen.append(decisions(prediction.routing, most, tokens))
         return prediction
 

@@ -1,25 +1,29 @@
 """What the constructors of the peers' classes take to make a network of this package."""
 
-from dit_moe.config import Config, ConfigError, RectifiedFlowConfig
+from dit_moe.config import ConfigError, ModelConfig, ObjectiveConfig, RectifiedFlowConfig
 from dit_moe.convert import Family
 from dit_moe.convert.formats import PEERS
 from dit_moe.convert.peer import Arguments
 from dit_moe.convert.requirements import Requirements
 
 
-def constructor_arguments(family: Family, config: Config) -> Arguments:
+def constructor_arguments(
+    family: Family, model: ModelConfig, objective: ObjectiveConfig
+) -> Arguments:
     """What the peer's constructor needs to make this network, ready for JSON.
+
+    A family that was trained by more than one objective has its name too, which the constructor
+    does not take.
 
     Raises:
       ConfigError: the family has no such network.
     """
-    peer, model, require = PEERS[family], config.model, Requirements()
+    peer, require = PEERS[family], Requirements()
     require(not model.segments, "model.segments", len(model.segments), "none")
     if peer.dit_blocks:
         require.one_of("model.position", model.position, "sincos")
         require.one_of("model.mlp_activation", model.mlp_activation, "gelu")
     if peer.other_clock:
-        objective = config.objective
         fits = isinstance(objective, RectifiedFlowConfig) and objective.time_scale == 1
         require(fits, "objective", objective, "rectified_flow with time_scale 1")
     arguments = {
@@ -34,8 +38,10 @@ def constructor_arguments(family: Family, config: Config) -> Arguments:
         "class_dropout_prob": model.label_dropout or 0.1,
         "num_classes": model.num_classes,
         "learn_sigma": model.learn_sigma,
-        **peer.arguments(config, require),
+        **peer.arguments(model, require),
     }
+    if peer.may_be_ddpm:
+        arguments["objective"] = objective.name
     if require.problems:
         listed = "; ".join(require.problems)
         raise ConfigError(f"format {family!r} has no such network: {listed}")

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from dit_moe.config import Config, ObjectiveConfig, RectifiedFlowConfig
+from dit_moe.config import ModelConfig, ObjectiveConfig, RectifiedFlowConfig
 from dit_moe.convert.peer import Arguments, Given, Layer, Peer
 from dit_moe.convert.requirements import Requirements
 
@@ -17,10 +17,10 @@ class DiTMoE(Peer):
     may_be_ddpm = True
     layer = Layer("moe.gate.weight", ("top_k",), "swiglu", shared="shared_experts")
 
-    def arguments(self, config: Config, require: Requirements) -> Arguments:
+    def arguments(self, model: ModelConfig, require: Requirements) -> Arguments:
         """`mlp_ratio` is that of the experts."""
-        require.no_qk_norm(config.model)
-        moe = require.mixture(config.model, "top_k", "swiglu", 1)
+        require.no_qk_norm(model)
+        moe = require.mixture(model, "top_k", "swiglu", 1)
         if moe is None:
             return {}
         shared, ratio = moe.shared_hidden_ratio, moe.hidden_ratio
@@ -30,7 +30,6 @@ class DiTMoE(Peer):
             "mlp_ratio": int(ratio),
             "num_experts": moe.num_experts,
             "num_experts_per_tok": moe.top_k,
-            "objective": config.objective.name,
         }
 
     def router(self, num_experts: int, given: Given | None) -> tuple[int, dict[str, Any]]:
@@ -44,7 +43,7 @@ class DiTMoE(Peer):
         suffix = f"-{moe['num_experts']}E{moe['top_k']}A"
         return suffix, f"DiT-MoE-{size or 'S'}/2-8E2A"
 
-    def flow(self, base: Config, given: Given) -> ObjectiveConfig:
+    def flow(self, base: ObjectiveConfig, given: Given) -> ObjectiveConfig:
         """Times go from 0 to 1."""
         del base, given
         return RectifiedFlowConfig(time_scale=1)

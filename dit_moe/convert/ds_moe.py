@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from dit_moe.config import Config, ConfigError, ObjectiveConfig, SigmoidTopKRouterConfig
+from dit_moe.config import ConfigError, ModelConfig, ObjectiveConfig, SigmoidTopKRouterConfig
 from dit_moe.config.presets import DS_MOE_ROUTING, DS_MOE_SIZES, SIZES
 from dit_moe.convert.entries import Entry
 from dit_moe.convert.peer import Arguments, Given, Layer, Peer, mixture_of
@@ -32,9 +32,8 @@ class DSMoE(Peer):
     other_clock = True
     dit_blocks = False
 
-    def arguments(self, config: Config, require: Requirements) -> Arguments:
+    def arguments(self, model: ModelConfig, require: Requirements) -> Arguments:
         """Those of the mixture are one dictionary."""
-        model = config.model
         require.no_qk_norm(model)
         moe = require.mixture(model, "sigmoid_top_k", "swiglu", 1, 2)
         if moe is None or not isinstance(moe.router, SigmoidTopKRouterConfig):
@@ -103,7 +102,7 @@ class DSMoE(Peer):
         assert moe is not None
         return f"-E{moe['num_experts']}", "DSMoE-S/2-E16"
 
-    def flow(self, base: Config, given: Given) -> ObjectiveConfig:
+    def flow(self, base: ObjectiveConfig, given: Given) -> ObjectiveConfig:
         """As the preset has it."""
         del given
-        return base.objective
+        return base

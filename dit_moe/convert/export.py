@@ -76,7 +76,8 @@ def _write_open_folder(run: Run, workdir: Path, output: Path, *, ema: bool) -> N
 
 def _write_diffusers(run: Run, output: Path) -> None:
     model = run.config.model
-    constructor_arguments("dit", run.config)  # refuses what DiT's code does not have
+    # Refuses what DiT's code does not have.
+    constructor_arguments("dit", model, run.config.objective)
     config = diffusers_config(model)
     tensors = to_diffusers(model.depth, _peer_tensors(run))
     with new_folder(output) as target:
@@ -86,7 +87,7 @@ def _write_diffusers(run: Run, output: Path) -> None:
 
 
 def _write_for_peer(run: Run, family: Family, output: Path) -> None:
-    arguments = constructor_arguments(family, run.config)
+    arguments = constructor_arguments(family, run.config.model, run.config.objective)
     tensors = _peer_tensors(run)
     if PEERS[family].other_clock:
         tensors = exchange_clocks(tensors)

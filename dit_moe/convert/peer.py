@@ -6,7 +6,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dit_moe.config import Config, ConfigError, MoEConfig, ObjectiveConfig, RectifiedFlowConfig
+from dit_moe.config import (
+    ConfigError,
+    ModelConfig,
+    MoEConfig,
+    ObjectiveConfig,
+    RectifiedFlowConfig,
+)
 from dit_moe.config.presets import SIZES
 from dit_moe.convert.entries import Entry, gelu, swiglu
 from dit_moe.convert.requirements import Requirements
@@ -90,7 +96,7 @@ class Peer:
     dit_blocks: bool = True
     """Its blocks have DiT's positions and activation."""
 
-    def arguments(self, config: Config, require: Requirements) -> Arguments:
+    def arguments(self, model: ModelConfig, require: Requirements) -> Arguments:
         """The constructor arguments that are its own, for a network that it has."""
         raise NotImplementedError
 
@@ -121,8 +127,8 @@ class Peer:
         """The end of a model's name, and the preset in whose setting it was trained."""
         raise NotImplementedError
 
-    def flow(self, base: Config, given: Given) -> ObjectiveConfig:
-        """The objective of a network that predicts velocities.
+    def flow(self, base: ObjectiveConfig, given: Given) -> ObjectiveConfig:
+        """The objective of a network that predicts velocities; `base` is that of the setting.
 
         Raises:
           ConfigError: the arguments ask for another.

@@ -7,8 +7,8 @@ import numpy as np
 
 from dit_moe.config import (
     BatchPoolRouterConfig,
-    Config,
     ConfigError,
+    ModelConfig,
     MoEConfig,
     PrototypeSettings,
 )
@@ -43,9 +43,8 @@ class ProMoE(Peer):
         """Takes the router's name, and the top_k of a constructor that is not given one."""
         self.title, self._router, self._top_k = title, router, top_k
 
-    def arguments(self, config: Config, require: Requirements) -> Arguments:
+    def arguments(self, model: ModelConfig, require: Requirements) -> Arguments:
         """Those of the mixture are one dictionary."""
-        model = config.model
         moe = require.mixture(model, self._router, "gelu", 1, 2)
         if moe is None or not isinstance(moe.router, PrototypeSettings):
             return {}
@@ -101,9 +100,8 @@ class Baseline(Peer):
         self.title, self.layer, self._every = title, layer, every
         (self._router,) = layer.routers
 
-    def arguments(self, config: Config, require: Requirements) -> Arguments:
+    def arguments(self, model: ModelConfig, require: Requirements) -> Arguments:
         """`mlp_ratio` is that of the experts and the dense blocks."""
-        model = config.model
         moe = require.mixture(model, self._router, "gelu", *self._every)
         if moe is None:
             return {}
@@ -143,10 +141,10 @@ class Baseline(Peer):
 class DiffMoE(Baseline):
     """Experts choose from the whole batch, and a predictor learns how many tokens of each."""
 
-    def arguments(self, config: Config, require: Requirements) -> Arguments:
+    def arguments(self, model: ModelConfig, require: Requirements) -> Arguments:
         """Its decay is fixed in the code."""
-        arguments = super().arguments(config, require)
-        moe = config.model.moe
+        arguments = super().arguments(model, require)
+        moe = model.moe
         if moe is None or not isinstance(moe.router, BatchPoolRouterConfig):
             return arguments
         require(

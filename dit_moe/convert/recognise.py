@@ -146,17 +146,20 @@ def _experiment(
     values["name"] = f"{title}@{pixels if model['channels'] == 4 else model['image_size']}"
     # What the setting does not say of the network: the defaults, among them float32.
     values["model"] = model
-    values["objective"] = dataclasses.asdict(_objective(family, base, model, arguments))
+    values["objective"] = dataclasses.asdict(_objective(family, base.objective, model, arguments))
     values["data"]["path"] = (f"data/imagenet{pixels}",)
     return from_dict(values)
 
 
 def _objective(
-    family: Family, base: Config, model: Mapping[str, Any], arguments: Mapping[str, Any]
+    family: Family,
+    base: ObjectiveConfig,
+    model: Mapping[str, Any],
+    arguments: Mapping[str, Any],
 ) -> ObjectiveConfig:
     peer = PEERS[family]
     allowed = ("ddpm", "rectified_flow") if peer.may_be_ddpm else ("rectified_flow",)
-    name = arguments.get("objective", base.objective.name if peer.may_be_ddpm else "rectified_flow")
+    name = arguments.get("objective", base.name if peer.may_be_ddpm else "rectified_flow")
     if name not in allowed:
         raise ConfigError(
             f"objective is {name!r} in --model_json for family {family!r}; allowed: "

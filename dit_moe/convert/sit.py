@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from dit_moe.config import Config, ConfigError, ObjectiveConfig, RectifiedFlowConfig
+from dit_moe.config import ConfigError, ModelConfig, ObjectiveConfig, RectifiedFlowConfig
 from dit_moe.convert.peer import Arguments, Given, Peer
 from dit_moe.convert.requirements import Requirements
 
@@ -14,10 +14,10 @@ class SiT(Peer):
     title = "SiT"
     other_clock = True
 
-    def arguments(self, config: Config, require: Requirements) -> Arguments:
+    def arguments(self, model: ModelConfig, require: Requirements) -> Arguments:
         """None of its own."""
-        require.no_qk_norm(config.model)
-        require.dense(config.model)
+        require.no_qk_norm(model)
+        require.dense(model)
         return {}
 
     def setting(self, size: str | None, moe: Mapping[str, Any] | None) -> tuple[str, str]:
@@ -25,7 +25,7 @@ class SiT(Peer):
         del size, moe
         return "", "DiT-S/2"
 
-    def flow(self, base: Config, given: Given) -> ObjectiveConfig:
+    def flow(self, base: ObjectiveConfig, given: Given) -> ObjectiveConfig:
         """Times are uniform; another path or prediction is refused."""
         del base
         for argument, expected in (("path_type", "Linear"), ("prediction", "velocity")):

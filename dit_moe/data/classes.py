@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from pydantic.dataclasses import dataclass
 
-from dit_moe.config import Config
+from dit_moe.config import DataConfig, ModelConfig
 from dit_moe.config.rules import RULES
 from dit_moe.data.sources import Source
 from dit_moe.storage.files import FilePath
@@ -71,17 +71,18 @@ class ModelClasses:
     """Empty where they are not known, or are the numbers."""
 
 
-def model_classes(config: Config, workdir: Path) -> ModelClasses:
-    """The classes of a run, of which `config.data.classes` may be a choice.
+def model_classes(data: DataConfig, model: ModelConfig, workdir: Path) -> ModelClasses:
+    """The classes of a run, of which `data.classes` may be a choice.
 
     Args:
-      config: of the run.
+      data: of the run.
+      model: of the run.
       workdir: its folder, whose classes.json has the names.
 
     Raises:
       ConfigError: that file cannot be read.
     """
-    numbers = config.data.classes or tuple(range(config.model.num_classes))
+    numbers = data.classes or tuple(range(model.num_classes))
     known = read_classes(workdir)
     names = () if known is None else known.names
     if len(names) != len(numbers) or names == tuple(map(str, numbers)):

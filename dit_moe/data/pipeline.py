@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from dit_moe.config import Config, ConfigError
+from dit_moe.config import ConfigError, DataConfig
 from dit_moe.data.sources import Record, Source
 
 # A few batches ahead are enough, and all of grain's default (500) would be gigabytes.
@@ -26,8 +26,10 @@ class Batch(NamedTuple):
 
 
 def batches(
-    config: Config,
     sources: Sequence[Source],
+    data: DataConfig,
+    batch_size: int,
+    seed: int,
     first_step: int = 0,
     *,
     host: int = 0,
@@ -40,18 +42,24 @@ def batches(
     in order are the batch of one host, so a run may go on with another number of hosts. With
     several sources, grain's mixture says whose turn a step is.
     """
-    return iter(_dataset(config, sources, first_step, host, num_hosts))
+    return iter(_dataset(sources, data, batch_size, seed, first_step, host, num_hosts))
 
 
 def device_batches(
-    config: Config, sources: Sequence[Source], first_step: int, sharding: NamedSharding
+    sources: Sequence[Source],
+    data: DataConfig,
+    batch_size: int,
+    seed: int,
+    first_step: int,
+    sharding: NamedSharding,
 ) -> Iterator[Batch]:
     """The same batches, each host's share put on its devices ahead of time."""
 
     def put(batch: Batch) -> Batch:
         return Batch(*(jax.make_array_from_process_local_data(sharding, a) for a in batch))
 
-    dataset = _dataset(config, sources, first_step, jax.process_index(), jax.process_count())
+    share = jax.process_index(), jax.process_count()
+    dataset = _dataset(sources, data, batch_size, seed, first_step, *share)
     return iter(
         grain.experimental.ThreadPrefetchIterDataset(
             dataset.map(put), prefetch_buffer_size=_ON_DEVICE
@@ -60,20 +68,26 @@ def device_batches(
 
 
 def _dataset(
-    config: Config, sources: Sequence[Source], first_step: int, host: int, num_hosts: int
+    sources: Sequence[Source],
+    data: DataConfig,
+    batch_size: int,
+    seed: int,
+    first_step: int,
+    host: int,
+    num_hosts: int,
 ) -> grain.IterDataset:
-    share, rest = divmod(config.train.batch_size, num_hosts)
+    share, rest = divmod(batch_size, num_hosts)
     if rest:
         raise ConfigError(
-            f"config.train.batch_size is {config.train.batch_size} on {num_hosts} hosts; allowed: "
+            f"config.train.batch_size is {batch_size} on {num_hosts} hosts; allowed: "
             f"a multiple of {num_hosts}"
         )
     turns = []
     for source in sources:
-        dataset = grain.MapDataset.source(source).seed(config.seed).shuffle().repeat()
-        dataset = dataset.random_map(_Draw(source, config.data.flip))
+        dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
+        dataset = dataset.random_map(_Draw(source, data.flip))
         turns.append(dataset.batch(share)[host::num_hosts])
-    weights = config.data.mix_weights or (1.0,) * len(turns)
+    weights = data.mix_weights or (1.0,) * len(turns)
     steps = turns[0] if len(turns) == 1 else grain.MapDataset.mix(turns, weights)
     steps = steps.map(lambda example: Batch(example["x"], example["label"]))
     return steps[first_step:].to_iter_dataset(_READ)

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from dit_moe.autoencoder.latent_space import LatentSpace, same_latents
-from dit_moe.config import Config, ConfigError, DataConfig
+from dit_moe.config import ConfigError, DataConfig, ModelConfig
 from dit_moe.config.data import SOURCES
 from dit_moe.data import digits, patches
 from dit_moe.data.prepared import Card, Prepared, Split, latent_space, read_card
@@ -147,17 +147,17 @@ def register_source(name: str, build: Build, *, folders: bool = False) -> None:
     _BUILD[name] = build
 
 
-def build_sources(config: Config, split: Split = "train") -> Sequence[Source]:
+def build_sources(data: DataConfig, model: ModelConfig, split: Split = "train") -> Sequence[Source]:
     """The examples that the config names; several where resolutions are mixed.
 
     Args:
-      config: of the experiment.
+      data: which they are.
+      model: what they have to fit.
       split: "validation": what is held out, and none where nothing is.
 
     Raises:
       ConfigError: if data are missing or disagree with the config.
     """
-    data = config.data
     found = _BUILD[data.source](data, split)
     if data.classes:
         for name, source in found.items():
@@ -169,7 +169,7 @@ def build_sources(config: Config, split: Split = "train") -> Sequence[Source]:
                 )
         found = {name: ClassSubset(source, data.classes) for name, source in found.items()}
     for name, source in found.items():
-        _check(config, name, source, mixed=len(found) > 1)
+        _check(data, model, name, source, mixed=len(found) > 1)
     _check_alike(found)
     return list(found.values())
 
@@ -249,8 +249,7 @@ register_source("patches", _patches)
 register_source("prepared", _prepared, folders=True)
 
 
-def _check(config: Config, name: str, source: Source, *, mixed: bool) -> None:
-    model = config.model
+def _check(data: DataConfig, model: ModelConfig, name: str, source: Source, *, mixed: bool) -> None:
     if not len(source):
         raise ConfigError(f"data set {name!r} holds no examples; allowed: one or more")
     height, width, channels = source.shape
@@ -265,10 +264,10 @@ def _check(config: Config, name: str, source: Source, *, mixed: bool) -> None:
             f"config.model.image_size is {model.image_size} with patch_size {model.patch_size} "
             f"but data set {name!r} has examples of {height}x{width}; allowed: {sizes}"
         )
-    if config.data.classes and model.num_classes != len(config.data.classes):
+    if data.classes and model.num_classes != len(data.classes):
         raise ConfigError(
-            f"config.model.num_classes is {model.num_classes} with {len(config.data.classes)} of "
-            f"config.data.classes; allowed: {len(config.data.classes)}"
+            f"config.model.num_classes is {model.num_classes} with {len(data.classes)} of "
+            f"config.data.classes; allowed: {len(data.classes)}"
         )
     low, high = int(source.label.min()), int(source.label.max())
     if low < 0 or high >= model.num_classes:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from tqdm import tqdm
 
-from dit_moe.config import Config, ConfigError, MeshConfig, divisors
+from dit_moe.config import Config, ConfigError, MeshConfig, TrainConfig, divisors
 from dit_moe.config.files import load_file, override
 from dit_moe.config.presets import preset
 from dit_moe.config.rules import MAX_SIZE
@@ -86,7 +86,7 @@ def choose(config: Config, device: Device, num_devices: int) -> Estimate:
       ConfigError: no mesh of so many devices divides the model and the batch.
     """
     found, problem = [], None
-    for shape, accumulation in _candidates(config, num_devices):
+    for shape, accumulation in _candidates(config.train, num_devices):
         train = dataclasses.replace(config.train, accumulation=accumulation)
         try:
             found.append(estimate(dataclasses.replace(config, train=train), shape, device))
@@ -106,8 +106,8 @@ def _preference(e: Estimate) -> tuple[int, int, float]:
     return e.config.train.accumulation, e.mesh["fsdp"] * e.mesh["expert"], e.seconds[1]
 
 
-def _candidates(config: Config, num_devices: int) -> Iterator[tuple[dict[str, int], int]]:
-    batch_size, parts = config.train.batch_size, [config.train.accumulation]
+def _candidates(train: TrainConfig, num_devices: int) -> Iterator[tuple[dict[str, int], int]]:
+    batch_size, parts = train.batch_size, [train.accumulation]
     if batch_size % num_devices == 0:
         parts = [p for p in divisors(batch_size // num_devices) if p >= parts[0]] or parts
     for data in reversed(divisors(num_devices)):

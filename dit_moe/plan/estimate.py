@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from jax.sharding import AbstractMesh
 
-from dit_moe.config import Config, ConfigError, ModelConfig
+from dit_moe.config import Config, ConfigError, ModelConfig, TrainConfig
 from dit_moe.devices.accelerators import Device
 from dit_moe.devices.mesh import check_mesh
 from dit_moe.plan.flops import dispatch_in_rounds, image_flops, recomputed_flops
@@ -47,6 +47,11 @@ class Estimate:
     def num_devices(self) -> int:
         """How many devices the mesh has."""
         return math.prod(self.mesh.values())
+
+    @property
+    def peak(self) -> float | None:
+        """FLOP/s of all devices together; None where the device is not known."""
+        return self.device and self.num_devices * self.device.peak(self.config.model.dtype)
 
     @property
     def bytes_per_device(self) -> float:
@@ -128,10 +133,10 @@ def estimate(
         config=config,
         mesh=dict(mesh.shape),
         device=device,
-        parts=device_bytes(config, mesh, fused_attention=fused),
+        parts=device_bytes(model, train, mesh, fused_attention=fused),
         flops_per_image=flops,
         hardware_flops_per_image=hardware,
-        seconds=None if device is None else _step_seconds(config, mesh, device, hardware),
+        seconds=None if device is None else _step_seconds(model, train, mesh, device, hardware),
     )
 
 
@@ -142,9 +147,12 @@ def _fused_attention(model: ModelConfig, device: Device | None) -> bool:
 
 
 def _step_seconds(
-    config: Config, mesh: AbstractMesh, device: Device, flops_per_image: float
+    model: ModelConfig,
+    train: TrainConfig,
+    mesh: AbstractMesh,
+    device: Device,
+    flops_per_image: float,
 ) -> tuple[float, float]:
-    model, train = config.model, config.train
     data, fsdp, expert = (mesh.shape[axis] for axis in ("data", "fsdp", "expert"))
     images = train.batch_size / mesh.size
     parameters = parameter_bytes(model, mesh)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import jax
 from jax.sharding import AbstractMesh, AxisType
 
-from dit_moe.config import EXPERTS, Config, ModelConfig, MoEConfig, SegmentConfig
+from dit_moe.config import EXPERTS, ModelConfig, MoEConfig, SegmentConfig, TrainConfig
 from dit_moe.devices.mesh import AXES, parameter_shardings
 from dit_moe.models.parameters import abstract_parameters, logical_axes, stack_of
 from dit_moe.plan.flops import dispatch_in_rounds
@@ -65,12 +65,14 @@ def _parameters(
     return abstract_parameters(model), logical_axes(model)
 
 
-def device_bytes(config: Config, mesh: AbstractMesh, *, fused_attention: bool) -> dict[str, float]:
+def device_bytes(
+    model: ModelConfig, train: TrainConfig, mesh: AbstractMesh, *, fused_attention: bool
+) -> dict[str, float]:
     """Bytes of one device by part, at the busiest moment of a step (the end of its backward pass).
 
     Args:
-      config: the experiment; `train.batch_size` over `train.accumulation` must be a multiple of
-        the mesh's size.
+      model: the network.
+      train: `batch_size` over `accumulation` must be a multiple of the mesh's size.
       mesh: axes as in devices/mesh.py.
       fused_attention: see `flops.recomputed_flops`.
 
@@ -82,7 +84,6 @@ def device_bytes(config: Config, mesh: AbstractMesh, *, fused_attention: bool) -
         them where they are stored in shards or in another type, and their gradients.
       batch: noisy input, target and noise included.
     """
-    model, train = config.model, config.train
     parameters = parameter_bytes(model, mesh)
     part_images = train.batch_size / train.accumulation / mesh.size
     expert_parallel = dispatch_in_rounds(model, mesh.shape)

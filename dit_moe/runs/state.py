@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from dit_moe.config import Config
+from dit_moe.config import ModelConfig, TrainConfig
 from dit_moe.devices.mesh import parameter_shardings, replicated
 from dit_moe.models.parameters import Parameters, abstract_parameters, init_parameters, logical_axes
 from dit_moe.runs.ema_tracks import Tracks, init_tracks
@@ -32,53 +32,56 @@ class TrainState:
     """Further moving averages, by their relative width; see `training.ema_tracks`."""
 
 
-def init_state(config: Config, mesh: Mesh) -> TrainState:
+def init_state(model: ModelConfig, train: TrainConfig, mesh: Mesh, seed: int) -> TrainState:
     """A fresh state, created in place on the mesh."""
-    init = functools.partial(_init, config)
-    return jax.jit(init, out_shardings=state_shardings(config, mesh))(jax.random.key(config.seed))
+    init = functools.partial(_init, model, train)
+    shardings = state_shardings(model, train, mesh)
+    return jax.jit(init, out_shardings=shardings)(jax.random.key(seed))
 
 
-def start_state(config: Config, mesh: Mesh, parameters: Parameters) -> TrainState:
+def start_state(
+    model: ModelConfig, train: TrainConfig, mesh: Mesh, parameters: Parameters
+) -> TrainState:
     """The state of step 0 with these parameters, which lie on the mesh and are donated."""
-    build = functools.partial(_build, config)
-    shardings = state_shardings(config, mesh)
+    build = functools.partial(_build, train)
+    shardings = state_shardings(model, train, mesh)
     return jax.jit(build, out_shardings=shardings, donate_argnums=0)(parameters)
 
 
-def abstract_state(config: Config, mesh: Mesh) -> TrainState:
+def abstract_state(model: ModelConfig, train: TrainConfig, mesh: Mesh) -> TrainState:
     """Shapes, dtypes and shardings of the state, without memory for it."""
     return jax.tree.map(
         lambda a, sharding: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding),
-        jax.eval_shape(functools.partial(_init, config), jax.random.key(0)),
-        state_shardings(config, mesh),
+        jax.eval_shape(functools.partial(_init, model, train), jax.random.key(0)),
+        state_shardings(model, train, mesh),
     )
 
 
-def _init(config: Config, key: jax.Array) -> TrainState:
-    return _build(config, init_parameters(config.model, key))
+def _init(model: ModelConfig, train: TrainConfig, key: jax.Array) -> TrainState:
+    return _build(train, init_parameters(model, key))
 
 
-def _build(config: Config, parameters: Parameters) -> TrainState:
+def _build(train: TrainConfig, parameters: Parameters) -> TrainState:
     return TrainState(
         step=jnp.int32(0),
         parameters=parameters,
         # A copy, so that both can be donated.
         ema={path: jnp.copy(value) for path, value in parameters.items()},
-        optimizer=build_optimizer(config.train).init(parameters),
-        tracks=init_tracks(config.train.post_hoc_ema, parameters),
+        optimizer=build_optimizer(train).init(parameters),
+        tracks=init_tracks(train.post_hoc_ema, parameters),
     )
 
 
-def state_shardings(config: Config, mesh: Mesh) -> TrainState:
+def state_shardings(model: ModelConfig, train: TrainConfig, mesh: Mesh) -> TrainState:
     """The sharding of every leaf of the state, as a state of shardings.
 
     Averages and the optimiser's moments live where their parameters live, or averages in the
     memory of that device's host (`train.averages_on_host`).
     """
-    parameters = abstract_parameters(config.model)
-    by_path = parameter_shardings(mesh, parameters, logical_axes(config.model))
+    parameters = abstract_parameters(model)
+    by_path = parameter_shardings(mesh, parameters, logical_axes(model))
     everywhere = replicated(mesh)
-    optimizer = build_optimizer(config.train)
+    optimizer = build_optimizer(train)
     moments = optax.tree_map_params(
         optimizer,
         lambda _, sharding: sharding,
@@ -87,7 +90,7 @@ def state_shardings(config: Config, mesh: Mesh) -> TrainState:
         transform_non_params=lambda _: everywhere,
     )
     averages = by_path
-    if config.train.averages_on_host:
+    if train.averages_on_host:
         averages = {path: s.with_memory_kind("pinned_host") for path, s in by_path.items()}
     return TrainState(
         step=everywhere,  # pyright: ignore[reportArgumentType]
@@ -95,6 +98,6 @@ def state_shardings(config: Config, mesh: Mesh) -> TrainState:
         ema=averages,  # pyright: ignore[reportArgumentType]
         optimizer=moments,
         tracks=dict.fromkeys(  # pyright: ignore[reportArgumentType]
-            map(str, config.train.post_hoc_ema), averages
+            map(str, train.post_hoc_ema), averages
         ),
     )

@@ -63,20 +63,20 @@ def weakly_routed(model: ModelConfig, weak_routing: str) -> ModelConfig:
     return dataclasses.replace(model, moe=weakened(model.moe), segments=segments)
 
 
-def check_guidance(config: Config, guidance: GuidanceConfig) -> GuidanceConfig:
+def check_guidance(model: ModelConfig, guidance: GuidanceConfig) -> GuidanceConfig:
     """Returns the guidance with the weak routing that its guide has by default, if it has one.
 
     Raises:
       ConfigError: the model or its training does not allow it; the message names the value.
     """
-    if guidance.channels == "first_three" and config.model.channels < 3:
+    if guidance.channels == "first_three" and model.channels < 3:
         raise ConfigError(
-            f"guidance.channels is 'first_three' but the model has {config.model.channels} "
-            f"channel{'s' * (config.model.channels > 1)}; allowed: all"
+            f"guidance.channels is 'first_three' but the model has {model.channels} "
+            f"channel{'s' * (model.channels > 1)}; allowed: all"
         )
-    _check_learnt(config.model.label_dropout, guidance)
+    _check_learnt(model.label_dropout, guidance)
     if guidance.guide == "self_contrast":
-        return guidance.updated(weak_routing=_weak_routing(config.model, guidance.weak_routing))
+        return guidance.updated(weak_routing=_weak_routing(model, guidance.weak_routing))
     return guidance
 
 
@@ -125,13 +125,13 @@ def _weak_routing(model: ModelConfig, weak_routing: str | None) -> str:
     return weak_routing
 
 
-def check_guide(config: Config, guide: Config) -> None:
+def check_guide(model: ModelConfig, guide: ModelConfig) -> None:
     """Checks that a network can guide another: both denoise the same kind of images.
 
     Raises:
       ConfigError: they do not.
     """
     for field in ("image_size", "channels", "num_classes"):
-        own, other = getattr(config.model, field), getattr(guide.model, field)
+        own, other = getattr(model, field), getattr(guide, field)
         if own != other:
             raise ConfigError(f"guide has model.{field} {other}; allowed: {own}, as the run itself")

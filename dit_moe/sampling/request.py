@@ -8,7 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dit_moe.config import Config, ConfigError, GuidanceConfig, SolverConfig
+from dit_moe.config import (
+    Config,
+    ConfigError,
+    GuidanceConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    SolverConfig,
+)
 from dit_moe.diffusion.integrate import build_objective, sample
 from dit_moe.models.prediction import Prediction
 from dit_moe.sampling.guides import check_guidance, guided
@@ -63,7 +70,7 @@ def build_request(
         raise ConfigError(f"classes has {wrong[0]}; allowed: 0 to {num_classes - 1}")
     if not 1 <= num_samples <= MAX_SAMPLES:
         raise ConfigError(f"num_samples is {num_samples}; allowed: 1 to {MAX_SAMPLES}")
-    checked = check_guidance(config, config.sample.guidance.updated(**guidance or {}))
+    checked = check_guidance(config.model, config.sample.guidance.updated(**guidance or {}))
     if not 0 <= seed < 2**32:
         raise ConfigError(f"seed is {seed}; allowed: 0 to {2**32 - 1}")
     return Request(
@@ -75,7 +82,9 @@ def build_request(
     )
 
 
-def function_evaluations(config: Config, request: Request) -> int | None:
+def function_evaluations(
+    model: ModelConfig, objective: ObjectiveConfig, request: Request
+) -> int | None:
     """Passes through a network that an image takes, those that guide it included.
 
     They are counted, with a network that does nothing. None: they depend on the image (dopri5).
@@ -86,15 +95,15 @@ def function_evaluations(config: Config, request: Request) -> int | None:
 
     def network(x: jax.Array, t_N: jax.Array, y_N: jax.Array) -> Prediction:
         passes[...] += len(y_N)
-        value = jnp.zeros((*x.shape[:-1], config.model.out_channels))
+        value = jnp.zeros((*x.shape[:-1], model.out_channels))
         return Prediction(value, routing=(), losses={})
 
-    objective = build_objective(config.objective)
-    denoiser = objective.denoiser(network)
+    built = build_objective(objective)
+    denoiser = built.denoiser(network)
     weak = None if request.guidance.guide == "cfg" else denoiser
-    denoiser = guided(denoiser, weak, config.model.null_label, request.guidance)
+    denoiser = guided(denoiser, weak, model.null_label, request.guidance)
     integration = dataclasses.asdict(request.integration)
     key_N, y_N = jax.random.split(jax.random.key(0), 1), jnp.zeros(1, jnp.int32)
-    shape = (config.model.channels,)
-    jax.jit(lambda: sample(objective, denoiser, key_N, y_N, shape, **integration))()
+    shape = (model.channels,)
+    jax.jit(lambda: sample(built, denoiser, key_N, y_N, shape, **integration))()
     return int(passes[...])

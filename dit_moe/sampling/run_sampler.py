@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dit_moe.autoencoder.latent_space import read_latent_space, same_latents
-from dit_moe.config import Config, ConfigError, MeshConfig, ModelConfig
+from dit_moe.config import ConfigError, MeshConfig, ModelConfig
 from dit_moe.config.files import load_json
 from dit_moe.config.rules import listing
 from dit_moe.data.classes import model_classes, read_classes
@@ -66,19 +66,19 @@ class RunSampler:
             raise ConfigError(f"batch_size is {batch_size}; allowed: 1 to {MAX_BATCH}")
         workdir = locate(workdir)
         config = load_json(workdir / "config.json")
-        self.steering = _read_steering(steering, workdir, config)
+        self.steering = _read_steering(steering, workdir, config.model)
         if self.steering and self.steering.labels is not None and not request.get("classes"):
             request["classes"] = self.steering.labels.tolist()
-        request["classes"] = _classes(request.get("classes", ()), workdir, config)
+        request["classes"] = _classes(request.get("classes", ()), workdir, config.model)
         # All is checked before parameters are read, which may take long.
         self.request = build_request(config, **request)
         run = load_run(workdir, ema)
         chosen = self.request.guidance.guide
-        weaker = _load_guide(guide, guide_ema, chosen, workdir, run.config)
-        self.classes = model_classes(run.config, workdir)
+        weaker = _load_guide(guide, guide_ema, chosen, workdir, run.config.model)
+        self.classes = model_classes(run.config.data, run.config.model, workdir)
         """What the labels stand for."""
         self._mesh = build_mesh(MeshConfig())
-        self._renderer = _renderer(workdir, run.config, autoencoder, self._mesh)
+        self._renderer = _renderer(workdir, run.config.model, autoencoder, self._mesh)
         self.batch_size = sampling.round_up(
             min(batch_size, self.request.num_samples), self._mesh.size
         )
@@ -87,7 +87,9 @@ class RunSampler:
         self.image_bytes = math.prod(self.image_shape or (4, *run.config.model.image_shape))
         self.identity: dict[str, object] = {
             **dataclasses.asdict(self.request),
-            "function_evaluations": function_evaluations(run.config, self.request),
+            "function_evaluations": function_evaluations(
+                run.config.model, run.config.objective, self.request
+            ),
             "workdir": str(workdir.resolve()),
             **_identity(run, ema),
             "batch_size": self.batch_size,
@@ -148,16 +150,15 @@ class RunSampler:
             ) from error
 
 
-def _classes(asked: Sequence[int], workdir: Path, config: Config) -> Sequence[int]:
+def _classes(asked: Sequence[int], workdir: Path, model: ModelConfig) -> Sequence[int]:
     """The classes to draw in turn: those asked for, or those that the training data have."""
     known = read_classes(workdir)
     if known is None:
         return asked
     learnt = known.learnt()
-    if not asked and len(learnt) < config.model.num_classes:
+    if not asked and len(learnt) < model.num_classes:
         hosts.say(
-            f"Draws the {len(learnt)} of {config.model.num_classes:,} classes that the training "
-            f"data have."
+            f"Draws the {len(learnt)} of {model.num_classes:,} classes that the training data have."
         )
     strange = sorted(set(asked) - set(learnt))
     if strange:
@@ -166,7 +167,7 @@ def _classes(asked: Sequence[int], workdir: Path, config: Config) -> Sequence[in
 
 
 def _load_guide(
-    guide: str | Path | None, ema: bool, guidance: str, workdir: Path, config: Config
+    guide: str | Path | None, ema: bool, guidance: str, workdir: Path, model: ModelConfig
 ) -> Run | None:
     """The model that guides, if it is one of its own."""
     if (guide is not None) != (guidance == "auto"):
@@ -183,21 +184,21 @@ def _load_guide(
             "a run on the same autoencoder's latents, scaled alike"
         )
     weaker = load_run(folder, ema)
-    check_guide(config, weaker.config)
+    check_guide(model, weaker.config.model)
     return weaker
 
 
 def _read_steering(
-    request: SteeringRequest | None, workdir: Path, config: Config
+    request: SteeringRequest | None, workdir: Path, model: ModelConfig
 ) -> Steering | None:
     if request is None:
         return None
-    if read_latent_space(workdir) is not None or config.model.channels not in (1, 3):
+    if read_latent_space(workdir) is not None or model.channels not in (1, 3):
         raise ConfigError(
             f"steer is {request.steer!r} but {str(workdir)!r} draws latents; allowed: a model of "
             "pixels, since pixels are what is known"
         )
-    return read_steering(request, config.model)
+    return read_steering(request, model)
 
 
 def _identity(run: Run, ema: bool) -> dict[str, object]:
@@ -205,11 +206,11 @@ def _identity(run: Run, ema: bool) -> dict[str, object]:
 
 
 def _renderer(
-    workdir: Path, config: Config, autoencoder: str | None, mesh: Mesh
+    workdir: Path, model: ModelConfig, autoencoder: str | None, mesh: Mesh
 ) -> Renderer | None:
     """None: samples stay what the network draws."""
     space = read_latent_space(workdir)
-    if autoencoder == "none" or (space is None and config.model.channels not in (1, 3)):
+    if autoencoder == "none" or (space is None and model.channels not in (1, 3)):
         return None
     if space is None and autoencoder is not None:
         raise ConfigError(

@@ -68,7 +68,8 @@ def upcycle_run(
     old = load_run(folder, has_average(folder) if ema is None else ema)
     check(old.config, config)
     shapes = {path: p.shape for path, p in abstract_parameters(config.model).items()}
-    read = functools.partial(_read, old.config.model, old.parameters, config, shapes, noise)
+    network = config.model, config.seed
+    read = functools.partial(_read, old.config.model, old.parameters, *network, shapes, noise)
     write_run(output, config, read_latent_space(folder), InMemory(shapes, read))
 
 
@@ -139,14 +140,15 @@ def check(old: Config, new: Config) -> None:
 def _read(
     old: ModelConfig,
     parameters: Parameters,
-    config: Config,
+    new: ModelConfig,
+    seed: int,
     shapes: dict[str, tuple[int, ...]],
     noise: float,
     path: str,
     index: tuple[int, ...],
 ) -> np.ndarray:
     """A unit's piece of a parameter of the new model, or a whole one that is not stacked."""
-    new, moe = config.model, config.model.moe
+    moe = new.moe
     assert moe is not None
     if not index:
         return np.asarray(parameters[path])
@@ -163,7 +165,7 @@ def _read(
     if place.moe is None:
         return of_old(name)
     if name.startswith(_ROUTER):
-        return _fresh_router(config, layer)[name.removeprefix(_ROUTER)]
+        return _fresh_router(new, seed, layer)[name.removeprefix(_ROUTER)]
     if name.startswith(_SHARED) and old.moe is None:
         width = int(moe.shared_hidden_ratio * new.width)
         part = name.removeprefix(_SHARED)
@@ -176,7 +178,7 @@ def _read(
             expert = _cut(expert, part, slice(start, None))
             if part == "b_out" and start:
                 expert = np.zeros_like(expert)  # the shared expert has it
-        return _copies(expert, part, moe, shapes[path][1:], noise, (config.seed, layer))
+        return _copies(expert, part, moe, shapes[path][1:], noise, (seed, layer))
     return of_old(name)
 
 
@@ -206,11 +208,11 @@ def _copies(
     return copies
 
 
-def _fresh_router(config: Config, layer: int) -> dict[str, np.ndarray]:
-    moe = config.model.moe
+def _fresh_router(model: ModelConfig, seed: int, layer: int) -> dict[str, np.ndarray]:
+    moe = model.moe
     assert moe is not None
-    key = jax.random.fold_in(jax.random.key(config.seed), layer)
-    router = build_router(moe, config.model.width, nnx.Rngs(params=key))
+    key = jax.random.fold_in(jax.random.key(seed), layer)
+    router = build_router(moe, model.width, nnx.Rngs(params=key))
     assert isinstance(router, nnx.Module)
     scale = moe.router.fresh_scale
     return {name: scale * np.asarray(variable[...]) for name, variable in variables(router).items()}

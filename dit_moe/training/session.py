@@ -14,7 +14,7 @@ from dit_moe.data.classes import count_classes
 from dit_moe.data.pipeline import Batch, device_batches
 from dit_moe.data.sources import Source, build_sources
 from dit_moe.devices import hosts
-from dit_moe.devices.accelerators import Device, find_device
+from dit_moe.devices.accelerators import find_device
 from dit_moe.devices.mesh import batch_sharding, build_mesh, check_mesh, replicated
 from dit_moe.plan.estimate import Estimate, estimate
 from dit_moe.plan.host import check_host_memory
@@ -43,7 +43,6 @@ class Parts:
     """What follows from the config and the devices: no file of the run is read for it."""
 
     mesh: Mesh
-    device: Device | None
     plan: Estimate
     sources: Sequence[Source]
     heldout: Sequence[Source]
@@ -104,7 +103,7 @@ def open_session(
         checkpoints = held.enter_context(
             Checkpoints(workdir, settings.keep_checkpoints, settings.keep_every)
         )
-        like = abstract_state(config, mesh)
+        like = abstract_state(config.model, settings, mesh)
         state, milestones = _begin(config, workdir, parts, checkpoints, like, init_from)
         first_step = int(state.step)
         writers: list[MetricsWriter] = []
@@ -118,11 +117,18 @@ def open_session(
             first_step=first_step,
             state=state,
             step=_compiled(config, like, mesh),
-            stream=device_batches(config, parts.sources, first_step, batch_sharding(mesh)),
+            stream=device_batches(
+                parts.sources,
+                config.data,
+                settings.batch_size,
+                config.seed,
+                first_step,
+                batch_sharding(mesh),
+            ),
             checkpoints=checkpoints,
             milestones=milestones,
             validation=Validation(config, parts.heldout, mesh) if parts.heldout else None,
-            window=Window(config, parts.plan.flops_per_image, parts.device, mesh.size),
+            window=Window(settings.batch_size, parts.plan.flops_per_image, parts.plan.peak),
             skips=Skips(settings.max_skipped, hosts.say),
             warnings=Warnings([moe.num_experts for moe in config.model.mixtures], hosts.say),
             profile=Profile(profile_steps, workdir / "profile"),
@@ -143,13 +149,12 @@ def build_parts(config: Config) -> Parts:
     """
     mesh = build_mesh(config.mesh)
     check_mesh(mesh, config.model)
-    device = find_device(jax.devices()[0].device_kind)
-    plan = estimate(config, mesh.shape, device)
+    plan = estimate(config, mesh.shape, find_device(jax.devices()[0].device_kind))
     check_host_memory(plan)
-    sources = build_sources(config)
-    heldout = heldout_sources(config, sources)
+    sources = build_sources(config.data, config.model)
+    heldout = heldout_sources(config.data, config.model, config.train.validate_every, sources)
     request = grid_or_none(config, count_classes(sources).learnt())
-    return Parts(mesh, device, plan, sources, heldout, request)
+    return Parts(mesh, plan, sources, heldout, request)
 
 
 def grid_or_none(config: Config, learnt: Sequence[int]) -> Request | None:
@@ -197,9 +202,9 @@ def _begin(
             workdir,
             like.parameters,  # pyright: ignore[reportArgumentType]
         )
-        state = start_state(config, parts.mesh, parameters)
+        state = start_state(config.model, config.train, parts.mesh, parameters)
     else:
-        state = init_state(config, parts.mesh)
+        state = init_state(config.model, config.train, parts.mesh, config.seed)
     milestones.resume(int(state.step), state)
     return state, milestones
 
@@ -207,6 +212,5 @@ def _begin(
 def _compiled(config: Config, like: TrainState, mesh: Mesh) -> _Step:
     """The step, which takes over the memory of the state that it is given."""
     shardings = jax.tree.map(lambda a: a.sharding, like)
-    return jax.jit(
-        build_step(config), donate_argnums=0, out_shardings=(shardings, replicated(mesh))
-    )
+    step = build_step(config.model, config.objective, config.train, config.seed)
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))

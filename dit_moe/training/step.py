@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dit_moe.config import Config, TrainConfig
+from dit_moe.config import ModelConfig, ObjectiveConfig, TrainConfig
 from dit_moe.diffusion.integrate import build_objective
 from dit_moe.models.parameters import Parameters, functional, router_prefixes
 from dit_moe.moe.routing import Routing
@@ -27,7 +27,9 @@ _Beside = tuple[Metrics, Parameters]
 _Loss = Callable[[Parameters, jax.Array, jax.Array, jax.Array], tuple[jax.Array, _Beside]]
 
 
-def build_step(config: Config) -> Step:
+def build_step(
+    model: ModelConfig, objective: ObjectiveConfig, train: TrainConfig, seed: int
+) -> Step:
     """The function from (state, x [N, H, W, C] float32, labels [N] int32) to (state, metrics).
 
     Every image draws its time, noise and label dropout from a key of its own, made from the seed,
@@ -42,9 +44,9 @@ def build_step(config: Config) -> Step:
     as it was, and the metric `skipped` is `SKIPPED`, or `SKIPPED_FOR_DATA` where x is not finite
     itself; otherwise it is 0.
     """
-    gradients = _build_gradients(_build_loss(config), config.train.accumulation)
-    update, schedule = _build_update(config.train), build_schedule(config.train)
-    base_key = jax.random.key(config.seed)
+    gradients = _build_gradients(_build_loss(model, objective), train.accumulation)
+    update, schedule = _build_update(train), build_schedule(train)
+    base_key = jax.random.key(seed)
 
     def step(state: TrainState, x_NxHxWxC: jax.Array, y_N: jax.Array) -> tuple[TrainState, Metrics]:
         key_N = image_keys(jax.random.fold_in(base_key, state.step), len(y_N))
@@ -85,10 +87,9 @@ def mean_of_parts(metrics: Metrics) -> Metrics:
     return {name: mean(name, value) for name, value in metrics.items()}
 
 
-def _build_loss(config: Config) -> _Loss:
+def _build_loss(model: ModelConfig, objective: ObjectiveConfig) -> _Loss:
     """The loss of a batch, and beside it the metrics and what the routers keep."""
-    model = config.model
-    bind, objective = functional(model), build_objective(config.objective)
+    bind, measure = functional(model), build_objective(objective).loss
     mixtures = [segment.moe for segment in model.trunk if segment.moe is not None]
     prefixes = router_prefixes(model)
 
@@ -98,7 +99,7 @@ def _build_loss(config: Config) -> _Loss:
         label_key_N, key_N = jax.vmap(jax.random.split, out_axes=1)(key_N)
         y_N = drop_labels(label_key_N, y_N, model.label_dropout, model.null_label)
         network = functools.partial(bind(parameters), train=True)
-        value, (metrics, prediction) = objective.loss(network, key_N, x_NxHxWxC, y_N)
+        value, (metrics, prediction) = measure(network, key_N, x_NxHxWxC, y_N)
         statistics = layer_statistics(prediction.routing, mixtures)
         metrics |= {f"moe/{name}": value for name, value in statistics.items()}
         return value, (metrics, _router_state(prediction.routing, prefixes))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import jax
 from jax.sharding import Mesh
 
-from dit_moe.config import Config, ConfigError
+from dit_moe.config import Config, ConfigError, DataConfig, ModelConfig, ObjectiveConfig
 from dit_moe.data.array_records import RecordError
 from dit_moe.data.pipeline import batches
 from dit_moe.data.sources import Source, build_sources, check_heldout
@@ -31,14 +31,21 @@ _SEED = 0
 Loss = Callable[[Parameters, jax.Array, jax.Array, jax.Array], Metrics]
 
 
-def heldout_sources(config: Config, sources: Sequence[Source]) -> Sequence[Source]:
+def heldout_sources(
+    data: DataConfig, model: ModelConfig, every: int | None, sources: Sequence[Source]
+) -> Sequence[Source]:
     """The held-out data that the config asks for; none where it asks for no validation.
 
+    Args:
+      data: of the run.
+      model: of the run.
+      every: `train.validate_every`.
+      sources: what is trained on.
+
     Raises:
-      ConfigError: there are none and `train.validate_every` is a number, or they do not fit.
+      ConfigError: there are none and `every` is a number above 0, or they do not fit.
     """
-    every = config.train.validate_every
-    heldout = () if every == 0 else build_sources(config, "validation")
+    heldout = () if every == 0 else build_sources(data, model, "validation")
     if every and not heldout:
         raise ConfigError(
             f"config.train.validate_every is {every}, but the data hold nothing out; allowed: 0, "
@@ -70,15 +77,15 @@ class Validation:
         self._steps = settings.steps
         self._sharding = batch_sharding(mesh)
         plain = dataclasses.replace(config.data, flip=False, mix_weights=())
-        fixed = dataclasses.replace(config, data=plain, seed=_SEED)
         share = {"host": jax.process_index(), "num_hosts": jax.process_count()}
-        stream = batches(fixed, heldout, **share)
+        stream = batches(heldout, plain, settings.batch_size, _SEED, **share)
         try:
             # Kept on the host: reading ahead again and again would cost more than they do.
             self._batches = [*itertools.islice(stream, settings.validation_batches)]
         except RecordError as error:
             raise TrainingError(str(error)) from error
-        self._loss = jax.jit(build_validation_loss(config), out_shardings=replicated(mesh))
+        loss = build_validation_loss(config.model, config.objective, settings.accumulation)
+        self._loss = jax.jit(loss, out_shardings=replicated(mesh))
 
     def due(self, number: int) -> bool:
         """Whether to measure after step `number`."""
@@ -100,13 +107,12 @@ NOT_MEASURED = dict.fromkeys(NAMES, math.nan)
 """What a row of the metrics has where nothing was measured."""
 
 
-def build_validation_loss(config: Config) -> Loss:
+def build_validation_loss(model: ModelConfig, objective: ObjectiveConfig, parts: int) -> Loss:
     """The function from parameters, a key and a batch to the metrics of the objective alone.
 
     A batch is cut into the parts that training cuts it into, and needs less memory than that.
     """
-    bind, objective = functional(config.model), build_objective(config.objective)
-    parts = config.train.accumulation
+    bind, objective_loss = functional(model), build_objective(objective).loss
 
     def loss(
         parameters: Parameters, key: jax.Array, x_NxHxWxC: jax.Array, y_N: jax.Array
@@ -114,7 +120,7 @@ def build_validation_loss(config: Config) -> Loss:
         network = _without_losses(bind(parameters))
 
         def measure(part: list[jax.Array]) -> Metrics:
-            _, (metrics, _) = objective.loss(network, *part)
+            _, (metrics, _) = objective_loss(network, *part)
             return metrics
 
         key_N = image_keys(key, len(y_N))

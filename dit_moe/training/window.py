@@ -8,8 +8,6 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from dit_moe.config import Config
-from dit_moe.devices.accelerators import Device
 from dit_moe.training.health import BAD_DATA
 from dit_moe.training.logging import summarize
 from dit_moe.training.step import SKIPPED_FOR_DATA, Metrics
@@ -19,18 +17,15 @@ class Window:
     """The metrics since the last log line, and how fast they came.
 
     Args:
-      config: the experiment.
+      batch_size: images of a step.
       flops_per_image: model FLOPs of training on one image.
-      device: the accelerator; None where its peak is not known.
-      num_devices: how many there are.
+      peak: FLOP/s of all devices together; None where it is not known.
     """
 
-    def __init__(
-        self, config: Config, flops_per_image: float, device: Device | None, num_devices: int
-    ):
-        self._batch_size = config.train.batch_size
+    def __init__(self, batch_size: int, flops_per_image: float, peak: float | None):
+        self._batch_size = batch_size
         self._flops_per_image = flops_per_image
-        self._peak = device and num_devices * device.peak(config.model.dtype)
+        self._peak = peak
         self._steps: list[Metrics] = []
         self._timed_steps = 0
         self._start: float | None = None  # None until the first step has been compiled

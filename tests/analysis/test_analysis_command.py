@@ -82,7 +82,7 @@ def test_a_network_that_depends_on_one_thing(cause, mesh):
             parameters[name] = 20 * parameters[name]
     parameters = jax.device_put(parameters, replicated(mesh))
     settings = build_settings(config, inputs="training", num_images=60, time_bins=4)
-    source = open_source(config, settings)
+    source = open_source(config.data, config.model, settings)
     counts = count_training(config, parameters, source, settings, 64, mesh)
     inputs = summarize(counts, config.model, seed=0)
     for layer in inputs.layers:
@@ -296,8 +296,11 @@ def test_the_command(run, tmp_path, capsys):
 def test_classes_are_called_alike_whatever_is_shown(tmp_path):
     config = dataclasses.replace(tiny(), data=DataConfig(classes=(9, 4, 1)))
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, num_classes=3))
-    settings, known = build_settings(config, classes=[0, 2]), model_classes(config, tmp_path)
-    source = open_source(config, settings)
+    settings, known = (
+        build_settings(config, classes=[0, 2]),
+        model_classes(config.data, config.model, tmp_path),
+    )
+    source = open_source(config.data, config.model, settings)
     assert class_names(settings, source, known) == class_names(settings, None, known) == ("9", "1")
 
 

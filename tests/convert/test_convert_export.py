@@ -269,20 +269,20 @@ def with_model(config, **changes):
 def test_formats_that_have_no_such_network(family, preset, changes, message):
     config = with_model(dit_moe.preset(preset), **changes)
     with pytest.raises(ConfigError) as error:
-        constructor_arguments(family, config)
+        constructor_arguments(family, config.model, config.objective)
     assert message in str(error.value)
 
 
 def test_sit_needs_its_own_unit_of_time():
     config = dit_moe.preset("DiT-S/2")
     config = dataclasses.replace(config, objective=RectifiedFlowConfig())
-    assert constructor_arguments("sit", config)["hidden_size"] == 384
+    assert constructor_arguments("sit", config.model, config.objective)["hidden_size"] == 384
 
 
 def test_a_table_of_labels_has_a_row_for_none():
     """Whatever the rate of the run: with a rate of 0 the peers' constructors leave it out."""
     config = with_model(dit_moe.preset("DiT-S/2"), label_dropout=0.0)
-    assert constructor_arguments("dit", config)["class_dropout_prob"] > 0
+    assert constructor_arguments("dit", config.model, config.objective)["class_dropout_prob"] > 0
 
 
 @pytest.mark.parametrize(

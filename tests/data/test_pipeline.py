@@ -16,9 +16,14 @@ from tests.tiny import tiny
 RNG = np.random.default_rng(0)
 
 
-def take(config, count, first_step=0, **hosts):
-    sources = build_sources(config)
-    return list(itertools.islice(batches(config, sources, first_step, **hosts), count))
+def sources_of(config, split="train"):
+    return build_sources(config.data, config.model, split)
+
+
+def take(config, count, first_step=0, sources=None, **hosts):
+    sources = sources or sources_of(config)
+    order = config.data, config.train.batch_size, config.seed
+    return list(itertools.islice(batches(sources, *order, first_step, **hosts), count))
 
 
 def prepared(*folders, seed=0, channels=1, **data):
@@ -154,14 +159,14 @@ def test_heldout_latents_are_scaled_as_those_that_are_trained_on(tmp_path):
     for scaling in ("per_channel", "autoencoder"):
         how = {"channels": 4, "latent_scaling": scaling}
         config = prepared(tmp_path / "a", **how, validation_path=(str(tmp_path / "b"),))
-        (train,), (heldout,) = build_sources(config), build_sources(config, "validation")
+        (train,), (heldout,) = sources_of(config), sources_of(config, "validation")
         assert heldout.latent_space == train.latent_space
         assert heldout.digest != train.digest
         check_heldout([train], [heldout])
         config = prepared(tmp_path / "a", **how, validation_path=(str(tmp_path / "c"),))
         with pytest.raises(ConfigError, match="validation_path has latents of another"):
-            check_heldout([train], build_sources(config, "validation"))
-    assert not build_sources(prepared(tmp_path / "a", channels=4), "validation")
+            check_heldout([train], sources_of(config, "validation"))
+    assert not sources_of(prepared(tmp_path / "a", channels=4), "validation")
 
 
 def test_statistics_on_the_card(tmp_path):
@@ -178,7 +183,7 @@ def test_class_subset(tmp_path):
     pictures(tmp_path)
     config = prepared(tmp_path, classes=(7, 2))
     with pytest.raises(ConfigError, match=r"num_classes is 10 with 2 of config\.data\.classes"):
-        build_sources(config)
+        sources_of(config)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, num_classes=2))
     seen = take(config, 4)
     for batch in seen:
@@ -236,7 +241,7 @@ def test_a_set_that_disagrees_is_refused(tmp_path, change, message):
     data = {"classes": change.pop("classes", ())}
     pictures(tmp_path, **change)
     with pytest.raises(ConfigError) as error:
-        build_sources(prepared(tmp_path, **data))
+        sources_of(prepared(tmp_path, **data))
     assert message in str(error.value)
     assert str(tmp_path) in str(error.value)
 
@@ -244,7 +249,7 @@ def test_a_set_that_disagrees_is_refused(tmp_path, change, message):
 def test_more_classes_than_the_model_are_refused(tmp_path):
     write_pictures(tmp_path, np.zeros((4, 8, 8, 1), np.uint8), np.arange(9, 13), classes=13)
     with pytest.raises(ConfigError, match=r"num_classes is 10 but the labels .* span 9 to 12"):
-        build_sources(prepared(tmp_path))
+        sources_of(prepared(tmp_path))
 
 
 def test_latents_of_two_autoencoders_do_not_mix(tmp_path):
@@ -253,7 +258,7 @@ def test_latents_of_two_autoencoders_do_not_mix(tmp_path):
     write_latents(tmp_path / "a", zeros, zeros, np.arange(4))
     write_latents(tmp_path / "b", zeros, zeros, np.arange(4), autoencoder=other)
     with pytest.raises(ConfigError, match="whose latents are of another autoencoder"):
-        build_sources(prepared(tmp_path / "a", tmp_path / "b", channels=4))
+        sources_of(prepared(tmp_path / "a", tmp_path / "b", channels=4))
 
 
 def test_sets_of_other_classes_do_not_mix(tmp_path):
@@ -261,12 +266,12 @@ def test_sets_of_other_classes_do_not_mix(tmp_path):
     write_pictures(tmp_path / "a", image, np.arange(4), classes=10)
     write_pictures(tmp_path / "b", image, np.arange(4), classes=9)
     with pytest.raises(ConfigError, match="which has other classes; allowed: sets with the same"):
-        build_sources(prepared(tmp_path / "a", tmp_path / "b"))
+        sources_of(prepared(tmp_path / "a", tmp_path / "b"))
 
 
 def test_a_damaged_record_is_named(tmp_path):
     pictures(tmp_path)
-    (source,) = build_sources(prepared(tmp_path))
+    (source,) = sources_of(prepared(tmp_path))
     shards = sorted(tmp_path.glob("*.array_record-*"))
     content = bytearray(shards[1].read_bytes())
     for place in range(200, 60_000):  # between the headers
@@ -278,26 +283,26 @@ def test_a_damaged_record_is_named(tmp_path):
         source[half + 3]
     assert str(raised.value).startswith(f"record 3 of {shards[1]} cannot be read (")
     with pytest.raises(RecordError, match=r"cannot be read .* prepare it again"):
-        list(itertools.islice(batches(prepared(tmp_path), [source]), 10))
+        take(prepared(tmp_path), 10, sources=[source])
     with pytest.raises(IndexError):
         source[len(source)]
 
 
 def test_an_unfinished_or_damaged_set_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"has no prepared\.json; allowed: a folder that"):
-        build_sources(prepared(tmp_path))
+        sources_of(prepared(tmp_path))
     pictures(tmp_path)
     shard = next(tmp_path.glob("*.array_record-00001-*"))
     shard.rename(tmp_path / "elsewhere")
     with pytest.raises(ConfigError, match=r"lacks tiny-train.*1 of 5 files are missing"):
-        build_sources(prepared(tmp_path))
+        sources_of(prepared(tmp_path))
     (tmp_path / "elsewhere").rename(shard)
     (tmp_path / "labels.npy").write_bytes(b"")
     with pytest.raises(ConfigError, match=r"is damaged \(EOFError\)"):
-        build_sources(prepared(tmp_path))
+        sources_of(prepared(tmp_path))
     (tmp_path / "prepared.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"prepared\.json cannot be read: name"):
-        build_sources(prepared(tmp_path))
+        sources_of(prepared(tmp_path))
 
 
 def test_another_format_is_refused(tmp_path):
@@ -307,10 +312,10 @@ def test_another_format_is_refused(tmp_path):
     assert card["format"] == 1
     path.write_text(json.dumps({**card, "format": 2}))
     with pytest.raises(ConfigError, match=r"prepared\.json is of format 2, .* a newer dit_moe$"):
-        build_sources(prepared(tmp_path))
+        sources_of(prepared(tmp_path))
     del card["format"]  # as before there was a number
     path.write_text(json.dumps(card))
-    assert len(build_sources(prepared(tmp_path))) == 1
+    assert len(sources_of(prepared(tmp_path))) == 1
 
 
 @pytest.mark.parametrize("lost", ["label", "image"])
@@ -321,4 +326,4 @@ def test_a_set_whose_records_lost_a_field_is_refused(tmp_path, lost):
     del described["featuresDict"]["features"][lost]
     path.write_text(json.dumps(described))
     with pytest.raises(ConfigError, match=f"its records lack {lost}; prepare it again"):
-        build_sources(prepared(tmp_path))
+        sources_of(prepared(tmp_path))

@@ -489,7 +489,7 @@ def test_a_share_is_held_out_by_name(pictures, finished, tmp_path, capsys):
     where = DataConfig(source="prepared", path=(str(output),))
     config = dataclasses.replace(config, model=model, data=where)
     for split, part in (("train", train), ("validation", heldout)):
-        (source,) = build_sources(config, split)  # pyright: ignore[reportArgumentType]
+        (source,) = build_sources(config.data, config.model, split)  # pyright: ignore[reportArgumentType]
         assert (len(source), source.digest) == (len(part), part.digest)
     # As TFDS itself reads it; and what is to be trained on has a digest of its own.
     import tensorflow_datasets as tfds

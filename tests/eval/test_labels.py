@@ -140,11 +140,14 @@ def test_samples_of_a_run_on_some_classes_are_of_these(tmp_path):
 
 
 def test_classes_of_a_run_have_the_names_that_it_keeps(tmp_path):
-    assert model_classes(of_classes(), tmp_path) == ModelClasses(tuple(range(8)), ())
+    config = of_classes()
+    found = model_classes(config.data, config.model, tmp_path)
+    assert found == ModelClasses(tuple(range(8)), ())
     config = of_classes(7, 2)
-    assert model_classes(config, tmp_path) == ModelClasses((7, 2), ())
+    assert model_classes(config.data, config.model, tmp_path) == ModelClasses((7, 2), ())
     write_classes(tmp_path, Classes(("cat", "dog"), (3, 3)))
-    assert model_classes(config, tmp_path) == ModelClasses((7, 2), ("cat", "dog"))
+    found = model_classes(config.data, config.model, tmp_path)
+    assert found == ModelClasses((7, 2), ("cat", "dog"))
     # Names that are the numbers say nothing.
     write_classes(tmp_path, Classes(("7", "2"), (3, 3)))
-    assert model_classes(config, tmp_path) == ModelClasses((7, 2), ())
+    assert model_classes(config.data, config.model, tmp_path) == ModelClasses((7, 2), ())

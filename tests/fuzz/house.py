@@ -132,7 +132,7 @@ def build(folder: Path) -> None:
 
     card = write_pictures(folder / "set", image, label)
     write_classes(run, Classes(card.classes, (2, 2, *[1] * 8)))
-    (source,) = build_sources(CONFIG)
+    (source,) = build_sources(CONFIG.data, CONFIG.model)
     (run / "data.json").write_text(json.dumps([source.digest]))
     write_record(folder / "analysis.json", ANALYSIS)
     latent = rng.standard_normal((4, 2, 2, 2, 4))

@@ -159,7 +159,7 @@ def test_passes_are_counted(settings, passes, monkeypatch):
     monkeypatch.delattr(jax, "local_devices")  # under JAX_PLATFORMS=cuda there is no CPU
     settings = {"integration": {"solver": "euler", "steps": 10}, **settings}
     request = build_request(tiny(PROMOE), num_samples=1, **settings)
-    assert function_evaluations(tiny(PROMOE), request) == passes
+    assert function_evaluations(tiny(PROMOE).model, tiny(PROMOE).objective, request) == passes
 
 
 @pytest.mark.parametrize(
@@ -248,7 +248,6 @@ def test_what_was_learnt_is_enough():
 
 
 def test_a_guide_for_other_images():
-    config = tiny()
-    model = dataclasses.replace(config.model, num_classes=3)
+    model = tiny().model
     with pytest.raises(ConfigError, match=r"guide has model\.num_classes 3; allowed: 10"):
-        check_guide(config, dataclasses.replace(config, model=model))
+        check_guide(model, dataclasses.replace(model, num_classes=3))

@@ -49,7 +49,7 @@ def test_a_device_stores_its_share(name, sizes):
     config = preset(name)
     mesh = build_mesh(MeshConfig(*sizes))
     check_mesh(mesh, config.model)
-    state = abstract_state(config, mesh)
+    state = abstract_state(config.model, config.train, mesh)
     for part in (state, {k: v for k, v in state.parameters.items() if "experts" not in k}):
         leaves = jax.tree.leaves(part)
         total = sum(leaf.size for leaf in leaves)
@@ -131,7 +131,7 @@ def test_a_state_saved_on_eight_devices_goes_on_elsewhere(tmp_path):
 
     def losses(state, mesh: Mesh) -> tuple[TrainState, list[float]]:
         with jax.set_mesh(mesh):
-            step = jax.jit(build_step(config))
+            step = jax.jit(build_step(config.model, config.objective, config.train, config.seed))
             arrays, found = jax.device_put(batch(16), batch_sharding(mesh)), []
             for _ in range(3):
                 state, metrics = step(state, *arrays)
@@ -140,7 +140,7 @@ def test_a_state_saved_on_eight_devices_goes_on_elsewhere(tmp_path):
 
     mesh = build_mesh(MeshConfig(data=2, fsdp=2, expert=2))
     with jax.set_mesh(mesh):
-        state, _ = losses(init_state(config, mesh), mesh)
+        state, _ = losses(init_state(config.model, config.train, mesh, config.seed), mesh)
         with Checkpoints(tmp_path, keep=1) as checkpoints:
             checkpoints.save(state)
     _, expected = losses(state, mesh)
@@ -150,7 +150,7 @@ def test_a_state_saved_on_eight_devices_goes_on_elsewhere(tmp_path):
             MeshConfig(data=data, fsdp=fsdp, expert=expert), jax.devices()[: math.prod(sizes)]
         )
         with Checkpoints(tmp_path) as checkpoints:
-            like = abstract_state(config, other)
+            like = abstract_state(config.model, config.train, other)
             restored = checkpoints.restore(3, like)
         _, actual = losses(restored, other)
         np.testing.assert_allclose(actual, expected, rtol=1e-5, err_msg=str(sizes))

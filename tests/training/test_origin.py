@@ -35,7 +35,7 @@ def source(tmp_path_factory):
     config = tiny(None)
     write_config(config, epath.Path(workdir), resuming=False)
     mesh = build_mesh(config.mesh)
-    state = init_state(dataclasses.replace(config, seed=1), mesh)
+    state = init_state(config.model, config.train, mesh, seed=1)
     average = jax.tree.map(lambda p: p + 0.05, state.parameters)
     with Checkpoints(workdir, keep=1) as checkpoints:
         checkpoints.save(dataclasses.replace(state, step=state.step + 2, ema=average))
@@ -56,14 +56,16 @@ def test_the_state_lies_on_the_mesh(form, source, tmp_path):
         tiny(None, post_hoc_ema=(0.05, 0.1)), mesh=MeshConfig(data=2, fsdp=4)
     )
     mesh = build_mesh(config.mesh)
-    like = abstract_state(config, mesh)
+    like = abstract_state(config.model, config.train, mesh)
     parameters = start_parameters(str(folder), epath.Path(tmp_path), like.parameters)
-    state = start_state(config, mesh, parameters)
+    state = start_state(config.model, config.train, mesh, parameters)
 
     expected = load_run(source, ema=True).parameters
     for tree in (state.parameters, state.ema, state.tracks["0.05"], state.tracks["0.1"]):
         assert_equal(tree, expected)
-    assert_equal(state.optimizer, init_state(config, mesh).optimizer)
+    assert_equal(
+        state.optimizer, init_state(config.model, config.train, mesh, config.seed).optimizer
+    )
     assert int(state.step) == 0
     assert jax.tree.map(lambda a: a.sharding, state) == jax.tree.map(lambda a: a.sharding, like)
 

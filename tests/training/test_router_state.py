@@ -27,10 +27,10 @@ def test_thresholds_follow_the_predictions_and_nothing_else():
     parts = 2
     config = tiny(DIFFMOE, batch_size=8, accumulation=parts, weight_decay=0.5)
     x, y = batch(8)
-    state = init_state(config, one_device())
+    state = init_state(config.model, config.train, one_device(), config.seed)
     before = {**state.parameters, PATH: jnp.full_like(state.parameters[PATH], 0.5)}
     state = state.replace(parameters=before)  # pyright: ignore[reportAttributeAccessIssue]
-    step = jax.jit(build_step(config))
+    step = jax.jit(build_step(config.model, config.objective, config.train, config.seed))
     after, metrics = step(state, x, y)
 
     # The same draws, part by part.
@@ -59,8 +59,8 @@ def test_thresholds_follow_the_predictions_and_nothing_else():
 
 def test_resume_is_exact(tmp_path, monkeypatch):
     config = tiny(DIFFMOE, steps=3)
-    step = build_step(config)
-    monkeypatch.setattr(session, "build_step", lambda config: step)
+    step = build_step(config.model, config.objective, config.train, config.seed)
+    monkeypatch.setattr(session, "build_step", lambda *parts: step)
     train(config, tmp_path / "whole")
     train(tiny(DIFFMOE, steps=2), tmp_path / "parts")
     train(config, tmp_path / "parts")

@@ -53,8 +53,10 @@ def batch(size: int) -> tuple[jax.Array, jax.Array]:
 
 def run_steps(config: Config, mesh: jax.sharding.Mesh, steps: int = 2):
     with jax.set_mesh(mesh):
-        state = init_state(config, mesh)
-        step = jax.jit(build_step(config), donate_argnums=0)
+        state = init_state(config.model, config.train, mesh, config.seed)
+        step = jax.jit(
+            build_step(config.model, config.objective, config.train, config.seed), donate_argnums=0
+        )
         for _ in range(steps):
             arrays = jax.device_put(batch(config.train.batch_size), batch_sharding(mesh))
             state, metrics = step(state, *arrays)
@@ -144,7 +146,7 @@ def test_step_against_optax_by_hand():
     config = dataclasses.replace(tiny(None, batch_size=4), seed=3)
     state, metrics = run_steps(config, one_device(), steps=1)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3, weight_decay=0.0))
-    initial = init_state(config, one_device())
+    initial = init_state(config.model, config.train, one_device(), config.seed)
     before = initial.parameters
 
     def loss(parameters):
@@ -186,7 +188,7 @@ def test_schedule(schedule):
 
 def final_state(config: Config, workdir) -> TrainState:
     mesh = build_mesh(config.mesh)
-    like = abstract_state(config, mesh)
+    like = abstract_state(config.model, config.train, mesh)
     with Checkpoints(workdir) as checkpoints:
         return checkpoints.restore(config.train.steps, like)
 
@@ -197,8 +199,8 @@ def interrupt_at(monkeypatch, step: int, by: signal.Signals = signal.SIGINT) -> 
 
     original = session.device_batches
 
-    def batches(config, sources, first_step, sharding):
-        stream = original(config, sources, first_step, sharding)
+    def batches(sources, data, batch_size, seed, first_step, sharding):
+        stream = original(sources, data, batch_size, seed, first_step, sharding)
         for number, item in enumerate(stream, start=first_step + 1):
             if number == step:
                 os.kill(os.getpid(), by)
@@ -292,7 +294,7 @@ def test_run_folder(undisturbed):
 
 
 def test_the_run_keeps_which_classes_its_data_have(undisturbed):
-    (source,) = build_sources(tiny())
+    (source,) = build_sources(tiny().data, tiny().model)
     classes = read_classes(undisturbed)
     assert classes == Classes(tuple("0123456789"), tuple(np.bincount(source.label).tolist()))
     subset = ClassSubset(source, (9, 3))
@@ -384,7 +386,7 @@ def test_a_lost_config_is_not_replaced_by_another(tmp_path, undisturbed):
 
 def test_other_records_are_refused(tmp_path, undisturbed):
     workdir = shutil.copytree(undisturbed, tmp_path / "run")
-    source = build_sources(tiny())[0]
+    source = build_sources(tiny().data, tiny().model)[0]
     other = Pictures(source[0]["image"][None], source.label[:1], source.classes)
     assert json.loads((workdir / "data.json").read_text()) == [source.digest] != [other.digest]
     (workdir / "data.json").write_text(json.dumps([other.digest]))
@@ -449,8 +451,12 @@ def test_the_compiled_step_does_not_grow_with_depth():
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, depth=depth))
         mesh = one_device()
         with jax.set_mesh(mesh):
-            state = init_state(config, mesh)
-            step = jax.jit(build_step(config)).lower(state, *batch(16)).compile()
+            state = init_state(config.model, config.train, mesh, config.seed)
+            step = (
+                jax.jit(build_step(config.model, config.objective, config.train, config.seed))
+                .lower(state, *batch(16))
+                .compile()
+            )
         text = step.as_text()
         assert text
         return len(text)

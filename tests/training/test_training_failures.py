@@ -39,14 +39,15 @@ def small(**train: object) -> Config:
 @pytest.fixture(scope="module", autouse=True)
 def one_step() -> Iterator[None]:
     """All runs here share one training step, traced and compiled once."""
-    step = build_step(small())
+    config = small()
+    step = build_step(config.model, config.objective, config.train, config.seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(session, "build_step", lambda config: step)
+        patch.setattr(session, "build_step", lambda *parts: step)
         yield
 
 
 def like(config: Config) -> TrainState:
-    return abstract_state(config, build_mesh(config.mesh))
+    return abstract_state(config.model, config.train, build_mesh(config.mesh))
 
 
 def read(workdir: Path, step: int) -> TrainState:
@@ -80,11 +81,11 @@ def test_a_bad_update_changes_nothing_but_the_step():
     x_NxHxWxC = jax.random.normal(jax.random.key(5), (config.train.batch_size, 8, 8, 1))
     y_N = jnp.arange(config.train.batch_size, dtype=jnp.int32) % 10
     with jax.set_mesh(mesh):
-        state = init_state(config, mesh)
+        state = init_state(config.model, config.train, mesh, config.seed)
         # Large activations before an output layer of zeros: a far larger gradient than loss.
         state.parameters["modulation.bias"] += 1e10
         step = jax.jit(  # as `train` does, so that it is compiled for both
-            session.build_step(config),
+            session.build_step(config.model, config.objective, config.train, config.seed),
             donate_argnums=0,
             out_shardings=(jax.tree.map(lambda a: a.sharding, state), replicated(mesh)),
         )
@@ -123,8 +124,8 @@ def on_batch(monkeypatch: pytest.MonkeyPatch, change: Callable[[int, Batch], Bat
     """Puts a change of every batch, by its step, between the data and the training."""
     original = session.device_batches
 
-    def batches(config, sources, first_step, sharding):
-        stream = original(config, sources, first_step, sharding)
+    def batches(sources, data, batch_size, seed, first_step, sharding):
+        stream = original(sources, data, batch_size, seed, first_step, sharding)
         for number, item in enumerate(stream, start=first_step + 1):
             yield change(number, item)
 
@@ -258,14 +259,14 @@ def test_resuming_makes_no_fresh_state(run, monkeypatch):
 def test_the_abstract_state_is_the_state_without_its_values():
     config = small()
     mesh = build_mesh(MeshConfig(data=2, fsdp=4))
-    state = init_state(config, mesh)
+    state = init_state(config.model, config.train, mesh, config.seed)
 
     def check(real: jax.Array, abstract: jax.ShapeDtypeStruct) -> None:
         assert (real.shape, real.dtype) == (abstract.shape, abstract.dtype)
         assert abstract.sharding is not None
         assert real.sharding.is_equivalent_to(abstract.sharding, real.ndim)
 
-    jax.tree.map(check, state, abstract_state(config, mesh))
+    jax.tree.map(check, state, abstract_state(config.model, config.train, mesh))
 
 
 # What is taken away

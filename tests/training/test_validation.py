@@ -30,7 +30,8 @@ def with_data(config: Config, **data: object) -> Config:
 def measured() -> tuple[Validation, dict[str, jax.Array]]:
     config = tiny(None, validate_every=1, validation_batches=2, accumulation=2)
     config = dataclasses.replace(config, mesh=MeshConfig(data=8), seed=3)
-    heldout = heldout_sources(config, build_sources(config))
+    sources = build_sources(config.data, config.model)
+    heldout = heldout_sources(config.data, config.model, 1, sources)
     parameters = init_parameters(config.model, jax.random.key(1))
     return Validation(config, heldout, build_mesh(config.mesh)), parameters
 
@@ -66,9 +67,8 @@ def test_it_is_the_objectives_loss_alone():
     )
     assert sum(prediction.losses.values()) > 0
     for parts in (1, 2):
-        found = build_validation_loss(tiny(PROMOE, batch_size=8, accumulation=parts))(
-            parameters, key, x, y
-        )
+        loss = build_validation_loss(config.model, config.objective, parts)
+        found = loss(parameters, key, x, y)
         np.testing.assert_allclose(found["loss"], expected["mse"], rtol=1e-5)
 
 
@@ -96,12 +96,11 @@ def test_what_is_asked_for_must_be_there(tmp_path):
     image, label = np.zeros((4, 8, 8, 1), np.uint8), np.arange(4)
     write_pictures(tmp_path / "a", image, label)
     config = with_data(tiny(None), source="prepared", path=(str(tmp_path / "a"),))
-    sources = build_sources(config)
+    sources = build_sources(config.data, config.model)
 
     def heldout(every: int | None, **data: object):
-        settings = dataclasses.replace(config.train, validate_every=every)
-        asked = dataclasses.replace(with_data(config, **data), train=settings)
-        return heldout_sources(asked, sources)
+        asked = with_data(config, **data)
+        return heldout_sources(asked.data, asked.model, every, sources)
 
     assert not heldout(None)
     assert not heldout(0)
