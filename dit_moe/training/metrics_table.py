@@ -1,7 +1,7 @@
 """`metrics.csv` of a run: one row a log line, of its step and the means since the last."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from etils import epath
 
@@ -10,7 +10,7 @@ from dit_moe.storage.files import atomic
 
 
 class MetricsTable:
-    """Appends to `metrics.csv`. What has no place in it once it is reopened is left out.
+    """Appends to `metrics.csv`. When it is read, what has no place in it is left out.
 
     Where that is more than rows that are done again and a last row half-written, the file is kept
     as it was, as `damaged-metrics.csv`, and a line printed.
@@ -27,35 +27,47 @@ class MetricsTable:
         self._path = workdir / "metrics.csv"
         self._fields: list[str] = []
         if self._path.exists():
-            self._reopen(first_step)
+            self._write(self._rows_to(first_step))
 
     def append(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Adds a row of the columns that the first row had; a NaN is an empty cell.
+        """Adds a row; a NaN is an empty cell. A new column is empty in the rows before.
 
         Raises:
-          OSError: the file cannot be written.
+          OSError: the file cannot be read or written.
         """
+        there = self._path.exists()
+        if not there or not scalars.keys() <= set(self._fields):
+            self._widen(scalars, self._rows_to(step) if there else [])
         cells = {k: "" if math.isnan(v) else f"{v:.6g}" for k, v in scalars.items()}
-        lines = [[str(step), *(cells.get(name, "") for name in self._fields[1:])]]
-        if not self._fields or not self._path.exists():
-            self._fields = ["step", *scalars]
-            lines = [self._fields, [str(step), *cells.values()]]
+        row = [str(step), *(cells.get(name, "") for name in self._fields[1:])]
         with self._path.open("a") as file:
-            file.write("".join(",".join(line) + "\n" for line in lines))
+            file.write(_text([row]))
 
-    def _reopen(self, first_step: int) -> None:
+    def _widen(self, names: Iterable[str], rows: Sequence[list[str]]) -> None:
+        """Writes the file again with the columns that it lacks of these, and the rows there."""
+        fields = self._fields if rows else []
+        self._fields = [*dict.fromkeys(["step", *fields, *names])]
+        self._write([row + [""] * (len(self._fields) - len(row)) for row in rows])
+
+    def _write(self, rows: Sequence[list[str]]) -> None:
+        with atomic(self._path) as temporary:
+            temporary.write_text(_text([self._fields, *rows] if self._fields else []))
+
+    def _rows_to(self, last_step: int) -> list[list[str]]:
+        """The whole rows of the file up to a step; what else it loses is kept aside."""
         whole = self._path.read_bytes()
         # Not by the csv module: no cell has quotes, and damage must not join lines.
         text = whole.decode("utf-8-sig", errors="replace").replace("\r\n", "\n")
         header, *rows = [line.split(",") for line in text.split("\n")]
         rows, unfinished = rows[:-1], rows[-1:]
-        self._fields = header if header[0] == "step" and len(header) > 1 and unfinished else []
+        known = header[0] == "step" and len({*header}) == len(header) > 1 and unfinished
+        self._fields = header if known else []
         kept, damaged, last = [], not self._fields and bool(whole), -1
         for row in rows:
             step = _step(row, self._fields)
             if step is None or step <= last:
                 damaged = True
-            elif step <= first_step:
+            elif step <= last_step:
                 kept.append(row)
                 last = step
         if damaged:
@@ -63,9 +75,11 @@ class MetricsTable:
             with atomic(aside) as temporary:
                 temporary.write_bytes(whole)
             hosts.say(f"{self._path} is damaged: {len(kept)} rows are kept, and {aside} has all.")
-        with atomic(self._path) as temporary:
-            lines = [self._fields, *kept] if self._fields else []
-            temporary.write_text("".join(",".join(line) + "\n" for line in lines))
+        return kept
+
+
+def _text(lines: Sequence[list[str]]) -> str:
+    return "".join(",".join(line) + "\n" for line in lines)
 
 
 def _step(row: list[str], fields: list[str]) -> int | None:

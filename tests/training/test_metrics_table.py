@@ -54,6 +54,7 @@ def test_a_table_without_rows(text, tmp_path, capsys):
         ("step,loss\n5,1\nx\n10,2\n", GOOD),
         ("\n" + GOOD, "step,loss\n"),
         ("step,lo", "step,loss\n"),
+        ("step,loss,loss\n5,1,2\n", "step,loss\n"),
         (b"\xff\xfe\0" * 50, "step,loss\n"),
     ],
 )
@@ -64,12 +65,23 @@ def test_damage_costs_the_damaged_rows_and_is_kept_aside(damage, kept, tmp_path,
     assert "metrics.csv is damaged: " in capsys.readouterr().out
 
 
-def test_columns_are_those_of_the_first_row(tmp_path):
-    table = MetricsTable(tmp_path, 0)
+def test_a_column_that_comes_later_is_empty_in_the_rows_before(tmp_path, capsys):
+    table, path = MetricsTable(tmp_path, 0), tmp_path / "metrics.csv"
     table.append(1, {"loss": 1.0, "norm": float("nan")})
     table.append(2, {"norm": 1234567.0, "later": 1.0})
-    text = "step,loss,norm\n1,1,\n2,,1.23457e+06\n"
-    assert (tmp_path / "metrics.csv").read_text() == text
+    assert path.read_text() == "step,loss,norm,later\n1,1,,\n2,,1.23457e+06,1\n"
+    # When the run goes on, too, from a step before.
+    resumed = MetricsTable(tmp_path, 1)
+    resumed.append(2, {"loss": 2.0, "validation/loss": 3.0})
+    resumed.append(3, {"loss": 1.5})
+    expected = ["step,loss,norm,later,validation/loss", "1,1,,,", "2,2,,,3", "3,1.5,,,"]
+    assert path.read_text().splitlines() == expected
+    assert capsys.readouterr().out == ""
+
+
+def test_a_table_that_is_removed_begins_again(tmp_path):
+    table = MetricsTable(tmp_path, 0)
+    table.append(1, {"loss": 1.0, "norm": 2.0})
     (tmp_path / "metrics.csv").unlink()
     table.append(3, {"loss": 2.0})
     assert (tmp_path / "metrics.csv").read_text() == "step,loss\n3,2\n"
