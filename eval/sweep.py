@@ -9,6 +9,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
+from dit_moe.config import ConfigError
 from dit_moe.storage.files import atomic
 from dit_moe.storage.records import read_json
 
@@ -46,15 +47,22 @@ def judge_sets(
             )
         content = json.dumps({**identity, "samples": images.sha256}, sort_keys=True)
         part = parts / f"{hashlib.sha256(content.encode()).hexdigest()[:32]}.json"
-        try:
-            result = read_json(part)
-        except (FileNotFoundError, ValueError):  # not judged yet, or damaged
-            text = json.dumps(judge(images, drawn))
+        result = _judged(part)
+        if result is None:
+            result = judge(images, drawn)
             with atomic(part) as temporary:
-                temporary.write_text(text)
-            result = json.loads(text)
+                temporary.write_text(json.dumps(result))
         results.append(result)
     return results
+
+
+def _judged(part: Path) -> Result | None:
+    """The result that lies there; None if there is none, or it is damaged."""
+    try:
+        result = read_json(part)
+    except (FileNotFoundError, ConfigError):
+        return None
+    return result if isinstance(result, dict) and "samples" in result else None
 
 
 def finish(parts: Path) -> None:

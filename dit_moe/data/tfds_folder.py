@@ -3,7 +3,6 @@
 TFDS itself imports whatever Python class `features.json` or `dataset_info.json` asks for.
 """
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -101,8 +100,8 @@ class TfdsFolder:
 
 def _fields(folder: Path) -> tuple[list[str], dict[str, Any]]:
     """The names of all fields, and those that can be read."""
-    content = json.loads((folder / FEATURES).read_bytes())
-    found = json_format.ParseDict(content, feature_pb2.Feature())  # pyright: ignore[reportAttributeAccessIssue]
+    text = (folder / FEATURES).read_text(encoding="utf-8-sig")
+    found = json_format.Parse(text, feature_pb2.Feature())  # pyright: ignore[reportAttributeAccessIssue]
     if found.python_class_name != _DICT or found.WhichOneof("content") != "features_dict":
         raise ConfigError(
             f"{FEATURES} names {found.python_class_name!r}; allowed: {_DICT}, since opening a data "

@@ -16,6 +16,8 @@ import jax
 
 from dit_moe.config import ConfigError
 from dit_moe.runs.fingerprint import fingerprints, path_name
+from dit_moe.storage.files import FilePath
+from dit_moe.storage.records import read_json
 
 LAYOUT = 1
 """Goes up when older code would misread checkpoints; it, `version` and `crc32` always stay."""
@@ -49,14 +51,18 @@ def describe(arrays: dict[str, Array]) -> dict[str, Any]:
     return {**about, "crc32": _checksum(about)}
 
 
-def read(text: str, name: str) -> dict[str, Array]:
+def read(path: FilePath, name: str) -> dict[str, Array]:
     """The arrays that a checkpoint must hold, from its JSON; `name` is for messages.
 
     Raises:
-      ValueError: the text is not what was written.
+      ValueError: the file is not what was written.
       ConfigError: it is, but of another layout.
+      OSError: it cannot be read.
     """
-    about = json.loads(text)
+    try:
+        about = read_json(path)
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
     if not isinstance(about, dict) or about.pop("crc32", None) != _checksum(about):
         raise ValueError("its description is not what was written")
     if about["layout"] != LAYOUT:

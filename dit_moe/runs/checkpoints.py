@@ -230,8 +230,7 @@ class Checkpoints:
         """What the checkpoint says it holds, and the items of `target` as read."""
         folder = self.folder / str(step)
         with self._reading(step):
-            text = (folder / _ABOUT / _ABOUT_FILE).read_text()
-            arrays = about.read(text, self._name(step))
+            arrays = about.read(folder / _ABOUT / _ABOUT_FILE, self._name(step))
         if "optimizer" in target and not any(path.startswith("optimizer/") for path in arrays):
             raise ConfigError(
                 f"{self._name(step)} was converted and holds no optimizer to go on with; allowed: "

@@ -18,6 +18,7 @@ from dit_moe.config import ConfigError, MeshConfig, ModelConfig
 from dit_moe.config.files import load_json
 from dit_moe.config.rules import listing
 from dit_moe.data.classes import model_classes, read_classes
+from dit_moe.data.picture_files import printable
 from dit_moe.devices import hosts
 from dit_moe.devices.mesh import batch_sharding, build_mesh, replicated
 from dit_moe.models.parameters import Parameters
@@ -90,11 +91,11 @@ class RunSampler:
             "function_evaluations": function_evaluations(
                 run.config.model, run.config.objective, self.request
             ),
-            "workdir": str(workdir.resolve()),
+            "workdir": printable(str(workdir.resolve())),
             **_identity(run, ema),
             "batch_size": self.batch_size,
             "latents": self._renderer and self._renderer.description,
-            "guide": weaker and {"workdir": str(guide), **_identity(weaker, guide_ema)},
+            "guide": weaker and {"workdir": printable(str(guide)), **_identity(weaker, guide_ema)},
             "steering": self.steering and self.steering.description,
         }
         """What the images depend on, ready for JSON."""

@@ -13,6 +13,7 @@ import numpy as np
 
 from dit_moe.config import ConfigError
 from dit_moe.storage.files import atomic
+from dit_moe.storage.records import read_json
 
 _NUMBER = "[0-9]" * 9
 _FREE = ("num_samples", "batch_size")  # of which no image depends
@@ -39,8 +40,8 @@ def _unlike(a: Any, b: Any, name: str = "") -> Iterator[str]:
 def read_description(path: Path) -> dict[str, Any] | None:
     """What a set is made of, `num_samples` among it; None if no JSON there tells it."""
     try:
-        made_of = json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError, RecursionError):
+        made_of = read_json(path)
+    except (FileNotFoundError, ConfigError):
         return None
     known = isinstance(made_of, dict) and isinstance(made_of.get("num_samples"), int)
     return made_of if known else None

@@ -136,9 +136,10 @@ def test_a_damaged_result_of_a_scale_is_made_again(tmp_path):
     assert results() == results() == [result]
     assert len(judged) == 1
     (part,) = tmp_path.iterdir()
-    part.write_text("{")
-    assert results() == [result]
-    assert len(judged) == 2
+    for number, damage in enumerate(("{", "[]", "{}", '{"samples": NaN}'), start=2):
+        part.write_text(damage)
+        assert results() == [result]
+        assert len(judged) == number
 
 
 def test_images_are_saved_if_asked(run, tmp_path, expected):

@@ -75,4 +75,16 @@ def test_descriptions(tmp_path):
     assert differences(guided, {**guided, "guide": {"step": 3}}) == ["guide"]
     other = {"guidance": {"scale": 2, "interval": (0, 1)}, "guide": None}
     assert differences(guided, other) == ["guidance.scale"]
-    assert read_description(tmp_path / "none.json") is None
+    path = tmp_path / "samples.json"
+    assert read_description(path) is None
+    for damage in (
+        "",
+        "{",
+        "[" * 100_000,
+        '{"num_samples": 3, "seed": NaN}',
+        '{"num_samples": "3"}',
+    ):
+        path.write_text(damage)
+        assert read_description(path) is None
+    path.write_text('{"num_samples": 3}')
+    assert read_description(path) == {"num_samples": 3}

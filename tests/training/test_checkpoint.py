@@ -212,6 +212,18 @@ def test_damage_to_any_file_is_refused_or_harmless(run, capfd):
     assert {name.split("/")[0] for name in data} == {"parameters", "ema", "optimizer"}
 
 
+def test_a_description_of_a_checkpoint_is_read_as_any_json(run):
+    path = run / "checkpoints" / "6" / "about" / "about.json"
+    whole = path.read_text()
+    twice, deep = whole.replace("{", '{"crc32": 0, ', 1), "[" * 100_000
+    with Checkpoints(run) as checkpoints:
+        for damage, why in ((twice, "'crc32' is given twice"), (deep, "nested deeper")):
+            path.write_text(damage)
+            message = rf"^checkpoint 6 in .* cannot be read, perhaps it is damaged \(.*{why}"
+            with pytest.raises(DamageError, match=message):
+                checkpoints.restore(6, make_state(6))
+
+
 def test_a_reader_checks_only_what_it_reads(run):
     like = on_one_device(jax.eval_shape(lambda: make_state(6).parameters))
     (run / "checkpoints" / "6" / "ema" / "manifest.ocdbt").unlink()
