@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from benchmarks.embedded_judge import EmbeddedJudge
-from dit_moe.config import SOLVERS, TIME_GRIDS, Config, ConfigError, DDPMConfig
+from dit_moe.config import SOLVERS, TIME_GRIDS, Config, ConfigError
 from dit_moe.config.files import load_file
 from dit_moe.diffusion.denoiser import Denoised, Denoiser
 from dit_moe.diffusion.integrate import build_objective, sample
@@ -86,9 +86,11 @@ def rows(
     judge: Judge, solvers: list[str], evaluations: list[int], grids: list[str]
 ) -> Iterator[list[str]]:
     """One line for every solver, time grid and eta."""
-    ddpm = isinstance(judge.run.config.objective, DDPMConfig)
+    objective = judge.objective
+    # A range that ends before the data: the last step is shorter, which leaves room for one more.
+    short_end = objective.time_range[0] > 0
     for solver in solvers:
-        if solver == "ancestral" and not ddpm:
+        if solver == "ancestral" and objective.config.sampled_timesteps is None:
             continue
         options = SOLVERS[solver]
         variants: list[dict[str, Any]] = [{}]
@@ -100,8 +102,7 @@ def rows(
             cells = []
             for budget in evaluations:
                 per_step = PER_STEP.get(solver, 1)
-                # Under DDPM the last step is shorter, which leaves room for one more.
-                steps = (budget + (per_step - 1) * ddpm) // per_step
+                steps = (budget + (per_step - 1) * short_end) // per_step
                 distance, _ = judge(solver, steps, **variant)
                 cells.append(f"{distance:.2f}")
             name = "euler (ddim, eta 0)" if variant.get("eta") == 0 else solver

@@ -2,6 +2,7 @@ import dataclasses
 import json
 
 import pytest
+from pydantic.dataclasses import dataclass
 
 from dit_moe.config import (
     Config,
@@ -25,6 +26,9 @@ from dit_moe.config.files import (
     to_dict,
     to_json,
 )
+from dit_moe.config.objective import ObjectiveSettings
+from dit_moe.config.rules import RULES
+from dit_moe.convert.constructors import constructor_arguments
 
 MODEL = ModelConfig(width=64, depth=4, heads=4, moe=MoEConfig())
 CONFIG = Config(name="test", model=MODEL)
@@ -164,6 +168,19 @@ def test_one_line_swaps_the_objective():
     assert config.sample.solver == "auto"
     config = override(heun, ["--config.sample.solver=ddim", "--config.objective.name=ddpm"])
     assert config.sample.solver == "ddim"
+
+
+def test_facts_of_an_objective_have_no_default():
+    @dataclass(frozen=True, config=RULES)
+    class Bare(ObjectiveSettings):
+        name: str = "bare"
+
+    with pytest.raises(ConfigError, match="'bare' does not tell its sampled_timesteps"):
+        SolverConfig().resolve(Bare())
+    with pytest.raises(ConfigError, match="'bare' does not tell whether it learns_variance"):
+        _ = Bare().learns_variance
+    with pytest.raises(ConfigError, match="'bare' does not tell its flow_time_scale"):
+        constructor_arguments("sit", MODEL, Bare())
 
 
 def test_another_solver_leaves_the_options_of_the_old_one_behind():

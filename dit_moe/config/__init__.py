@@ -90,12 +90,11 @@ class Config:
     seed: Seed = 0
 
     def __post_init__(self) -> None:
-        if isinstance(self.objective, DDPMConfig):
-            require(
-                self.objective.variance != "learned_range" or self.model.learn_sigma,
-                "objective.variance is 'learned_range' with model.learn_sigma false; allowed: "
-                "'fixed_small', 'fixed_large', or model.learn_sigma true",
-            )
+        require(
+            not self.objective.learns_variance or self.model.learn_sigma,
+            "objective.variance is 'learned_range' with model.learn_sigma false; allowed: "
+            "'fixed_small', 'fixed_large', or model.learn_sigma true",
+        )
         try:
             self.sample.resolve(self.objective)
         except ConfigError as error:

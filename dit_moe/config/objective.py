@@ -6,14 +6,33 @@ from pydantic import Field, PlainValidator
 from pydantic.dataclasses import dataclass
 
 from dit_moe.config.registry import Registry
-from dit_moe.config.rules import RULES, PositiveFloat, require
+from dit_moe.config.rules import RULES, ConfigError, PositiveFloat, require
 
 
 @dataclass(frozen=True, config=RULES)
 class ObjectiveSettings:
-    """What an objective is trained by; see `OBJECTIVES`."""
+    """What all objectives have: a name, and facts, none of which has a default."""
 
     name: str
+
+    @property
+    def sampled_timesteps(self) -> int | None:
+        """How many steps of its own chain sampling visits at most, from the first on; None: it has
+        no such chain, and the solver `ancestral` is not for it."""
+        raise self._untold("its sampled_timesteps")
+
+    @property
+    def learns_variance(self) -> bool:
+        """Whether half of the network's output is a variance (`model.learn_sigma`)."""
+        raise self._untold("whether it learns_variance")
+
+    @property
+    def flow_time_scale(self) -> float | None:
+        """What the network sees of a flow time, over that time; None: it sees numbers of steps."""
+        raise self._untold("its flow_time_scale")
+
+    def _untold(self, what: str) -> ConfigError:
+        return ConfigError(f"objective {self.name!r} does not tell {what}")
 
 
 OBJECTIVES = Registry(ObjectiveSettings)
@@ -40,12 +59,22 @@ class DDPMConfig(ObjectiveSettings):
 
     @property
     def sampled_timesteps(self) -> int:
-        """How many timesteps, from the first on, sampling visits.
+        """All but the last few with cosine betas.
 
         Cosine betas end in three that each take more than half of the signal's power, down to
         nearly nothing: what the network errs in the noise there would be magnified in x_0.
         """
         return max(self.timesteps - 3, 1) if self.betas == "cosine" else self.timesteps
+
+    @property
+    def learns_variance(self) -> bool:
+        """With the variance `learned_range`."""
+        return self.variance == "learned_range"
+
+    @property
+    def flow_time_scale(self) -> None:
+        """The network sees timesteps."""
+        return None
 
 
 @OBJECTIVES.add
@@ -60,6 +89,21 @@ class RectifiedFlowConfig(ObjectiveSettings):
     """Resolution shift s of the time: t -> s t / (1 + (s - 1) t) (Esser et al. 2024, eq. 23)."""
     time_scale: PositiveFloat = 1.0
     """The network sees t * time_scale: 1 in DiT-MoE, 1000 in ProMoE."""
+
+    @property
+    def sampled_timesteps(self) -> None:
+        """Times are continuous."""
+        return None
+
+    @property
+    def learns_variance(self) -> bool:
+        """Never: there is no noise on the way."""
+        return False
+
+    @property
+    def flow_time_scale(self) -> float:
+        """That of the config."""
+        return self.time_scale
 
 
 ObjectiveConfig = Annotated[ObjectiveSettings, PlainValidator(OBJECTIVES.parse)]

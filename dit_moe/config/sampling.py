@@ -5,7 +5,7 @@ from typing import Any
 from pydantic.dataclasses import dataclass
 
 from dit_moe.config.guidance import GUIDES_OF_RUNS, GuidanceConfig
-from dit_moe.config.objective import DDPMConfig, ObjectiveConfig
+from dit_moe.config.objective import ObjectiveConfig
 from dit_moe.config.rules import RULES, require
 
 SOLVERS: dict[str, dict[str, Any]] = {
@@ -64,15 +64,15 @@ class SolverConfig:
         Raises:
           ConfigError: naming the field, its value and what is allowed.
         """
-        ddpm = isinstance(objective, DDPMConfig)
+        chain = objective.sampled_timesteps
         solver = self._chosen(objective)
-        allowed = [name for name in SOLVERS if ddpm or name != "ancestral"]
+        allowed = [name for name in SOLVERS if chain is not None or name != "ancestral"]
         require(
             solver in allowed,
             f"solver is {solver!r} with objective {objective.name!r}; "
             f"allowed: {', '.join(allowed)}",
         )
-        most = objective.sampled_timesteps if ddpm else MAX_STEPS
+        most = MAX_STEPS if chain is None else chain
         require(1 <= self.steps <= most, f"steps is {self.steps}; allowed: 1 to {most}")
         require(
             self.time_grid in (None, *TIME_GRIDS),
@@ -123,7 +123,7 @@ class SolverConfig:
         return value
 
     def _chosen(self, objective: ObjectiveConfig) -> str:
-        auto = "ancestral" if isinstance(objective, DDPMConfig) else "euler"
+        auto = "euler" if objective.sampled_timesteps is None else "ancestral"
         return auto if self.solver == "auto" else self.solver
 
 

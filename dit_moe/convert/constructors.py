@@ -1,6 +1,6 @@
 """What the constructors of the peers' classes take to make a network of this package."""
 
-from dit_moe.config import ConfigError, ModelConfig, ObjectiveConfig, RectifiedFlowConfig
+from dit_moe.config import ConfigError, ModelConfig, ObjectiveConfig
 from dit_moe.convert import Family
 from dit_moe.convert.formats import PEERS
 from dit_moe.convert.peer import Arguments
@@ -24,7 +24,7 @@ def constructor_arguments(
         require.one_of("model.position", model.position, "sincos")
         require.one_of("model.mlp_activation", model.mlp_activation, "gelu")
     if peer.other_clock:
-        fits = isinstance(objective, RectifiedFlowConfig) and objective.time_scale == 1
+        fits = objective.flow_time_scale == 1
         require(fits, "objective", objective, "rectified_flow with time_scale 1")
     arguments = {
         "input_size": model.image_size,
