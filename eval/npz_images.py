@@ -3,7 +3,7 @@
 `arr_0` holds the images, uint8 [N, H, W, C], and `arr_1`, which may be absent, their labels:
 https://github.com/openai/guided-diffusion/tree/main/evaluations
 Beside them, sample.py writes which classes of the data the labels 0, 1, ... are, where those have
-other numbers or names: `class_numbers`, integers [K], and `class_names`, text [K].
+other numbers or names (`dit_moe.data.npz_classes`).
 """
 
 import contextlib
@@ -14,6 +14,8 @@ from typing import IO
 
 import numpy as np
 
+from dit_moe.config import ConfigError
+from dit_moe.data.npz_classes import MEMBERS, check_integers, stored_classes
 from dit_moe.storage import files
 from dit_moe.storage.npz import NpzError, open_archive, open_member, read_member
 
@@ -21,7 +23,7 @@ from .image_set import ImageSet, ImageSetError, check_shape
 from .labels import Labels, of_places
 
 _CHUNK = 2**24  # bytes that are skipped at once
-_LABELS = ("arr_1", "class_numbers", "class_names")
+_LABELS = ("arr_1", *MEMBERS)
 
 
 def is_npz(path: Path) -> bool:
@@ -88,39 +90,16 @@ def _labels(
     """The labels of `num` images; raises ImageSetError."""
     if arr_1 is None:
         return None
-    _check_integers(path, "the labels (arr_1)", arr_1)
-    if arr_1.shape != (num,):
-        raise ImageSetError(
-            f"{path}: the labels (arr_1) have shape {arr_1.shape}, but {num} images need ({num},)."
-        )
-    if class_numbers is not None:
-        _check_integers(path, "class_numbers", class_numbers)
-    if class_names is not None and class_names.dtype.kind != "U":
-        raise ImageSetError(f"{path}: class_names is {class_names.dtype}, but must be text.")
-    for name, array in (("class_numbers", class_numbers), ("class_names", class_names)):
-        if array is None:
-            continue
-        if array.ndim != 1 or len(np.unique(array)) != len(array):
-            raise ImageSetError(f"{path}: {name} must be a list of different classes.")
-        if not (arr_1.min() >= 0 and arr_1.max() < len(array)):
-            raise ImageSetError(
-                f"{path}: {name} is of {len(array)} classes, but the labels (arr_1) go from "
-                f"{arr_1.min()} to {arr_1.max()}."
+    try:
+        check_integers("the labels (arr_1)", arr_1)
+        if arr_1.shape != (num,):
+            raise ConfigError(
+                f"the labels (arr_1) have shape {arr_1.shape}, but {num} images need ({num},)"
             )
-    numbers = None if class_numbers is None else class_numbers.tolist()
-    names = () if class_names is None else class_names.tolist()
-    if numbers is not None and names and len(numbers) != len(names):
-        raise ImageSetError(
-            f"{path}: class_numbers is of {len(numbers)} classes, but class_names of {len(names)}."
-        )
+        numbers, names = stored_classes(arr_1, class_numbers, class_names)
+    except ConfigError as error:
+        raise ImageSetError(f"{path}: {error}.") from None
     return of_places(arr_1, names, numbers)
-
-
-def _check_integers(path: Path, what: str, array: np.ndarray) -> None:
-    if not np.issubdtype(array.dtype, np.integer):
-        raise ImageSetError(f"{path}: {what} are {array.dtype}, but must be integers.")
-    if array.size and array.max() > np.iinfo(np.int64).max:
-        raise ImageSetError(f"{path}: {what} hold {array.max()}, but must be integers of 64 bits.")
 
 
 def _batches(path: Path, size: int, start: int) -> Iterator[np.ndarray]:

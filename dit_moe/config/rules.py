@@ -52,7 +52,7 @@ def require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
-def listing(values: Sequence[int], limit: int = 12) -> str:
+def listing(values: Sequence[object], limit: int = 12) -> str:
     """The values with commas, cut after `limit` of them."""
     texts = [str(v) for v in values]
     return ", ".join(texts if len(texts) <= limit else [*texts[:limit], "..."])

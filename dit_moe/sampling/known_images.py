@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -9,6 +10,8 @@ import numpy as np
 from PIL import Image
 
 from dit_moe.config import ConfigError, ModelConfig, divisors
+from dit_moe.data.classes import ModelClasses
+from dit_moe.data.npz_classes import MEMBERS, stored_classes
 from dit_moe.data.picture_files import has_picture_name
 from dit_moe.diffusion.measurements import BlockMean, ChannelMean, Mask, Measurement
 from dit_moe.storage import images
@@ -46,6 +49,8 @@ class Steering:
     """[M, ...] float32 measurements."""
     labels: np.ndarray | None
     """[M] int of the images, where the file has them."""
+    classes: ModelClasses | None
+    """What the labels stand for, where the file tells it."""
     description: dict[str, object]
     """Ready for JSON."""
 
@@ -101,7 +106,7 @@ def read_steering(request: SteeringRequest, model: ModelConfig) -> Steering:
                     f"channel{'s' * (channels > 1)}; allowed: a model with 3"
                 )
             measurement, shape = ChannelMean(channels), (side, side, 1)
-    pictures, label_M = _read_images(request.images, steer)
+    pictures, label_M, classes = _read_images(request.images, steer)
     x = pictures.astype(np.float32) / np.float32(127.5) - 1
     if x.shape[1:] == (side, side, channels):
         x = np.asarray(measurement.measure(jnp.asarray(x)))
@@ -110,13 +115,14 @@ def read_steering(request: SteeringRequest, model: ModelConfig) -> Steering:
         raise ConfigError(
             f"steer_images has images of {_size(x.shape[1:])}; allowed: {' or '.join(sizes)}"
         )
-    if label_M is not None and not np.all((label_M >= 0) & (label_M < model.num_classes)):
+    most = model.num_classes if classes is None else len(classes.numbers)
+    if label_M is not None and not np.all((label_M >= 0) & (label_M < most)):
         raise ConfigError(
             f"steer_images has labels from {label_M.min()} to {label_M.max()}; allowed: 0 to "
-            f"{model.num_classes - 1}"
+            f"{most - 1}"
         )
     description["steer_images"] = _digest(pictures)
-    return Steering(measurement, strength, x, label_M, description)
+    return Steering(measurement, strength, x, label_M, classes, description)
 
 
 def _read_mask(path: Path | None, side: int) -> np.ndarray:
@@ -131,8 +137,10 @@ def _read_mask(path: Path | None, side: int) -> np.ndarray:
     return np.asarray(mask)[..., None] < 128
 
 
-def _read_images(path: Path | None, steer: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """uint8 [M, H, W, C] and the labels [M], where there are any."""
+def _read_images(
+    path: Path | None, steer: str
+) -> tuple[np.ndarray, np.ndarray | None, ModelClasses | None]:
+    """uint8 [M, H, W, C], the labels [M], where there are any, and what they stand for."""
     if path is None:
         raise ConfigError(
             f"steer is {steer!r} without steer_images; allowed: with an .npz or a folder of images"
@@ -146,21 +154,21 @@ def _read_images(path: Path | None, steer: str) -> tuple[np.ndarray, np.ndarray 
                 f"{len({array.shape for array in arrays})} sizes or kinds; allowed: images of one "
                 "size, all grey or all in colour"
             )
-        x, label_M = np.stack(arrays), None
+        x, label_M, classes = np.stack(arrays), None, None
     else:
-        x, label_M = _read_npz(path)
+        x, label_M, classes = _read_npz(path)
     x = x[..., None] if x.ndim == 3 else x
     if x.dtype != np.uint8 or x.ndim != 4 or not len(x):
         raise ConfigError(
             f"steer_images is {str(path)!r} with {x.dtype} {list(x.shape)}; allowed: uint8 "
             "[M, H, W] or [M, H, W, C]"
         )
-    return x, label_M
+    return x, label_M, classes
 
 
-def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None, ModelClasses | None]:
     try:
-        arrays = read_npz(path, ("arr_0", "arr_1"))
+        arrays = read_npz(path, ("arr_0", "arr_1", *MEMBERS))
     except NpzError as error:
         raise _unreadable(path, f" ({error})") from error
     if "arr_0" not in arrays:
@@ -175,7 +183,20 @@ def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
             f"steer_images is {str(path)!r} with {list(label_M.shape)} labels for images "
             f"{list(x.shape)}; allowed: one for each"
         )
-    return x, label_M
+    return x, label_M, _classes(path, label_M, arrays)
+
+
+def _classes(
+    path: Path, label_M: np.ndarray | None, arrays: Mapping[str, np.ndarray]
+) -> ModelClasses | None:
+    beside = {name: arrays[name] for name in MEMBERS if name in arrays}
+    if label_M is None or not label_M.size or not beside:
+        return None
+    try:
+        numbers, names = stored_classes(label_M, **beside)
+    except ConfigError as error:
+        raise ConfigError(f"steer_images is {str(path)!r}: {error}") from None
+    return ModelClasses(numbers or tuple(range(len(names))), names)
 
 
 def _unreadable(path: Path, reason: str = "") -> ConfigError:

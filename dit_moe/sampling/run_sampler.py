@@ -25,6 +25,7 @@ from dit_moe.models.parameters import Parameters
 from dit_moe.runs.loading import Run, load_run, locate
 from dit_moe.sampling import sampler as sampling
 from dit_moe.sampling.guides import check_guide
+from dit_moe.sampling.known_classes import own_labels
 from dit_moe.sampling.known_images import Steering, SteeringRequest, read_steering
 from dit_moe.sampling.rendering import Renderer, build_renderer
 from dit_moe.sampling.request import build_request, function_evaluations
@@ -43,8 +44,8 @@ class RunSampler:
         were encoded with; "none": nothing, samples then stay the network's latents.
       guide: with guidance `auto`, the model that guides, as `workdir`.
       guide_ema: as `ema`, of the guide.
-      steering: what the images are held to. If its file has labels, they are the classes in turn,
-        unless the request has others.
+      steering: what the images are held to. If its file has labels, their classes are the classes
+        in turn, unless the request has others.
       request: what to draw, as for `request.build_request`.
 
     Raises:
@@ -69,7 +70,8 @@ class RunSampler:
         config = load_json(workdir / "config.json")
         self.steering = _read_steering(steering, workdir, config.model)
         if self.steering and self.steering.labels is not None and not request.get("classes"):
-            request["classes"] = self.steering.labels.tolist()
+            own = model_classes(config.data, config.model, workdir)
+            request["classes"] = own_labels(self.steering.labels, self.steering.classes, own)
         request["classes"] = _classes(request.get("classes", ()), workdir, config.model)
         # All is checked before parameters are read, which may take long.
         self.request = build_request(config, **request)

@@ -88,6 +88,7 @@ def test_names_and_numbers_are_not_matched(tmp_path):
         ({"class_numbers": np.array([3, 3])}, "class_numbers must be a list of different"),
         ({"class_numbers": np.array([0.5, 1])}, "class_numbers are float64, but must be integers"),
         ({"class_numbers": np.array([1, 2**63], np.uint64)}, "but must be integers of 64 bits"),
+        ({"class_names": np.array(["a", "\udcff"])}, "class_names.1 is .* allowed: text in UTF-8"),
         ({"class_names": np.array([1, 2])}, "class_names is int64, but must be text"),
         ({"class_names": np.array([["a", "b"]])}, "class_names must be a list of different"),
         (

@@ -12,12 +12,16 @@ import pytest
 from PIL import Image
 
 import dit_moe.commands.sample as sample
-from dit_moe.config import ConfigError, ModelConfig
+from dit_moe.config import ConfigError, DataConfig, ModelConfig
+from dit_moe.data.classes import ModelClasses
 from dit_moe.models.parameters import init_parameters
 from dit_moe.sampling import sampler as sampling
+from dit_moe.sampling.known_classes import own_labels
 from dit_moe.sampling.known_images import SteeringRequest, read_steering
 from dit_moe.sampling.request import build_request
+from dit_moe.sampling.run_sampler import RunSampler
 from dit_moe.storage.images import to_uint8
+from tests.analysis.fresh_run import write_fresh_run
 from tests.damaged_picture import write_damaged_png
 from tests.tiny import tiny
 
@@ -155,6 +159,43 @@ def test_labels_that_are_no_classes(files, labels, message):
     with pytest.raises(ConfigError) as error:
         read_steering(SteeringRequest("super_resolution", files / "bad.npz"), GREY)
     assert message in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def some_classes(tmp_path_factory) -> Path:
+    """A run on the digits 9, 4 and 1."""
+    model = dataclasses.replace(GREY, num_classes=3)
+    config = dataclasses.replace(tiny(None), data=DataConfig(classes=(9, 4, 1)), model=model)
+    return write_fresh_run(tmp_path_factory.mktemp("run"), config)
+
+
+def test_labels_of_a_file_are_those_of_the_run_by_its_class_numbers(files, some_classes):
+    def classes(label, numbers=None, **settings) -> tuple[int, ...]:
+        beside = {} if numbers is None else {"class_numbers": np.array(numbers)}
+        np.savez(files / "some.npz", arrays(files / "digits.npz"), np.array(label), **beside)
+        steering = SteeringRequest("super_resolution", files / "some.npz")
+        how = {"ema": True, "batch_size": 8, "num_samples": 3, **settings}
+        return RunSampler(some_classes, steering=steering, **how).request.classes
+
+    assert classes([0, 1, 2], [9, 4, 1]) == (0, 1, 2)
+    assert classes([0, 1, 1], [1, 9]) == (2, 0, 0)
+    with pytest.raises(ConfigError, match="has pictures of class 7, which the model does not have"):
+        classes([0, 1, 2], [9, 4, 7])
+    with pytest.raises(ConfigError, match=r"labels without class_numbers, .* 9, 4, 1 of the data"):
+        classes([0, 1, 2])
+    assert classes([0, 1, 2], classes=(1,)) == (1,)
+    with pytest.raises(ConfigError, match=r"some\.npz': class_numbers is of 2 classes, but"):
+        classes([0, 1, 2], [9, 4])
+
+
+def test_classes_are_the_same_by_name_where_both_have_names():
+    pets = ModelClasses((0, 1), ("cat", "dog"))
+    label_M = np.array([1, 0, 1])
+    assert own_labels(label_M, ModelClasses((0, 1), ("dog", "cat")), pets) == (0, 1, 0)
+    assert own_labels(label_M, ModelClasses((0, 1), ()), pets) == (1, 0, 1)
+    assert own_labels(label_M, None, pets) == (1, 0, 1)
+    with pytest.raises(ConfigError, match="class 'fox', which the model does not have; allowed: c"):
+        own_labels(label_M, ModelClasses((0, 1), ("cat", "fox")), pets)
 
 
 @pytest.mark.parametrize(
