@@ -18,6 +18,7 @@ from PIL import Image
 import dit_moe.commands.sample as sample
 from dit_moe.config import Config, ConfigError, DDPMConfig, MeshConfig, ModelConfig, SampleConfig
 from dit_moe.config.files import to_json
+from dit_moe.convert.export import export_run
 from dit_moe.data.classes import Classes, write_classes
 from dit_moe.models.parameters import init_parameters
 from dit_moe.sampling import sampler as sampling
@@ -79,6 +80,14 @@ def test_a_complete_set_is_not_drawn_again(run, tmp_path, monkeypatch, capsys):
     other, _ = make(run, tmp_path, seed=1)
     assert (other != x).any()
     assert "samples.npz differs in seed; it is replaced when" in capsys.readouterr().out
+
+
+def test_a_set_of_a_folder_whose_name_is_no_text(run, tmp_path, capsys):
+    folder = tmp_path / "\udcff"
+    export_run(run, folder, "safetensors", ema=False)
+    for _ in range(2):
+        make(folder, tmp_path / "out", num_samples=2)
+    assert "samples.npz is there already." in capsys.readouterr().out
 
 
 def test_an_image_does_not_depend_on_the_batch(run, tmp_path):
