@@ -19,7 +19,9 @@ cannot be written as SwiGLU.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -33,7 +35,7 @@ from dit_moe.config import (
     ModelConfig,
     MoEConfig,
 )
-from dit_moe.models.parameters import Parameters, abstract_parameters, places
+from dit_moe.models.parameters import Parameters, Place, abstract_parameters, places
 from dit_moe.moe.routers import build_router
 from dit_moe.nn.flat import variables
 from dit_moe.runs.loading import load_run, locate
@@ -68,8 +70,11 @@ def upcycle_run(
     old = load_run(folder, has_average(folder) if ema is None else ema)
     check(old.config, config)
     shapes = {path: p.shape for path, p in abstract_parameters(config.model).items()}
+    blocks = _blocks(old.config.model, config.model, shapes)
     network = config.model, config.seed
-    read = functools.partial(_read, old.config.model, old.parameters, *network, shapes, noise)
+    # What is read is asked for path by path: a block's router comes up once for each of its own.
+    router = functools.cache(functools.partial(_fresh_router, *network))
+    read = functools.partial(_read, old.parameters, *network, shapes, noise, blocks, router)
     write_run(output, config, read_latent_space(folder), InMemory(shapes, read))
 
 
@@ -137,13 +142,36 @@ def check(old: Config, new: Config) -> None:
             )
 
 
+class _Block(NamedTuple):
+    """A block of the new model, and where it lies in both."""
+
+    layer: int
+    place: Place
+    old: Place
+
+
+_Blocks = dict[tuple[str, tuple[int, ...]], _Block]
+
+
+def _blocks(old: ModelConfig, new: ModelConfig, shapes: dict[str, tuple[int, ...]]) -> _Blocks:
+    """The block of every piece of the new model's stacked parameters."""
+    pairs = zip(places(new), places(old), strict=True)
+    return {
+        (path, (place.unit,)): _Block(layer, place, before)
+        for layer, (place, before) in enumerate(pairs)
+        for path in shapes
+        if path.startswith(place.prefix)
+    }
+
+
 def _read(
-    old: ModelConfig,
     parameters: Parameters,
     new: ModelConfig,
     seed: int,
     shapes: dict[str, tuple[int, ...]],
     noise: float,
+    blocks: _Blocks,
+    router: Callable[[int], dict[str, np.ndarray]],
     path: str,
     index: tuple[int, ...],
 ) -> np.ndarray:
@@ -152,20 +180,16 @@ def _read(
     assert moe is not None
     if not index:
         return np.asarray(parameters[path])
-    layer, place = next(
-        (number, place)
-        for number, place in enumerate(places(new))
-        if path.startswith(place.prefix) and place.unit == index[0]
-    )
-    old_place, name = list(places(old))[layer], path.removeprefix(place.prefix)
+    layer, place, old = blocks[path, index]
+    name = path.removeprefix(place.prefix)
 
     def of_old(name: str) -> np.ndarray:
-        return np.asarray(parameters[f"{old_place.prefix}{name}"][old_place.unit])
+        return np.asarray(parameters[f"{old.prefix}{name}"][old.unit])
 
     if place.moe is None:
         return of_old(name)
     if name.startswith(_ROUTER):
-        return _fresh_router(new, seed, layer)[name.removeprefix(_ROUTER)]
+        return router(layer)[name.removeprefix(_ROUTER)]
     if name.startswith(_SHARED) and old.moe is None:
         width = int(moe.shared_hidden_ratio * new.width)
         part = name.removeprefix(_SHARED)

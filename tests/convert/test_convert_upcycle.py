@@ -1,6 +1,7 @@
 """Dense models become sparse ones with the same function, where that can be."""
 
 import dataclasses
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from dit_moe.config import (
 from dit_moe.models.parameters import abstract_parameters
 from dit_moe.runs.loading import load_run
 from dit_moe.runs.writer import InMemory, write_run
+from dit_moe.surgery import upcycle
 from dit_moe.surgery.upcycle import check, upcycle_run
 from tests.convert.converted import answer, imported, inputs
 
@@ -98,6 +100,17 @@ def test_single_expert_becomes_many(dense, tmp_path):
     many = dataclasses.replace(one, num_experts=3, top_k=3)
     upcycle_run(tmp_path / "one", sparse(tmp_path / "one", many), tmp_path / "many")
     assert difference(tmp_path / "one", tmp_path / "many").max() < 1e-5
+
+
+def test_the_trunk_is_walked_once_and_a_router_made_once_a_layer(dense, tmp_path):
+    config = sparse(dense, dataclasses.replace(GELU, router=SigmoidTopKRouterConfig(scale=2.5)))
+    with (
+        mock.patch.object(upcycle, "places", wraps=upcycle.places) as walked,
+        mock.patch.object(upcycle, "build_router", wraps=upcycle.build_router) as made,
+    ):
+        upcycle_run(dense, config, tmp_path / "up")
+    assert walked.call_count == 2  # the old trunk and the new one
+    assert made.call_count == config.model.depth
 
 
 def test_noise(dense, tmp_path):
