@@ -1,11 +1,9 @@
 """Judges samples against a reference: FID and its relatives."""
 
 import argparse
-import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from dit_moe.config.command_line import (
     GUIDANCE_FLAGS,
@@ -20,9 +18,6 @@ from dit_moe.config.command_line import (
     run_command,
     solver_settings,
 )
-
-if TYPE_CHECKING:
-    from .image_set import ImageSet
 
 _HELP = """\
 Judges a set of images against a reference by the features of a published network.
@@ -150,124 +145,40 @@ def _default_cache() -> Path:
 
 
 def _run(options: argparse.Namespace) -> str:
-    """Judges, writes, and returns the table. Imports here, so that help is instant.
+    """Asks for what the options say, and returns the table.
 
     Raises:
         ConfigError: for the user to mend.
         OSError: a file cannot be written.
     """
-    from dit_moe.config import ConfigError
+    # After the arguments are parsed: JAX takes seconds to import.
+    from .judge import Request, RunSamples, judge
 
-    from .choose import choose
-    from .evaluate import evaluate
-    from .features import load_extractor
-    from .image_sets import open_set
-    from .output import as_json, write
-    from .references import open_reference
-    from .result_table import table
-
-    for name in ("batch_size", "pairwise_reference"):
-        if getattr(options, name) < 1:
-            raise ConfigError(f"--{name} is {getattr(options, name)}, but must be at least 1.")
-    output: Path = options.output
-    if output.is_dir():
-        raise ConfigError(f"--output is {output}, which is a folder, but must name a file.")
-    if output.suffix != ".json":
-        raise ConfigError(f"--output is {output}, but must end in .json.")
-    inputs = [os.path.realpath(path) for path in (options.samples, options.reference) if path]
-    if os.path.realpath(output) in inputs:
-        raise ConfigError(f"--output is {output}, but must not be the samples or the reference.")
-
-    samples = open_set(options.samples, options.split) if options.samples else None
-    reference = open_reference(options.reference, options.split)
-    names = (
-        None
-        if options.metrics is None
-        else [name.strip() for name in options.metrics.split(",") if name.strip()]
+    names = None if options.metrics is None else options.metrics.split(",")
+    request = Request(
+        reference=options.reference,
+        output=options.output,
+        features=options.features,
+        weights=options.weights,
+        metrics=names and [name.strip() for name in names if name.strip()],
+        batch_size=options.batch_size,
+        split=options.split,
+        pairwise_reference=options.pairwise_reference,
+        cache=options.cache or _default_cache(),
     )
-    chosen = choose(names, options.features, reference)  # before the network is loaded
-    extractor = load_extractor(options.features, options.weights, batch_size=options.batch_size)
-
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(f"{output} cannot be written ({error.strerror or error}).") from error
-
-    def judge(images: "ImageSet", batch_size: int) -> dict[str, Any]:
-        return evaluate(
-            images,
-            reference,
-            extractor,
-            chosen,
-            cache=options.cache or _default_cache(),
-            batch_size=batch_size,
-            pairwise_reference=options.pairwise_reference,
-        )
-
-    if samples is not None:
-        # Four: the network prepares one while it computes another.
-        result = judge(samples, 4 * options.batch_size)
-        write(output, as_json(result))
-        return table(result)
-    identity = {
-        "reference": reference.sha256,
-        "features": extractor.description,
-        "metrics": chosen,
-        "pairwise_reference": options.pairwise_reference,
+    if options.samples is not None:
+        return judge(request, options.samples)
+    settings = {
+        "num_samples": options.num_samples,
+        "classes": numbers("classes", options.classes),
+        **guidance_settings(options, scale=None),
+        **solver_settings(options),
+        "seed": options.seed,
+        "ema": options.parameters == "ema",
+        "autoencoder": options.autoencoder,
     }
-    return _judge_run(options, judge, identity)
-
-
-def _judge_run(
-    options: argparse.Namespace,
-    judge: Callable[["ImageSet", int], dict[str, Any]],
-    identity: dict[str, Any],
-) -> str:
-    from dit_moe.config import ConfigError
-
-    from . import sweep
-    from .output import as_json, write
-    from .result_table import table
-    from .run_samples import open_run
-
-    def judge_scale(images: "ImageSet", drawn: dict[str, Any]) -> dict[str, Any]:
-        result = judge(images, drawn["batch_size"])
-        result["samples"]["drawn"] = drawn
-        return result
-
-    scales = sorted(set(numbers("guidance_scale", options.guidance_scale, float))) or [None]
-    for scale in scales:
-        if scale is not None and not 0 <= scale < math.inf:
-            raise ConfigError(
-                f"--guidance_scale has {scale}, but must be 0 or more (1: no guidance)."
-            )
-    # One at a time: each holds the model's parameters.
-    sets = (
-        open_run(
-            options.workdir,
-            batch_size=options.batch_size,
-            save=options.save,
-            num_samples=options.num_samples,
-            **guidance_settings(options, scale=scale),
-            classes=numbers("classes", options.classes),
-            **solver_settings(options),
-            seed=options.seed,
-            ema=options.parameters == "ema",
-            autoencoder=options.autoencoder,
-        )
-        for scale in scales
-    )
-    parts = options.output.with_name(f"{options.output.name}.parts")
-    results = sweep.judge_sets(sets, judge_scale, parts, identity)
-    if len(results) == 1:
-        write(options.output, as_json(results[0]))
-        sweep.finish(parts)
-        return table(results[0])
-    write(options.output, as_json({"by_guidance_scale": results}))
-    picture = options.output.with_suffix(".png")
-    sweep.plot(results, picture)
-    sweep.finish(parts)
-    return f"{sweep.table(results)}\n\nThe plot: {picture}"
+    scales = numbers("guidance_scale", options.guidance_scale, float)
+    return judge(request, RunSamples(options.workdir, scales, options.save, settings))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

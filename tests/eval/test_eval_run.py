@@ -13,6 +13,7 @@ from dit_moe.sampling.run_sampler import RunSampler
 from dit_moe.sampling.sample_set import write_sample_set
 from dit_moe.training.loop import train
 from eval import fid
+from eval import judge as judging
 from eval.image_set import ImageSet
 from eval.sweep import judge_sets
 from tests.tiny import tiny
@@ -171,16 +172,14 @@ def test_user_errors(run, tmp_path, capsys, settings, message):
 
 
 def test_a_run_that_is_trained_on_is_not_mixed(run, tmp_path, monkeypatch, capsys):
-    from eval import run_samples
-
-    original, steps = run_samples.open_run, iter([2, 4])
+    original, steps = judging.open_run, iter([2, 4])
 
     def open_run(*arguments, **settings):
         images, drawn = original(*arguments, **settings)
         step = next(steps)
         return images, {**drawn, "step": step, "weights": str(step)}
 
-    monkeypatch.setattr(run_samples, "open_run", open_run)
+    monkeypatch.setattr(judging, "open_run", open_run)
     settings = {"workdir": run, "guidance_scale": "1,2", "metrics": "fid", "num_samples": 16}
     assert judge(tmp_path, "sweep.json", **settings) == 2
     assert "was trained on while it was judged (step 4 now)" in capsys.readouterr().err

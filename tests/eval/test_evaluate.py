@@ -2,7 +2,6 @@ import hashlib
 import json
 import os
 import pickle
-import sys
 import types
 import unittest.mock
 import warnings
@@ -15,6 +14,7 @@ from dit_moe.config import ConfigError
 from dit_moe.storage import files
 from eval import collect as collect_module
 from eval import fid, metric_table, metrics
+from eval import judge as judging
 from eval.choose import choose
 from eval.evaluate import evaluate
 from eval.features.weights import WeightsError
@@ -477,17 +477,17 @@ class TestRefusals:
 class TestCommand:
     @pytest.fixture
     def run(self, tmp_path, samples, reference, monkeypatch):
-        module = types.ModuleType("eval.features")
-        module.extractor = FakeExtractor()
-        module.load_extractor = lambda name, weights, batch_size: module.extractor
-        monkeypatch.setitem(sys.modules, "eval.features", module)
+        def load_extractor(name, weights, batch_size):
+            return run.extractor
+
+        monkeypatch.setattr(judging, "load_extractor", load_extractor)
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
 
         def run(*more, output=tmp_path / "new" / "result.json", samples=samples):
             arguments = ["--samples", samples, "--reference", reference, "--weights", "none"]
             return fid.main([*map(str, arguments), "--output", str(output), *map(str, more)])
 
-        run.module = module
+        run.extractor = FakeExtractor()
         return run
 
     def test_writes_result_and_prints_a_table(self, run, tmp_path, capsys):
@@ -501,7 +501,7 @@ class TestCommand:
         assert (tmp_path / "xdg" / "dit_moe" / "eval").is_dir()
 
     def test_fid_is_named_by_inception_alone(self, run, tmp_path, capsys):
-        run.module.extractor.name = "dinov2"
+        run.extractor.name = "dinov2"
         assert run("--metrics", "fid", "--features", "dinov2", "--cache", tmp_path / "here") == 0
         assert "Fréchet distance (dinov2)" in capsys.readouterr().out
         assert (tmp_path / "here").is_dir()
@@ -544,7 +544,7 @@ class TestCommand:
         assert issubclass(WeightsError, ConfigError)
 
     def test_interruption_is_told(self, run, capsys):
-        run.module.extractor = FakeExtractor(fail_after=0)
+        run.extractor = FakeExtractor(fail_after=0)
         assert run() == 130
         assert "Give the same command again" in capsys.readouterr().err
 

@@ -232,7 +232,7 @@ STUBS = {
     "dit_moe.analysis.analyse.count_training": _begin,
     "dit_moe.analysis.analyse.count_sampling": _begin,
     "dit_moe.data.prepare.local.ProcessPoolExecutor": _Here,
-    "eval.features.load_extractor": lambda *_, **__: _Extractor(),
+    "eval.judge.load_extractor": lambda *_, **__: _Extractor(),
     # No network: as if the hub did not answer.
     "huggingface_hub.snapshot_download": _begin,
     "huggingface_hub.hf_hub_download": _begin,

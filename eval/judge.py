@@ -1,0 +1,156 @@
+"""Answers `python -m eval.fid`: from what is asked to a file of numbers and a table."""
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dit_moe.config import ConfigError
+
+from . import sweep
+from .choose import choose
+from .evaluate import evaluate
+from .features import load_extractor
+from .image_set import ImageSet
+from .image_sets import open_set
+from .output import as_json, write
+from .references import open_reference
+from .result_table import table
+from .run_samples import open_run
+
+_Judge = Callable[[ImageSet, int], dict[str, Any]]
+"""From images and how many are read at once to a result of `evaluate`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What images are judged by, and where the numbers go."""
+
+    reference: Path
+    output: Path
+    features: str
+    """One of `features.OUTPUTS`."""
+    weights: Path | None
+    """Of the features; None where they need none."""
+    metrics: Sequence[str] | None
+    """None: see `choose`."""
+    batch_size: int
+    """Images per pass of the feature network."""
+    split: str
+    """Of TFDS data sets."""
+    pairwise_reference: int
+    """See `evaluate`."""
+    cache: Path
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSamples:
+    """Images that a run draws as they are judged, once for every guidance scale."""
+
+    workdir: Path
+    scales: Sequence[float]
+    """Empty: the one of the run's config."""
+    save: Path | None
+    """Folder for the images; None: they are not kept."""
+    settings: Mapping[str, Any]
+    """As for `run_samples.open_run`; the scale of "guidance" is not read."""
+
+
+def judge(request: Request, judged: Path | RunSamples) -> str:
+    """Judges, writes, and returns the table.
+
+    Args:
+        request: what is asked.
+        judged: a set of images (see `image_sets.open_set`), or samples of a run.
+
+    Raises:
+        ConfigError: for the user to mend.
+        OSError: a file cannot be written.
+    """
+    samples = judged if isinstance(judged, Path) else None
+    _check(request, samples)
+    images = open_set(samples, request.split) if samples else None
+    reference = open_reference(request.reference, request.split)
+    chosen = choose(request.metrics, request.features, reference)  # before the network is loaded
+    extractor = load_extractor(request.features, request.weights, batch_size=request.batch_size)
+
+    try:
+        request.output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"{request.output} cannot be written ({error.strerror or error}).") from error
+
+    def judge_images(images: ImageSet, batch_size: int) -> dict[str, Any]:
+        return evaluate(
+            images,
+            reference,
+            extractor,
+            chosen,
+            cache=request.cache,
+            batch_size=batch_size,
+            pairwise_reference=request.pairwise_reference,
+        )
+
+    if isinstance(judged, RunSamples):
+        identity = {
+            "reference": reference.sha256,
+            "features": extractor.description,
+            "metrics": chosen,
+            "pairwise_reference": request.pairwise_reference,
+        }
+        return _judge_run(request, judged, judge_images, identity)
+    assert images is not None
+    # Four: the network prepares one while it computes another.
+    result = judge_images(images, 4 * request.batch_size)
+    write(request.output, as_json(result))
+    return table(result)
+
+
+def _check(request: Request, samples: Path | None) -> None:
+    for name in ("batch_size", "pairwise_reference"):
+        if getattr(request, name) < 1:
+            raise ConfigError(f"--{name} is {getattr(request, name)}, but must be at least 1.")
+    output = request.output
+    if output.is_dir():
+        raise ConfigError(f"--output is {output}, which is a folder, but must name a file.")
+    if output.suffix != ".json":
+        raise ConfigError(f"--output is {output}, but must end in .json.")
+    inputs = [os.path.realpath(path) for path in (samples, request.reference) if path]
+    if os.path.realpath(output) in inputs:
+        raise ConfigError(f"--output is {output}, but must not be the samples or the reference.")
+
+
+def _judge_run(
+    request: Request, run: RunSamples, judge_images: _Judge, identity: Mapping[str, Any]
+) -> str:
+    def judge_scale(images: ImageSet, drawn: dict[str, Any]) -> dict[str, Any]:
+        result = judge_images(images, drawn["batch_size"])
+        result["samples"]["drawn"] = drawn
+        return result
+
+    parts = request.output.with_name(f"{request.output.name}.parts")
+    results = sweep.judge_sets(_sets(request, run), judge_scale, parts, identity)
+    if len(results) == 1:
+        write(request.output, as_json(results[0]))
+        sweep.finish(parts)
+        return table(results[0])
+    write(request.output, as_json({"by_guidance_scale": results}))
+    picture = request.output.with_suffix(".png")
+    sweep.plot(results, picture)
+    sweep.finish(parts)
+    return f"{sweep.table(results)}\n\nThe plot: {picture}"
+
+
+def _sets(request: Request, run: RunSamples) -> Iterator[tuple[ImageSet, dict[str, Any]]]:
+    """The samples of each scale, one at a time: each holds the model's parameters."""
+    scales = sorted(set(run.scales)) or [None]
+    for scale in scales:
+        if scale is not None and not 0 <= scale < math.inf:
+            raise ConfigError(
+                f"--guidance_scale has {scale}, but must be 0 or more (1: no guidance)."
+            )
+    for scale in scales:
+        guidance = {**run.settings["guidance"], "scale": scale}
+        settings = {**run.settings, "guidance": guidance}
+        yield open_run(run.workdir, batch_size=request.batch_size, save=run.save, **settings)
