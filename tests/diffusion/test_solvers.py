@@ -299,6 +299,8 @@ def test_orders_at_both_ends():
 
 @pytest.mark.parametrize("solver", ["dpmpp_2m", "unipc"])
 @pytest.mark.peers
+# Diffusers makes NumPy arrays of tensors by what NumPy 2 deprecates.
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_multistep_solvers_of_diffusers(solver):
     diffusers = pytest.importorskip("diffusers")
     torch = pytest.importorskip("torch")

@@ -20,6 +20,8 @@ def features():
     )
 
 
+# pytorch-fid asks SciPy's sqrtm for what SciPy 1.18 has no more.
+@pytest.mark.filterwarnings("ignore:The `disp` argument:DeprecationWarning")
 def test_frechet_distance(features):
     from pytorch_fid.fid_score import calculate_frechet_distance
 
