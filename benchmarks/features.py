@@ -130,9 +130,10 @@ def main() -> None:
     print(f"{args.images} images of 32x32, batches of {args.batch_size}, best of {args.rounds}")
     print("                images/s  time/fastest peer  CPU time/least of peers  peak MiB     FID")
     for name in runs:
-        command = [sys.executable, __file__, "--peak_of", name, "--images", str(args.images)]
-        command += ["--batch_size", str(args.batch_size)]
-        peak = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        command = [sys.executable, "-m", "benchmarks.features", "--peak_of", name]
+        command += ["--images", str(args.images), "--batch_size", str(args.batch_size)]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        peak = float(done.stdout)
         time_ratio, cpu_ratio = wall[name].sum() / fastest, cpu[name].sum() / thriftiest
         print(
             f"{name:15s} {args.images / wall[name].sum():8.2f}  {time_ratio:17.2f}  "

@@ -190,9 +190,9 @@ def main() -> None:
         results: dict[str, list[tuple[float, float]]] = {name: [] for name in TASKS[task]}
         for _ in range(options.repeats):
             for name, measured in results.items():
-                child = [sys.executable, __file__, "--one", task, name]
+                child = [sys.executable, "-m", "benchmarks.metrics", "--one", task, name]
                 child += ["--num", str(options.num), "--width", str(options.width)]
-                done = subprocess.run(child, check=True, capture_output=True, text=True)
+                done = subprocess.run(child, check=True, stdout=subprocess.PIPE, text=True)
                 measured.append(tuple(json.loads(done.stdout.splitlines()[-1])))
         ours = min(seconds for seconds, _ in results["ours"])
         for name, measured in results.items():
