@@ -108,6 +108,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--dataset", choices=("digits", "patches"), default="digits")
+    names = tuple(variants())
+    add("--models", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
     add("--steps", type=int, default=1200, help="of training (default: 1200)")
     add("--batch_size", type=int, default=64, help="of training (default: 64)")
     add("--seeds", type=int, default=3, help="runs of every model (default: 3)")
@@ -118,9 +120,11 @@ def main() -> None:
     judge = Judge(arguments.dataset)
     rows = []
     # Seed by seed, so that a run that is stopped early compares all models.
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in variants()}
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in arguments.models}
     for seed in range(arguments.seeds):
         for number, (name, moe) in enumerate(variants().items()):
+            if name not in found:
+                continue
             kind = f"{arguments.dataset}-{arguments.steps}x{arguments.batch_size}"
             folder = f"{kind}-{number}-{seed}"
             config = configure(base, moe, seed, arguments.steps, arguments.batch_size)

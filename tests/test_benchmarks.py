@@ -1,0 +1,171 @@
+"""Every benchmark at its tiniest prints its table. What it measures there means nothing."""
+
+import dataclasses
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import report, train_step
+from dit_moe.config.presets import preset
+from tests.xla import FLAGS, known
+
+ROOT = Path(__file__).parent.parent
+# What each is called with, and a row of its table.
+RUNS = {
+    "accelerator": ("--models DiT-S/2 --batch_size 1 --repeats 1", r"\| DiT-S/2 \| 1 \| [\d.]+ \|"),
+    "ahead_of_time": (
+        "--case DiT-MoE-S/2-8E2A:1x1x2 --tokens_side 2",
+        "collectives that make the full stack of experts: none",
+    ),
+    "compile_time": (
+        "--depths 1 2 --repeats 1 --batch_size 1",
+        r"ratio [\d.]+ \(depth 2",
+    ),
+    "convert": ("--preset DiT-S/2", "21 pieces, one of every parameter, are bit-equal"),
+    "input": ("--examples 256 --step_batch 1", r"epoch 3: pipeline [\d,]+ images/s"),
+    "moe_layer": (
+        "--tokens 64 --width 16 --hidden 16 --experts 4 --loads zipf --repeats 1",
+        r" 4 +zipf \| +[\d.]+ +\d+% \|",
+    ),
+    "plan": (
+        "--preset DiT-S/2 --remat none --batch_size 1",
+        r"\| DiT-S/2 \| none \| 0.53 \| 0.00 \| [\d.]+ \| [\d.]+ \|",
+    ),
+    "quality": (
+        "--models ProMoE --steps 1 --batch_size 8 --seeds 1 --output {folder}/runs "
+        "--config.model.depth=2",
+        r"\| ProMoE \| [\d.]+ ± 0.00 \| [\d.]+% ± 0.0% \|",
+    ),
+    "rematerialisation": ("--config {config} --repeats 1", r"full +[\d.]+ +[\d.]+"),
+    "sample": ("--config {config} --batch_size 2 --repeats 1", r"\| unipc 16 \| 16 \| [\d.]+ \|"),
+    "solvers": (
+        "--config {config} --samples 16 --solvers heun dopri5 --evaluations 2",
+        r"\| dopri5 \(evaluations\) \| [\d.]+ \(\d+\) \|",
+    ),
+}
+WITH_TORCH = {
+    "autoencoder": ("--image_size 16 --batch_sizes 1 --repeats 1", r"decode_tiled +1 +[\d.]+"),
+    "features": ("--images 4 --batch_size 2 --rounds 1", r"torch-fidelity +[\d.]+ +[\d.]+"),
+    "metrics": ("--num 1100 --width 16 --repeats 1", r"kid +torch-fidelity, float64 +[\d.]+"),
+    "moe_layer": (RUNS["moe_layer"][0], r"zipf \|.*\|.*\|.*\| +[\d.]+ +[\d.]+"),
+}
+ELSEWHERE = {
+    "kill",  # in training/test_checkpoint.py
+    "report",  # below
+    "train_step",  # below
+}
+
+CONFIG = """\
+import dataclasses
+
+from dit_moe.config import DataConfig, RectifiedFlowConfig
+from tests.tiny import tiny
+
+
+def get_config():
+    return dataclasses.replace(
+        tiny(steps=1, log_every=1),
+        objective=RectifiedFlowConfig(),
+        data=DataConfig(source="digits"),
+    )
+"""
+
+
+@pytest.fixture(scope="module")
+def flags() -> str:
+    """Compiled fast; the devices of the machine, as a replica for each costs memory."""
+    return " ".join(known([flag for flag in FLAGS if "device_count" not in flag]))
+
+
+def check(name: str, line: str, row: str, folder: Path, flags: str) -> None:
+    config = folder / "tiny.py"
+    config.write_text(CONFIG)
+    arguments = line.format(folder=folder, config=config).split()
+    done = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{name}", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "XLA_FLAGS": flags},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(row, done.stdout), done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
+def test_prints_its_table(name, tmp_path, flags):
+    check(name, *RUNS[name], tmp_path, flags)
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("name", WITH_TORCH)
+def test_prints_its_table_beside_torch(name, tmp_path, flags):
+    check(name, *WITH_TORCH[name], tmp_path, flags)
+
+
+def test_every_benchmark_is_run():
+    programs = {
+        path.stem
+        for path in ROOT.glob("benchmarks/*.py")
+        if '__name__ == "__main__"' in path.read_text()
+    }
+    assert programs == RUNS.keys() | WITH_TORCH.keys() | ELSEWHERE
+
+
+@pytest.fixture
+def small_models(monkeypatch):
+    """The published ones are no smaller than some 800 MB, and PyTorch's as much again."""
+
+    def small(name):
+        config = preset(name)
+        shape = {"width": 32, "depth": 2, "heads": 2, "image_size": 8}
+        return dataclasses.replace(config, model=dataclasses.replace(config.model, **shape))
+
+    monkeypatch.setattr(train_step, "preset", small)
+    monkeypatch.setattr(train_step, "PEAK_REPEATS", 1)
+
+
+def call(program, line, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [program.__name__, *line.split()])
+    program.main()
+
+
+@pytest.mark.usefixtures("small_models")
+@pytest.mark.parametrize(
+    "side",
+    [pytest.param("ours", marks=pytest.mark.slow), pytest.param("torch", marks=pytest.mark.peers)],
+)
+def test_train_step(side, monkeypatch, capsys):
+    call(train_step, f"--models ProMoE-S/2 --repeats 1 --peak_of {side}", monkeypatch)
+    peak = capsys.readouterr().out.strip()
+    assert float(peak) > 0.1
+    monkeypatch.setattr(train_step, "peak_of", lambda *_: float(peak))
+    call(train_step, "--models ProMoE-S/2 --repeats 1", monkeypatch)
+    *_, base, row = capsys.readouterr().out.splitlines()
+    number = r"[\d.]+" if side == "torch" else r"[\d.-]+"
+    cells = rf" \| [\d.]+ \| \d+%, \d+% \| [\d.]+ \| {number} \| {float(peak):.2f} \| "
+    assert re.match(r"\| DiT-MoE-S/2-8E2A" + cells, base)
+    assert re.match(r"\| ProMoE-S/2" + cells, row)
+
+
+@pytest.mark.slow
+def test_the_page_holds_what_they_print(tmp_path, monkeypatch, flags):
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- cpu: begin -->old<!-- cpu: end -->\nafter\n")
+    commands = [f"plan {RUNS['plan'][0]}", "plan --preset none"]
+    monkeypatch.setattr(report, "PAGE", page)
+    monkeypatch.setitem(report.SETS, "cpu", commands)
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    call(report, "cpu", monkeypatch)
+    text = page.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("\nafter\n")
+    assert "old" not in text
+    assert re.search(RUNS["plan"][1], text)
+    assert text.count("\nfailed: ") == 1
