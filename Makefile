@@ -1,7 +1,7 @@
 # Two commands for a newcomer: `make demo` and `make test`. Everything runs in $(VENV).
 PYTHON ?= python3
 VENV ?= .venv
-EXTRAS ?= dev
+EXTRAS ?= dev,docs
 # The demo's model: promoe, dit-moe or dit.
 MODEL ?= promoe
 # For make folder: pixels, and steps of training. A trained folder goes on with more STEPS.
@@ -14,7 +14,7 @@ RUN = runs/digits-$(MODEL)
 OUT = out/digits-$(MODEL)
 BIN = $(VENV)/bin
 
-.PHONY: demo folder test test-slow test-peers test-floors bench bench-gpu lint help
+.PHONY: demo folder test test-slow test-peers test-floors bench bench-gpu lint docs help
 
 help:
 	@echo "make demo       train on real digits, sample, evaluate (MODEL=promoe|dit-moe|dit)"
@@ -24,6 +24,7 @@ help:
 	@echo "make test-floors the suite on the oldest releases that pyproject.toml allows"
 	@echo "make test-slow  train the demo, kill runs, four processes, the wheel, more fuzz: half an hour"
 	@echo "make lint       ruff and pyright"
+	@echo "make docs       the documentation site, into site/"
 	@echo "make bench      the benchmarks, into docs/benchmarks.md: a quarter of an hour"
 	@echo "make bench-gpu  the same on an accelerator"
 
@@ -73,3 +74,6 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+docs: $(VENV)/.installed
+	$(BIN)/python -m mkdocs build --strict

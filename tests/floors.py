@@ -8,7 +8,7 @@ import tomllib
 from pathlib import Path
 
 PROJECT = Path(__file__).parent.parent / "pyproject.toml"
-EXTRAS = ["dev"]
+EXTRAS = ["dev", "docs"]
 
 
 def constraints(requirements: list[str]) -> list[str]:

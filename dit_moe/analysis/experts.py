@@ -15,7 +15,7 @@ Matrices = tuple[tuple[tuple[float, ...], ...], ...]
 
 
 def expert_similarity(config: ModelConfig, parameters: Parameters) -> Matrices:
-    """Cosines of the experts' weights, all of an expert's as one vector: [L][E][E]."""
+    """Cosines of the experts' weights, all of an expert's as one vector: `[L][E][E]`."""
     layers = moe_layers(functional(config)(parameters))
     return tuple(m for layer in layers for m in matrices(_similarity(layer.experts.bank())))
 

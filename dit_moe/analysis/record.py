@@ -111,7 +111,7 @@ class Inputs:
 
 @dataclass(frozen=True, config=RULES)
 class Prototypes:
-    """Cosines of the prototypes with the mean tokens of the classes: [layer][prototype][class]."""
+    """Cosines of the prototypes with the classes' mean tokens: `[layer][prototype][class]`."""
 
     with_class_mean: tuple[Matrix, ...]
     with_class_difference: tuple[Matrix, ...]
@@ -140,7 +140,7 @@ class Analysis:
     class_names: tuple[str, ...]
     inputs: dict[InputsName, Inputs]
     expert_similarity: tuple[Matrix, ...]
-    """Cosine of the experts' weights: [layer][expert][expert]."""
+    """Cosine of the experts' weights: `[layer][expert][expert]`."""
     prototypes: Prototypes | None
     """None for routers without prototypes."""
     findings: tuple[Finding, ...]

@@ -75,7 +75,7 @@ class Shard:
     labels: tuple[int, ...]
     """One a record."""
     moments: tuple[tuple[float, ...], ...]
-    """Latents: [3][c] sums over records, flips and positions of the posterior's mean, of its
+    """Latents: `[3][c]` sums over records, flips and positions of the posterior's mean, of its
     square, and of its variance. Pictures: empty."""
 
 

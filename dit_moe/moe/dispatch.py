@@ -27,7 +27,7 @@ def dispatch(
 ) -> jax.Array:
     """Sends each assignment's token through its expert and adds the weighted results.
 
-    y[t] = sum over assignments a with token[a] = t of weight[a] * expert[a](x[t])
+        y[t] = sum over assignments a with token[a] = t of weight[a] * expert[a](x[t])
 
     Differentiable in `x_TxD`, `routing.weight` and, where they are `ExpertWeights`, `experts`.
 
