@@ -1,5 +1,6 @@
-"""Processes that make one distributed run."""
+"""Processes: those that make one distributed run, and those that are called as a user does."""
 
+import os
 import socket
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +12,11 @@ def free_port() -> int:
     """A port of this machine that nobody listens on."""
     with socket.create_server(("localhost", 0)) as server:
         return server.getsockname()[1]
+
+
+def outside_of_make() -> dict[str, str]:
+    """The environment of a user who calls make, whichever make runs the suite."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
 
 
 def run_together(

@@ -12,6 +12,7 @@ import yaml
 
 from dit_moe.commands import train
 from dit_moe.config.files import load_file
+from tests.processes import outside_of_make
 from tests.test_wheel import PARTS
 
 ROOT = Path(__file__).parent.parent
@@ -46,7 +47,8 @@ def test_continuous_integration_takes_the_oldest_python_and_goals_of_make():
     assert jobs["newest"]["strategy"]["matrix"]["python"][0] == oldest
     lines = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
     for line in lines:
-        subprocess.run([*shlex.split(line), "--dry-run"], cwd=ROOT, check=True, capture_output=True)
+        command = [*shlex.split(line), "--dry-run"]
+        subprocess.run(command, cwd=ROOT, env=outside_of_make(), check=True, capture_output=True)
     assert {line.split()[1] for line in lines} == {"lint", "test", "test-floors", "test-slow"}
 
 

@@ -1,6 +1,5 @@
 """What `make folder` asks of the commands, and the config that it trains."""
 
-import os
 import subprocess
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 from dit_moe.config import Config, ConfigError
 from dit_moe.config.files import differences, load_file
 from tests.prepared_sets import write_pictures
+from tests.processes import outside_of_make
 
 ROOT = Path(__file__).parent.parent
 
@@ -18,9 +18,8 @@ def make_folder(*arguments: str, dry: bool = True) -> subprocess.CompletedProces
     # No environment is made: as if it were there.
     command = ["make", *(["--dry-run"] if dry else []), "--old-file=.venv/.installed", "folder"]
     command += ["VENV=.venv", "IMAGES=docs", *arguments]
-    # As a user calls it, whichever make runs the suite.
-    alone = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=alone)
+    environment = outside_of_make()
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
 
 
 def prepared(folder: Path, size: int) -> Config:

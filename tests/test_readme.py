@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.convert.converted import FAMILIES, FIXTURES
+from tests.processes import outside_of_make
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -60,13 +61,20 @@ def written() -> list[str]:
     return found
 
 
-def steps(command: str) -> list[str]:
-    """What `make` would run, one line each; another command is its own."""
+def steps(command: str, folder: Path) -> list[str]:
+    """What `make` would run there, one line each; another command is its own."""
     if not command.startswith("make "):
         return [command]
-    make = ["make", "--dry-run", "--old-file=.venv/.installed", "BIN=BIN", *command.split()[1:]]
-    alone = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
-    done = subprocess.run(make, cwd=ROOT, env=alone, check=True, capture_output=True, text=True)
+    # No environment is made: as if it were there.
+    make = ["make", "--dry-run", "--old-file=.venv/.installed", "VENV=.venv", "BIN=BIN"]
+    done = subprocess.run(
+        [*make, *command.split()[1:]],
+        cwd=folder,
+        env=outside_of_make(),
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     return done.stdout.replace("BIN/", "").splitlines()
 
 
@@ -106,7 +114,7 @@ def test_every_command_in_order(folder):
     commands = [c for c in written() if not c.startswith(tuple(ELSEWHERE))]
     assert len(commands) > 10
     for command in commands:
-        for line in steps(command):
+        for line in steps(command, folder):
             subprocess.run(small(line), shell=True, check=True, cwd=folder, env=environment)
     for program in re.findall(r"```python\n(.*?)```", README, re.S):
         subprocess.run([sys.executable, "-c", program], check=True, cwd=folder, env=environment)
