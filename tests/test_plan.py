@@ -18,6 +18,7 @@ from dit_moe.config.presets import preset
 from dit_moe.devices.accelerators import DEVICES, peak_flops
 from dit_moe.devices.mesh import AXES, batch_sharding
 from dit_moe.models.parameters import abstract_parameters, functional
+from dit_moe.models.trunk import SHALLOW
 from dit_moe.plan.choose import choose
 from dit_moe.plan.estimate import UTILISATION, estimate
 from dit_moe.plan.flops import dispatch_in_rounds, image_flops, recomputed_flops
@@ -217,7 +218,7 @@ def test_state_is_exact(moe, shape):
 
 
 def test_memory_of_the_compiled_step():
-    model = dataclasses.replace(SMALL, depth=6)
+    model = dataclasses.replace(SMALL, depth=SHALLOW + 1)
     config = Config(name="small", model=model, train=TrainConfig(batch_size=8))
     device = np.asarray(jax.devices()[:1]).reshape(1, 1, 1)
     mesh = Mesh(device, AXES, axis_types=(AxisType.Auto,) * 3)

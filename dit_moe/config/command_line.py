@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from dit_moe.config.own_process import hold_memory, keep_no_programs, keep_programs
 from dit_moe.config.quiet import quiet
 from dit_moe.config.verbs import spoken
 
@@ -40,6 +41,12 @@ def command_parser(prog: str, description: str | None, epilog: str) -> argparse.
         help="run this Python file of yours first, which registers routers or kinds of experts "
         "(docs/extending.md); may be given more than once",
     )
+    parser.add_argument(
+        "--no_compilation_cache",
+        action=_NoCache,
+        nargs=0,
+        help="compile anew, and keep nothing in the user's cache folder (~/.cache/dit_moe)",
+    )
     return parser
 
 
@@ -67,6 +74,15 @@ class _Extend(argparse.Action):
             parser.error(str(error))
 
 
+class _NoCache(argparse.Action):
+    """Turns the cache off as soon as the flag is read."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: Any = None
+    ) -> None:
+        keep_no_programs()
+
+
 def end(main: Callable[[], int]) -> NoReturn:
     """Ends the process, which is the command's own, with the exit code of `main`, which is called.
 
@@ -75,6 +91,8 @@ def end(main: Callable[[], int]) -> NoReturn:
     any longer, as after a terminal was closed, changes no exit code.
     """
     quiet()
+    hold_memory()
+    keep_programs()
     code = 1
     try:
         code = main()

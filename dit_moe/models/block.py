@@ -13,13 +13,7 @@ from dit_moe.moe.routing import Conditioning, Routing
 from dit_moe.nn.attention import Attention
 from dit_moe.nn.feed_forward import FeedForward
 from dit_moe.nn.linear import linear
-
-
-def modulate(x_NxSxD: jax.Array, shift_NxD: jax.Array, scale_NxD: jax.Array) -> jax.Array:
-    """LayerNorm without parameters (eps 1e-6, in float32), then x (1 + scale) + shift (DiT)."""
-    x = x_NxSxD.astype(jnp.float32)
-    x = jax.nn.standardize(x, variance=jnp.var(x, axis=-1, keepdims=True), epsilon=1e-6)
-    return x.astype(x_NxSxD.dtype) * (1 + scale_NxD[:, None]) + shift_NxD[:, None]
+from dit_moe.nn.modulation import modulate
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ from flax import nnx
 from jax.core import Tracer
 
 from dit_moe.config import ConfigError, ModelConfig
-from dit_moe.models.block import Given, modulate
+from dit_moe.models.block import Given
 from dit_moe.models.prediction import Prediction
 from dit_moe.models.trunk import Trunk
 from dit_moe.nn.embeddings import (
@@ -22,6 +22,7 @@ from dit_moe.nn.embeddings import (
     unpatchify,
 )
 from dit_moe.nn.linear import linear
+from dit_moe.nn.modulation import modulate
 
 
 class DiT(nnx.Module):

@@ -16,15 +16,21 @@ from dit_moe.models.block import Block, Given
 from dit_moe.moe.backends.residuals import DISPATCH_RESIDUAL
 from dit_moe.moe.routing import Routing
 from dit_moe.nn.attention import ATTENTION_RESIDUAL
+from dit_moe.nn.linear import PRODUCT_RESIDUAL
 
 _REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.save_from_both_policies(
         # The scores of attention are batched products: many bytes, few operations.
         jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        jax.checkpoint_policies.save_only_these_names(DISPATCH_RESIDUAL, ATTENTION_RESIDUAL),
+        jax.checkpoint_policies.save_only_these_names(
+            PRODUCT_RESIDUAL, DISPATCH_RESIDUAL, ATTENTION_RESIDUAL
+        ),
     ),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
+
+SHALLOW = 8
+"""Units of a stack that CPUs run unrolled; deeper ones would compile for too long."""
 
 Previous = dict[str, jax.Array]
 
@@ -124,8 +130,22 @@ def _scan(
     if remat != "none":
         # Inside a scan, XLA cannot merge the recomputation with the forward pass anyway.
         run = jax.checkpoint(run, policy=_REMAT_POLICIES[remat], prevent_cse=False)
-    (x_NxSxD, previous), routing = jax.lax.scan(run, (x_NxSxD, previous), parameters)
+    repeats = len(jax.tree.leaves(parameters)[0])
+    (x_NxSxD, previous), routing = jax.lax.scan(
+        run, (x_NxSxD, previous), parameters, unroll=_unroll(repeats, remat)
+    )
     return x_NxSxD, previous, routing
+
+
+def _unroll(repeats: int, remat: str) -> int:
+    """How many units each turn of the scan runs.
+
+    On CPU all of a shallow stack: its parameters and gradients are then not copied out of stacks
+    and into them (`python -m benchmarks.unrolled`). Unrolled, XLA merges what is computed again
+    with what was computed at first, and saves no memory.
+    """
+    shallow = repeats <= SHALLOW and remat != "full"
+    return repeats if shallow and jax.default_backend() == "cpu" else 1
 
 
 def _check_handed(handed: Mapping[str, jax.Array], told: Mapping[str, jax.Array]) -> None:

@@ -1,7 +1,5 @@
 """Multi-head self-attention."""
 
-from typing import Literal
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,14 +43,16 @@ class Attention(nnx.Module):
           angle_SxR: by how much queries and keys are turned, see `rotate`; None: not at all.
         """
         n, s, d = x_NxSxD.shape
-        qkv = self.qkv(x_NxSxD).reshape(n, s, 3, self.heads, d // self.heads)
-        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        # The gradient of a split is one array; of three slices it would be three to be added.
+        q, k, v = (
+            part.reshape(n, s, self.heads, d // self.heads)
+            for part in jnp.split(self.qkv(x_NxSxD), 3, axis=-1)
+        )
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q).astype(v.dtype), self.k_norm(k).astype(v.dtype)
         if angle_SxR is not None:
             q, k = (rotate(a, angle_SxR) for a in (q, k))
-        # Softmax in float32 in either implementation.
-        mixed = jax.nn.dot_product_attention(q, k, v, implementation=_implementation(q))
+        mixed = _mix(q, k, v)
         return self.out(checkpoint_name(mixed.reshape(n, s, d), ATTENTION_RESIDUAL))
 
 
@@ -74,8 +74,35 @@ def rotate(x_NxSxHxK: jax.Array, angle_SxR: np.ndarray) -> jax.Array:
     return turned.reshape(x_NxSxHxK.shape).astype(x_NxSxHxK.dtype)
 
 
-def _implementation(q: jax.Array) -> Literal["cudnn", "xla"]:
-    """cuDNN's fused kernel where it exists: on GPUs, in bfloat16, for heads it supports."""
-    head = q.shape[-1]
-    fits = q.dtype == jnp.bfloat16 and head % 8 == 0 and head <= 128
-    return "cudnn" if jax.default_backend() == "gpu" and fits else "xla"
+LONG = 64
+"""Tokens from which on CPUs mix values by this module's own products."""
+
+
+def _mix(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """softmax(q k^T / sqrt(K)) v of [N, S, H, K], with the softmax in float32.
+
+    By cuDNN's fused kernel where it exists: on GPUs, in bfloat16, for heads it supports.
+    """
+    platform, head = jax.default_backend(), q.shape[-1]
+    if platform == "cpu" and q.shape[1] >= LONG:
+        return _mix_on_cpu(q, k, v)
+    fused = platform == "gpu" and q.dtype == jnp.bfloat16 and head % 8 == 0 and head <= 128
+    return jax.nn.dot_product_attention(q, k, v, implementation="cudnn" if fused else "xla")
+
+
+def _mix_on_cpu(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """The same in products that CPUs run faster: heads before tokens, and values before division.
+
+    A row's largest score, which keeps the exponentials finite, drops out of the result; so it
+    needs no gradient.
+    """
+    q, k, v = (a.swapaxes(1, 2) for a in (q * q.shape[-1] ** -0.5, k, v))
+    wide = jnp.promote_types(q.dtype, jnp.float32)
+    score_NxHxSxS = jnp.einsum("nhsk,nhtk->nhst", q, k, preferred_element_type=wide)
+    largest = jax.lax.stop_gradient(jnp.max(score_NxHxSxS, axis=-1, keepdims=True))
+    weight_NxHxSxS = jnp.exp(score_NxHxSxS - largest)
+    mixed_NxHxSxK = jnp.einsum(
+        "nhst,nhtk->nhsk", weight_NxHxSxS.astype(v.dtype), v, preferred_element_type=wide
+    )
+    total = jnp.sum(weight_NxHxSxS, axis=-1, keepdims=True)
+    return (mixed_NxHxSxK / total).astype(v.dtype).swapaxes(1, 2)

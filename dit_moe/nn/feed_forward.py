@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dit_moe.config.experts import EXPERTS, ExpertKind
+from dit_moe.nn.linear import affine, product
 
 _XAVIER = jax.nn.initializers.xavier_uniform(in_axis=-2, out_axis=-1, batch_axis=(0,))
 
@@ -98,8 +99,9 @@ class FeedForward(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [..., D] to [..., D] in the dtype of x."""
         own = self.experts.bank().expert(0, x.dtype)
-        h = x @ own.w_in
-        if own.b_in is not None:
-            h = h + own.b_in
-        y = expert_activation(h, own.kind) @ own.w_out
-        return y if own.b_out is None else y + own.b_out
+        h = _layer(x, own.w_in, own.b_in)
+        return _layer(expert_activation(h, own.kind), own.w_out, own.b_out)
+
+
+def _layer(x: jax.Array, w_DxG: jax.Array, b_G: jax.Array | None) -> jax.Array:
+    return product(x, w_DxG) if b_G is None else affine(x, w_DxG, b_G)

@@ -122,8 +122,8 @@ def saved_bytes(model: ModelConfig, *, fused_attention: bool, expert_parallel: b
     activations' results.
     """
     remat = model.remat
-    # After the scan: the last normalisation.
-    ends = model.width * (3 * FLOAT32 + itemsize(model))
+    # After the scan: what is normalised last, and what of it becomes patches.
+    ends = model.width * (FLOAT32 + itemsize(model))
     units = sum(
         segment.repeats * _unit_bytes(model, segment, remat, fused_attention, expert_parallel)
         for segment in model.trunk
@@ -150,9 +150,9 @@ def _unit_bytes(
         attention = (5 * d + 6 * d / model.num_tokens) * size
         total = d * size + blocks * attention + dense * (kind.in_matrices * hidden + d) * size
     else:
-        # Both normalisations, with their float32 inputs; q, k, v; scores before and after softmax.
+        # What is normalised, before and after; q, k, v; scores before and after softmax.
         scores = 0.0 if fused_attention else model.heads * model.num_tokens
-        attention = 9 * d * size + 4 * d * FLOAT32 + scores * (FLOAT32 + size)
+        attention = 9 * d * size + scores * (FLOAT32 + size)
         total = blocks * attention + dense * ((kind.in_matrices + 1) * hidden + d) * size
     if moe is not None:
         total += _moe_bytes(model, moe, segment.repeats, remat, expert_parallel)
