@@ -19,8 +19,9 @@ Axes = tuple[str | None, str | None]
 class Linear(nnx.Linear):
     """Flax's layer with the products and gradients of `affine`."""
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array) -> jax.Array:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Maps [..., D] to [..., G]."""
+        assert self.bias is not None
         x, kernel_DxG, bias_G = self.promote_dtype(
             (x, self.kernel[...], self.bias[...]), dtype=self.dtype
         )
