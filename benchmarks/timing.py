@@ -3,6 +3,7 @@
 import math
 import os
 import platform
+import resource
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -29,6 +30,15 @@ def fastest(contestants: Mapping[str, Timed], repeats: int | Mapping[str, int]) 
                 run()
                 best[name] = min(best[name], time.perf_counter() - start)
     return best
+
+
+def spent(run: Timed) -> tuple[float, int]:
+    """Processor seconds of a call, of all threads, and the pages that it had to be given anew."""
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    run()
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return seconds, after.ru_minflt - before.ru_minflt
 
 
 MATMUL_SIDE = 2048

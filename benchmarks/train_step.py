@@ -2,8 +2,9 @@
 
 Both run the same network from the same parameters under rectified flow with AdamW and a moving
 average of the parameters; before timing, their losses on one batch are compared. PyTorch's experts
-run as the peers' do, in a loop. Each is timed in turns with a plain matmul, and the fastest repeat
-counts; ratios are of times over that matmul's.
+run as the peers' do, in a loop, and its AdamW is the fused one. Freed memory stays with the
+process, as in this package's commands, for both. Each is timed in turns with a plain matmul, and
+the fastest repeat counts; ratios are of times over that matmul's.
 """
 
 import argparse
@@ -12,13 +13,23 @@ import importlib.util
 import subprocess
 import sys
 import zlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.timing import MATMUL_FLOPS, Timed, fastest, machine, peak_rss, square_matmul
+from benchmarks.timing import (
+    MATMUL_FLOPS,
+    Timed,
+    fastest,
+    machine,
+    peak_rss,
+    spent,
+    square_matmul,
+)
 from dit_moe.config import Config, ModelConfig, RectifiedFlowConfig
+from dit_moe.config.own_process import hold_memory
 from dit_moe.config.presets import preset
 from dit_moe.convert.constructors import constructor_arguments
 from dit_moe.convert.peers import to_peer
@@ -37,6 +48,8 @@ columns
                   loss and gradient alone
   /8E             time over that of DiT-MoE-S/2-8E2A, which is always timed
   torch/          PyTorch's time over ours
+  processor s     of one step, of all threads: ours, PyTorch's
+  faults          pages that one step has to be given anew: ours, PyTorch's
   peak GiB        most resident memory of a process that makes two steps, libraries included
 """
 MODELS = ("DiT-S/2", "DiT-MoE-S/2-8E2A", "DiT-MoE-S/2-16E2A", "DiT-MoE-S/2-32E2A", "ProMoE-S/2")
@@ -108,6 +121,19 @@ def ours(config: Config) -> tuple[Timed, Timed]:
     return run_step, lambda: jax.block_until_ready(gradient(state.parameters))
 
 
+def peer(config: Config, parameters: Parameters) -> Any:
+    """The network in PyTorch, a `torch_nets.Net`, with these parameters."""
+    import torch
+
+    from benchmarks.torch_nets import Net
+
+    tensors = to_peer(config.model, {k: np.asarray(v) for k, v in parameters.items()})
+    family = "dit" if config.model.moe is None else FAMILIES[config.model.moe.router.name]
+    net = Net(family, constructor_arguments(family, config.model, config.objective))
+    net.load_state_dict({key: torch.from_numpy(np.array(x)) for key, x in tensors.items()})
+    return net
+
+
 def theirs(config: Config) -> Timed:
     """The same step in PyTorch, from the same parameters, on the same draws of time and noise.
 
@@ -116,16 +142,13 @@ def theirs(config: Config) -> Timed:
     """
     import torch
 
-    from benchmarks.torch_nets import Net
-
     parameters = random_parameters(config.model)
-    tensors = to_peer(config.model, {k: np.asarray(v) for k, v in parameters.items()})
-    family = "dit" if config.model.moe is None else FAMILIES[config.model.moe.router.name]
-    net = Net(family, constructor_arguments(family, config.model, config.objective))
-    net.load_state_dict({key: torch.from_numpy(np.array(x)) for key, x in tensors.items()})
+    net = peer(config, parameters)
     trained = [p for p in net.parameters() if p.requires_grad]
     average = [p.detach().clone() for p in trained]
-    optimizer = torch.optim.AdamW(trained, lr=config.train.learning_rate, weight_decay=0)
+    optimizer = torch.optim.AdamW(
+        trained, lr=config.train.learning_rate, weight_decay=0, fused=True
+    )
 
     x, y = example_batch(config)
     drawn: list[np.ndarray] = []
@@ -138,7 +161,6 @@ def theirs(config: Config) -> Timed:
 
     loss = float(objective.loss(record, key_N, jnp.asarray(x), jnp.asarray(y))[0])
     parameters.clear()  # two copies of the largest would not fit
-    tensors.clear()
     z, t = (torch.from_numpy(a) for a in drawn)
     z, clean = z.permute(0, 3, 1, 2), torch.from_numpy(x).permute(0, 3, 1, 2)
     share = (t / config.objective.time_scale)[:, None, None, None]
@@ -191,6 +213,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="default 3")
     parser.add_argument("--peak_of", choices=["ours", "torch"], help=argparse.SUPPRESS)
     args = parser.parse_args()
+    hold_memory()
     if args.peak_of:
         config = build_config(args.models[0], args.batch_size, args.dtype)
         run = theirs(config) if args.peak_of == "torch" else ours(config)[0]
@@ -202,8 +225,8 @@ def main() -> None:
     with_torch = importlib.util.find_spec("torch") is not None and args.dtype == "float32"
     print(f"Batch {args.batch_size}, {args.dtype}; {machine()}")
     print(
-        "| model | images/s | of peak: step, gradient | /8E | torch/ | peak GiB | torch's |\n"
-        "|---|---|---|---|---|---|---|",
+        "| model | images/s | of peak: step, gradient | /8E | torch/ | processor s | faults "
+        "| peak GiB |\n|---|---|---|---|---|---|---|---|",
         flush=True,
     )
     base = None
@@ -213,12 +236,18 @@ def main() -> None:
         # beside the machine's peak, and ratios are of times over that.
         step, gradient = ours(config)
         seconds, peak = beside_peak({"step": step, "gradient": gradient}, args)
+        used = [spent(step)]
+        peaks = [peak_of(name, "ours", args)]
         del step, gradient
         jax.clear_caches()
         base = base or seconds["step"] / peak
         torch_ratio = "-"
         if with_torch:
-            torch_seconds, torch_peak = beside_peak({"torch": theirs(config)}, args)
+            torch_step = theirs(config)
+            torch_seconds, torch_peak = beside_peak({"torch": torch_step}, args)
+            used.append(spent(torch_step))
+            peaks.append(peak_of(name, "torch", args))
+            del torch_step
             ratio = torch_seconds["torch"] / torch_peak / (seconds["step"] / peak)
             torch_ratio = f"{ratio:.2f}"
         flops = image_flops(config.model).training * args.batch_size
@@ -231,8 +260,9 @@ def main() -> None:
             ", ".join(shares),
             f"{seconds['step'] / peak / base:.2f}",
             torch_ratio,
-            f"{peak_of(name, 'ours', args):.2f}",
-            f"{peak_of(name, 'torch', args):.2f}" if with_torch else "-",
+            ", ".join(f"{seconds:.2f}" for seconds, _ in used),
+            ", ".join(f"{faults}" for _, faults in used),
+            ", ".join(f"{peak:.2f}" for peak in peaks),
         ]
         print(f"| {' | '.join(cells)} |", flush=True)
 
