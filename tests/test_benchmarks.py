@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import report, train_step
+from benchmarks import report, sample_beside_torch, train_step
 from dit_moe.config.presets import preset
 from tests.xla import FLAGS, known
 
@@ -56,6 +56,7 @@ WITH_TORCH = {
 ELSEWHERE = {
     "kill",  # in training/test_checkpoint.py
     "report",  # below
+    "sample_beside_torch",  # below
     "train_step",  # below
 }
 
@@ -128,6 +129,8 @@ def small_models(monkeypatch):
 
     monkeypatch.setattr(train_step, "preset", small)
     monkeypatch.setattr(train_step, "PEAK_REPEATS", 1)
+    for program in (train_step, sample_beside_torch):  # it would last for the tests that follow
+        monkeypatch.setattr(program, "hold_memory", lambda: False)
 
 
 def call(program, line, monkeypatch):
@@ -148,9 +151,23 @@ def test_train_step(side, monkeypatch, capsys):
     call(train_step, "--models ProMoE-S/2 --repeats 1", monkeypatch)
     *_, base, row = capsys.readouterr().out.splitlines()
     number = r"[\d.]+" if side == "torch" else r"[\d.-]+"
-    cells = rf" \| [\d.]+ \| \d+%, \d+% \| [\d.]+ \| {number} \| {float(peak):.2f} \| "
+    of_both = r"[\d.]+, [\d.]+" if side == "torch" else r"[\d.]+"
+    peaks = ", ".join([f"{float(peak):.2f}"] * (2 if side == "torch" else 1))
+    cells = (
+        rf" \| [\d.]+ \| \d+%, \d+% \| [\d.]+ \| {number} \| {of_both} \| {of_both} \| {peaks} \|"
+    )
     assert re.match(r"\| DiT-MoE-S/2-8E2A" + cells, base)
     assert re.match(r"\| ProMoE-S/2" + cells, row)
+
+
+@pytest.mark.peers
+@pytest.mark.usefixtures("small_models")
+def test_sample_beside_torch(monkeypatch, capsys):
+    line = "--models DiT-S/2 DiT-MoE-S/2-8E2A --images 2 --steps 1 --repeats 1"
+    call(sample_beside_torch, line, monkeypatch)
+    *_, dense, sparse = capsys.readouterr().out.splitlines()
+    assert re.match(r"\| DiT-S/2 \| [\d.]+ \| [\d.]+ \|", dense)
+    assert re.match(r"\| DiT-MoE-S/2-8E2A \| [\d.]+ \| [\d.]+ \|", sparse)
 
 
 @pytest.mark.slow
