@@ -15,7 +15,7 @@ from dit_moe.runs.loading import load_run
 from tests.test_extending import SMALL
 
 PAGE = (Path(__file__).parent.parent / "docs" / "finetuning.md").read_text()
-# Updates too small to show, but where a test looks.
+# Updates too small to show.
 STILL = [*SMALL, "--config.train.learning_rate=1e-30"]
 
 
