@@ -16,6 +16,8 @@ examples:
 
   python train.py --config configs/dit_moe.py:XL/2-8E2A@512 --workdir runs/xl-512 \\
       --init_from runs/xl
+  python train.py --config configs/prepared.py:data/pets --workdir runs/pets \\
+      --init_from runs/animals --init_classes fox=dog,puma=cat
 
   python train.py --config configs/dit_moe.py:G/2-16E2A --workdir /shared/runs/g --distributed \\
       --config.mesh.data=1 --config.mesh.fsdp=-1 --config.mesh.expert=8
@@ -48,7 +50,16 @@ def main(argv: list[str] | None = None) -> int:
         "--init_from",
         metavar="RUN",
         help="model to start from when the workdir has no checkpoint: a run folder, an exported "
-        "folder or a Hugging Face name; its network must be the config's",
+        "folder or a Hugging Face name; its network must be the config's, but for the classes and "
+        "the image size (docs/finetuning.md)",
+    )
+    parser.add_argument(
+        "--init_classes",
+        type=_classes,
+        default={},
+        metavar="NEW=OLD,...",
+        help="with --init_from: classes of the config's data, each with the class of RUN that it "
+        "starts from, by names or numbers (default: the class of the same name, or else the mean)",
     )
     parser.add_argument(
         "--profile_steps",
@@ -90,6 +101,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
             config,
             workdir,
             init_from=arguments.init_from,
+            init_classes=arguments.init_classes,
             profile_steps=arguments.profile_steps,
             wandb=arguments.wandb,
         )
@@ -110,6 +122,16 @@ def _steps(text: str) -> range:
             f"{text!r}; allowed: FIRST:LAST, both 1 or more, such as 10:12"
         )
     return range(int(first), int(last) + 1)
+
+
+def _classes(text: str) -> dict[str, str]:
+    pairs = [part.partition("=") for part in text.split(",")]
+    chosen = {new.strip(): old.strip() for new, _, old in pairs}
+    if not all(new and old for new, old in chosen.items()) or len(chosen) < len(pairs):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}; allowed: NEW=OLD with commas, each NEW once, such as fox=dog,puma=cat"
+        )
+    return chosen
 
 
 if __name__ == "__main__":

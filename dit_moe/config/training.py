@@ -38,6 +38,9 @@ class TrainConfig:
     weight_decay: NonNegativeFloat = 0.0
     gradient_clip: PositiveFloat | None = None
     """Largest global gradient norm; None: no clipping."""
+    freeze: Listed[str] = ()
+    """Parameters that stay as they are, by patterns of their dotted paths (parameters.txt), such as
+    trunk.*,timestep.*; * stands for any text. Blocks of a segment are one parameter each."""
     max_skipped: PositiveInt = 10
     """Updates with a loss or gradient that is not finite are skipped; after this many in a row,
     training stops."""

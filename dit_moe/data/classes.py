@@ -82,9 +82,13 @@ def model_classes(data: DataConfig, model: ModelConfig, workdir: Path) -> ModelC
     Raises:
       ConfigError: that file cannot be read.
     """
-    numbers = data.classes or tuple(range(model.num_classes))
     known = read_classes(workdir)
-    names = () if known is None else known.names
+    return named_classes(data, model, () if known is None else known.names)
+
+
+def named_classes(data: DataConfig, model: ModelConfig, names: tuple[str, ...]) -> ModelClasses:
+    """The classes of a run whose data name them so."""
+    numbers = data.classes or tuple(range(model.num_classes))
     if len(names) != len(numbers) or names == tuple(map(str, numbers)):
         names = ()
     return ModelClasses(numbers, names)

@@ -36,7 +36,7 @@ class Estimate:
     parts: Mapping[str, float]
     """Bytes of one device; see `memory.device_bytes`."""
     flops_per_image: float
-    """Model FLOPs of training on one image, for model FLOP utilisation."""
+    """Model FLOPs of training on one image, as if nothing were frozen."""
     hardware_flops_per_image: float
     """The same with what rematerialisation computes again."""
     seconds: tuple[float, float] | None
@@ -50,7 +50,10 @@ class Estimate:
 
     @property
     def peak(self) -> float | None:
-        """FLOP/s of all devices together; None where the device is not known."""
+        """FLOP/s of all devices together, for model FLOP utilisation; None where the device is not
+        known, or the model FLOPs are not, as parts are frozen."""
+        if self.config.train.freeze:
+            return None
         return self.device and self.num_devices * self.device.peak(self.config.model.dtype)
 
     @property
@@ -85,6 +88,8 @@ class Estimate:
             f"{self.bytes_per_device / 1e9:.3g} GB a device ({parts}); "
             f"{self.flops_per_image / 1e9:,.4g} GFLOPs a training image"
         )
+        if train.freeze:
+            text += ", fewer as part is frozen"
         if self.device is not None and not self.fits:
             usable = USABLE * self.device.memory / 1e9
             return f"{text}; does not fit: {usable:.3g} GB are counted on"
@@ -113,7 +118,8 @@ def estimate(
       device: the accelerator; None where it is not known, for memory and FLOPs alone.
 
     Raises:
-      ConfigError: the mesh does not divide the model or the batch.
+      ConfigError: the mesh does not divide the model or the batch, or `train.freeze` does not fit
+        the model.
     """
     model, train = config.model, config.train
     mesh = abstract_mesh(mesh_shape)
@@ -155,20 +161,21 @@ def _step_seconds(
 ) -> tuple[float, float]:
     data, fsdp, expert = (mesh.shape[axis] for axis in ("data", "fsdp", "expert"))
     images = train.batch_size / mesh.size
-    parameters = parameter_bytes(model, mesh)
+    parameters = parameter_bytes(model, mesh, train.freeze)
+    learning = parameters.learning / parameters.stored
 
     compute = images * flops_per_image / (UTILISATION * device.peak(model.dtype))
     # Reads parameters, averages, two moments and gradients; writes all but the last.
     copies = 4 + len(train.post_hoc_ema)
-    compute += (2 * copies + 1) * parameters.stored / device.memory_bandwidth
+    compute += (2 * copies + 1) * parameters.learning / device.memory_bandwidth
 
     # Gathered twice, scattered once in each part of the batch, in the dtype of the computation: XLA
     # casts before it gathers.
-    gathered = 3 * train.accumulation * (parameters.used - parameters.stored)
+    gathered = (2 + learning) * train.accumulation * (parameters.used - parameters.stored)
     gathered *= itemsize(model) / FLOAT32
     links = _link_seconds(device, gathered, fsdp * expert, stride=1)
     # A ring's all-reduce is a scatter and a gather.
-    reduced = 2 * train.accumulation * parameters.stored * (data - 1) / data
+    reduced = 2 * train.accumulation * parameters.learning * (data - 1) / data
     links += _link_seconds(device, reduced, data, stride=fsdp * expert)
     computed = sum(moe.computed_experts for moe in model.mixtures)
     if computed and expert > 1:

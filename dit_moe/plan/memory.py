@@ -7,7 +7,7 @@ keeps, measured in docs/scale.md.
 import collections
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -15,6 +15,7 @@ from jax.sharding import AbstractMesh, AxisType
 
 from dit_moe.config import EXPERTS, ModelConfig, MoEConfig, SegmentConfig, TrainConfig
 from dit_moe.devices.mesh import AXES, parameter_shardings
+from dit_moe.models.frozen import split_frozen
 from dit_moe.models.parameters import abstract_parameters, logical_axes, stack_of
 from dit_moe.plan.flops import dispatch_in_rounds
 
@@ -27,10 +28,14 @@ class ParameterBytes:
 
     stored: float
     """Its shards."""
+    learning: float
+    """Of these, what `train.freeze` leaves to learn."""
     used: float
     """What it computes with in a whole step: all, but for the experts of other devices."""
     unit_used: float
     """The same of one unit of blocks, the largest, which is what exists at a time."""
+    unit_learning: float
+    """What learns of one unit, the largest in this."""
 
 
 def abstract_mesh(shape: Mapping[str, int]) -> AbstractMesh:
@@ -39,15 +44,25 @@ def abstract_mesh(shape: Mapping[str, int]) -> AbstractMesh:
     return AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def parameter_bytes(model: ModelConfig, mesh: AbstractMesh) -> ParameterBytes:
-    """Counts by the table that also places the parameters of a run (devices/mesh.py)."""
+def parameter_bytes(
+    model: ModelConfig, mesh: AbstractMesh, freeze: Sequence[str] = ()
+) -> ParameterBytes:
+    """Counts by the table that also places the parameters of a run (devices/mesh.py).
+
+    Raises:
+      ConfigError: see `split_frozen`.
+    """
     parameters, axes = _parameters(model)
     shardings = parameter_shardings(mesh, parameters, axes)
     shards = mesh.shape["expert"]
-    stored = used = 0.0
+    learns = split_frozen(parameters, freeze)[0]
+    stored = learning = used = 0.0
     units: dict[str, float] = collections.defaultdict(float)
+    learning_units = units.copy()
     for path, parameter in parameters.items():
-        stored += math.prod(shardings[path].shard_shape(parameter.shape)) * FLOAT32
+        shard = math.prod(shardings[path].shard_shape(parameter.shape)) * FLOAT32
+        stored += shard
+        learning += shard * (path in learns)
         size = parameter.size * FLOAT32
         if "expert" in axes[path]:
             experts = parameter.shape[axes[path].index("expert")]
@@ -55,7 +70,9 @@ def parameter_bytes(model: ModelConfig, mesh: AbstractMesh) -> ParameterBytes:
         used += size
         if (stack := stack_of(path)) is not None:
             units[stack] += size / parameter.shape[0]
-    return ParameterBytes(stored, used, max(units.values()))
+            learning_units[stack] += size / parameter.shape[0] * (path in learns)
+    largest, largest_learning = max(units.values()), max(learning_units.values())
+    return ParameterBytes(stored, learning, used, largest, largest_learning)
 
 
 @functools.cache
@@ -78,13 +95,13 @@ def device_bytes(
 
     Returns:
       parameters, EMA, optimizer: the state; exact. The EMA is 0 where it is on the host.
-      gradients: float32, in shards like the parameters; twice with accumulation.
+      gradients: float32, in shards like the parameters that learn; twice with accumulation.
       activations: what is kept for the backward pass, see `saved_bytes`.
       working set: of one unit of blocks: what is recomputed, the parameters as it computes with
         them where they are stored in shards or in another type, and their gradients.
       batch: noisy input, target and noise included.
     """
-    parameters = parameter_bytes(model, mesh)
+    parameters = parameter_bytes(model, mesh, train.freeze)
     part_images = train.batch_size / train.accumulation / mesh.size
     expert_parallel = dispatch_in_rounds(model, mesh.shape)
     saved = saved_bytes(model, fused_attention=fused_attention, expert_parallel=expert_parallel)
@@ -94,7 +111,7 @@ def device_bytes(
         - _unit_bytes(model, segment, model.remat, fused_attention, expert_parallel)
         for segment in model.trunk
     )
-    weights = parameters.unit_used  # the gradients of one unit
+    weights = parameters.unit_learning  # the gradients of one unit
     if mesh.shape["fsdp"] * mesh.shape["expert"] > 1 or model.dtype != "float32":
         # Gathered after the cast, which "none" keeps.
         copied = parameters.used if model.remat == "none" else parameters.unit_used
@@ -103,8 +120,8 @@ def device_bytes(
     return {
         "parameters": parameters.stored,
         "EMA": 0 if train.averages_on_host else (1 + len(train.post_hoc_ema)) * parameters.stored,
-        "optimizer": parameters.stored * (1.5 if train.first_moment_dtype == "bfloat16" else 2),
-        "gradients": parameters.stored * (1 if train.accumulation == 1 else 2),
+        "optimizer": parameters.learning * (1.5 if train.first_moment_dtype == "bfloat16" else 2),
+        "gradients": parameters.learning * (1 if train.accumulation == 1 else 2),
         "activations": part_images * saved,
         "working set": part_images * recomputed + weights,
         "batch": train.batch_size / mesh.size * pixels * FLOAT32,

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from dit_moe.config import ModelConfig, TrainConfig
 from dit_moe.devices.mesh import parameter_shardings, replicated
+from dit_moe.models.frozen import split_frozen
 from dit_moe.models.parameters import Parameters, abstract_parameters, init_parameters, logical_axes
 from dit_moe.runs.ema_tracks import Tracks, init_tracks
 from dit_moe.runs.optimizer import build_optimizer
@@ -28,6 +29,7 @@ class TrainState:
     parameters: Parameters
     ema: Parameters
     optimizer: optax.OptState
+    """Of the parameters that learn."""
     tracks: Tracks = flax.struct.field(default_factory=dict)
     """Further moving averages, by their relative width; see `training.ema_tracks`."""
 
@@ -62,12 +64,13 @@ def _init(model: ModelConfig, train: TrainConfig, key: jax.Array) -> TrainState:
 
 
 def _build(train: TrainConfig, parameters: Parameters) -> TrainState:
+    learning, _ = split_frozen(parameters, train.freeze)
     return TrainState(
         step=jnp.int32(0),
         parameters=parameters,
         # A copy, so that both can be donated.
         ema={path: jnp.copy(value) for path, value in parameters.items()},
-        optimizer=build_optimizer(train).init(parameters),
+        optimizer=build_optimizer(train).init(learning),
         tracks=init_tracks(train.post_hoc_ema, parameters),
     )
 
@@ -85,8 +88,8 @@ def state_shardings(model: ModelConfig, train: TrainConfig, mesh: Mesh) -> Train
     moments = optax.tree_map_params(
         optimizer,
         lambda _, sharding: sharding,
-        jax.eval_shape(optimizer.init, parameters),
-        by_path,
+        jax.eval_shape(optimizer.init, split_frozen(parameters, train.freeze)[0]),
+        split_frozen(by_path, train.freeze)[0],
         transform_non_params=lambda _: everywhere,
     )
     averages = by_path

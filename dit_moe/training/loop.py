@@ -1,9 +1,12 @@
 """The training loop: batches in, checkpoints, metrics and sample grids out."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import jax
 from etils import epath
 
-from dit_moe.config import Config
+from dit_moe.config import Config, ConfigError
 from dit_moe.data.array_records import RecordError
 from dit_moe.devices import hosts
 from dit_moe.runs.checkpoints import TrainingError
@@ -21,6 +24,7 @@ def train(
     workdir: epath.PathLike,
     *,
     init_from: str | None = None,
+    init_classes: Mapping[str, str] = MappingProxyType({}),
     profile_steps: range = range(0),
     wandb: str | None = None,
 ) -> int | None:
@@ -34,6 +38,8 @@ def train(
       init_from: a run folder, an exported folder or a Hugging Face name, from whose averaged
         parameters a new run starts; the step, the optimiser and all averages are fresh. A run that
         resumes goes on from its own.
+      init_classes: for classes of the run, which class of that model each starts from, by name or
+        by number in the data; others as `training.label_rows.find_rows` says.
       profile_steps: steps whose profiler trace is written to `workdir / "profile"`.
       wandb: Weights & Biases project that receives the metrics too.
 
@@ -47,9 +53,12 @@ def train(
         first or last checkpoint could not be saved.
     """
     check_reachable("workdir", workdir)
+    if init_classes and init_from is None:
+        raise ConfigError("init_classes is given without init_from; allowed: both, or none")
     folder, steps = epath.Path(workdir), config.train.steps
-    how = {"init_from": init_from, "profile_steps": profile_steps, "wandb": wandb}
-    with open_session(config, folder, **how) as session:
+    origin = {"init_from": init_from, "init_classes": init_classes}
+    watched = {"profile_steps": profile_steps, "wandb": wandb}
+    with open_session(config, folder, **origin, **watched) as session:
         stopped_by = 0
         for number in range(session.first_step + 1, steps + 1):
             metrics = _advance(session, number)

@@ -1,26 +1,36 @@
 """The model that a run starts from in place of random parameters (fine-tuning)."""
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
 from etils import epath
 from pydantic.dataclasses import dataclass
 
-from dit_moe.autoencoder.latent_space import LatentSpace, read_latent_space, same_latents
+from dit_moe.autoencoder.latent_space import read_latent_space, same_latents
 from dit_moe.config import Config, ConfigError, ModelConfig
 from dit_moe.config.files import differences, load_json
 from dit_moe.config.rules import RULES
+from dit_moe.data.classes import count_classes, model_classes, named_classes, read_classes
+from dit_moe.data.sources import Source
 from dit_moe.devices import hosts
 from dit_moe.models.parameters import Parameters
 from dit_moe.runs.loading import load_run, locate
 from dit_moe.runs.weights import has_average
 from dit_moe.storage.records import read_record, write_record
+from dit_moe.training.label_rows import LABEL_TABLE, LabelRows, find_rows, sentence
 
 _FILE = "origin.json"
-# Fields of the model that change neither its parameters nor what they compute; a router's own are
-# told by its settings (`RouterSettings.free`).
-_FREE = ("model.image_size", "model.label_dropout", "model.dtype", "model.remat")
+# Fields of the model that change neither its parameters, but for the label table, nor what they
+# compute; a router's own are told by its settings (`RouterSettings.free`).
+_FREE = (
+    "model.image_size",
+    "model.num_classes",
+    "model.label_dropout",
+    "model.dtype",
+    "model.remat",
+)
 
 
 @dataclass(frozen=True, config=RULES)
@@ -31,18 +41,35 @@ class Origin:
     """The folder, from the root, or the name on the Hugging Face hub."""
     step: int
     """Where its checkpoint was saved; 0 for a folder that was exported."""
+    init_classes: dict[str, str] = dataclasses.field(default_factory=dict)
+    """For classes of the run, which of the model's each started from, as the user said."""
 
 
-def check_origin(init_from: str, config: Config, space: LatentSpace | None) -> None:
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """What a new run starts from: a model that is there and fits."""
+
+    init_from: str
+    init_classes: Mapping[str, str]
+    config: Config
+    """Of the model."""
+    rows: LabelRows
+
+
+def find_start(
+    init_from: str, init_classes: Mapping[str, str], config: Config, sources: Sequence[Source]
+) -> Start:
     """Checks that a run can start from a model, before anything of either is read or written.
 
     Args:
       init_from: a run folder, an exported folder or a Hugging Face name.
+      init_classes: see `label_rows.find_rows`.
       config: of the run.
-      space: the latents that it learns from.
+      sources: the data that it learns from.
 
     Raises:
-      ConfigError: there is no such model, it is another network, or of other latents.
+      ConfigError: there is no such model, it is another network, or of other latents; or there is
+        no such class.
     """
     folder = locate(init_from, "init_from")
     other = load_json(folder / "config.json")
@@ -56,13 +83,25 @@ def check_origin(init_from: str, config: Config, space: LatentSpace | None) -> N
             f"init_from is {init_from!r}, whose network differs from config.model in "
             f"{', '.join(fields)}; allowed: a model of the same network"
         )
-    if not same_latents(read_latent_space(folder), space):
+    if not same_latents(read_latent_space(folder), sources[0].latent_space):
         raise ConfigError(
             f"init_from is {init_from!r}, which was trained on other latents than those of "
             "config.data; allowed: data prepared with the same autoencoder and scaled alike"
         )
     if other.objective != config.objective:
         hosts.say(f"The objective was {other.objective} in {init_from}; it is {config.objective}.")
+    if other.model.image_size != config.model.image_size:
+        hosts.say(
+            f"The image size was {other.model.image_size} in {init_from}; it is "
+            f"{config.model.image_size}. Positions are computed: no parameter depends on it."
+        )
+    known = read_classes(folder)
+    old = model_classes(other.data, other.model, folder)
+    new = named_classes(config.data, config.model, count_classes(sources).names)
+    rows = find_rows(old, () if known is None else known.learnt(), new, init_classes)
+    if told := sentence(rows, old, new):
+        hosts.say(told)
+    return Start(init_from, init_classes, other, rows)
 
 
 def _free(model: ModelConfig) -> set[str]:
@@ -77,8 +116,15 @@ def _free(model: ModelConfig) -> set[str]:
     return {*_FREE, *of_routers}
 
 
-def prepare_origin(init_from: str | None, workdir: epath.Path, *, resuming: bool) -> None:
-    """When resuming, checks that `init_from`, if given, is what the run once started from.
+def prepare_origin(
+    init_from: str | None,
+    init_classes: Mapping[str, str],
+    workdir: epath.Path,
+    *,
+    resuming: bool,
+) -> None:
+    """When resuming, checks that `init_from`, if given, is what the run once started from, and
+    `init_classes` likewise.
 
     Raises:
       ConfigError: it is not.
@@ -86,37 +132,55 @@ def prepare_origin(init_from: str | None, workdir: epath.Path, *, resuming: bool
     path = workdir / _FILE
     if not resuming:
         path.unlink(missing_ok=True)  # of a start that came to no checkpoint
-    elif init_from is not None:
-        known = read_record(path, Origin).init_from if path.exists() else None
-        if known not in (init_from, _identity(init_from)):
-            raise ConfigError(
-                f"init_from is {init_from!r}, but workdir {str(workdir)!r} holds a run that "
-                f"started from {'random parameters' if known is None else repr(known)}; allowed: "
-                "the same, none, or another --workdir"
-            )
+        return
+    if init_from is None:
+        return
+    known = read_record(path, Origin) if path.exists() else None
+    if known is None or known.init_from not in (init_from, _identity(init_from)):
+        began = "random parameters" if known is None else repr(known.init_from)
+        raise ConfigError(
+            f"init_from is {init_from!r}, but workdir {str(workdir)!r} holds a run that "
+            f"started from {began}; allowed: the same, none, or another --workdir"
+        )
+    if init_classes and init_classes != known.init_classes:
+        raise ConfigError(
+            f"init_classes is {_pairs(init_classes)}, but workdir {str(workdir)!r} holds a run "
+            f"that started with {_pairs(known.init_classes)}; allowed: the same, none, or another "
+            "--workdir"
+        )
 
 
 def start_parameters(
-    init_from: str, workdir: epath.Path, like: Mapping[str, jax.ShapeDtypeStruct]
+    start: Start, workdir: epath.Path, like: Mapping[str, jax.ShapeDtypeStruct]
 ) -> Parameters:
     """Reads a model's parameters, averaged where it has an average, and keeps in the run folder
     whose they are.
 
     Args:
-      init_from: as for `check_origin`, which was called.
+      start: the model.
       workdir: of the run that starts.
       like: of the run's parameters; they are read to where these are.
 
     Raises:
       ConfigError: it has no checkpoint, or the newest is damaged.
     """
+    init_from = start.init_from
     ema = has_average(locate(init_from, "init_from"))
-    run = load_run(init_from, ema, like)
+    table = like[LABEL_TABLE]
+    old_shape = (start.config.model.num_classes + 1, *table.shape[1:])
+    old = jax.ShapeDtypeStruct(old_shape, table.dtype, sharding=table.sharding)
+    run = load_run(init_from, ema, {**like, LABEL_TABLE: old})
+    take = jax.jit(start.rows.take, out_shardings=table.sharding)
+    parameters = {**run.parameters, LABEL_TABLE: take(run.parameters[LABEL_TABLE])}
     averaged = "averaged " if ema else ""
-    origin = Origin(_identity(init_from), run.step)
+    origin = Origin(_identity(init_from), run.step, dict(start.init_classes))
     hosts.on_lead(lambda: write_record(workdir / _FILE, origin))
     hosts.say(f"Starts from the {averaged}parameters of {init_from} at step {run.step:,}.")
-    return run.parameters
+    return parameters
+
+
+def _pairs(init_classes: Mapping[str, str]) -> str:
+    return ", ".join(f"{new}={old}" for new, old in init_classes.items()) or "none"
 
 
 def _identity(init_from: str) -> str:

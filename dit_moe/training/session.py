@@ -2,7 +2,8 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 import jax
 from etils import epath
@@ -28,7 +29,7 @@ from dit_moe.training.health import Skips, Warnings
 from dit_moe.training.interrupt import Interrupt
 from dit_moe.training.logging import MetricsWriter
 from dit_moe.training.milestones import Milestones
-from dit_moe.training.origin import check_origin, prepare_origin, start_parameters
+from dit_moe.training.origin import find_start, prepare_origin, start_parameters
 from dit_moe.training.profile import Profile
 from dit_moe.training.progress import progress_bar
 from dit_moe.training.step import Metrics, build_step
@@ -89,6 +90,7 @@ def open_session(
     workdir: epath.Path,
     *,
     init_from: str | None = None,
+    init_classes: Mapping[str, str] = MappingProxyType({}),
     profile_steps: range = range(0),
     wandb: str | None = None,
 ) -> Iterator[Session]:
@@ -104,7 +106,9 @@ def open_session(
             Checkpoints(workdir, settings.keep_checkpoints, settings.keep_every)
         )
         like = abstract_state(config.model, settings, mesh)
-        state, milestones = _begin(config, workdir, parts, checkpoints, like, init_from)
+        state, milestones = _begin(
+            config, workdir, parts, checkpoints, like, init_from, init_classes
+        )
         first_step = int(state.step)
         writers: list[MetricsWriter] = []
         hosts.on_lead(
@@ -176,17 +180,19 @@ def _begin(
     checkpoints: Checkpoints,
     like: TrainState,
     init_from: str | None,
+    init_classes: Mapping[str, str],
 ) -> tuple[TrainState, Milestones]:
     """Makes the folder the run's, and its state; milestones that a kill prevented are made up."""
     resuming = checkpoints.latest_step() is not None
     space = parts.sources[0].latent_space
+    start = None
     if init_from is not None and not resuming:
-        check_origin(init_from, config, space)
+        start = find_start(init_from, init_classes, config, parts.sources)
     milestones = Milestones(config, parts.request, space, parts.mesh, workdir)
 
     def prepare_folder() -> None:
         write_run(config, parts.sources, workdir, resuming=resuming)
-        prepare_origin(init_from, workdir, resuming=resuming)
+        prepare_origin(init_from, init_classes, workdir, resuming=resuming)
         write_parameter_overview(like, workdir)
 
     hosts.on_lead(prepare_folder)
@@ -196,9 +202,9 @@ def _begin(
     state = checkpoints.restore_newest(like)
     if state is not None:
         hosts.say(f"Resuming {workdir} from step {int(state.step):,}.")
-    elif init_from is not None:
+    elif start is not None:
         parameters = start_parameters(
-            init_from,
+            start,
             workdir,
             like.parameters,  # pyright: ignore[reportArgumentType]
         )

@@ -11,6 +11,7 @@ import optax
 
 from dit_moe.config import ModelConfig, ObjectiveConfig, TrainConfig
 from dit_moe.diffusion.integrate import build_objective
+from dit_moe.models.frozen import split_frozen
 from dit_moe.models.parameters import Parameters, functional, router_prefixes
 from dit_moe.moe.routing import Routing
 from dit_moe.moe.statistics import layer_statistics
@@ -40,11 +41,14 @@ def build_step(
     What routers keep beside the gradient (`Routing.next_state`) is taken over as it is, by the
     EMA too; with accumulation, the mean over the parts.
 
+    Parameters that `train.freeze` names stay as they are, in the averages too.
+
     When the loss or the norm of its gradient is not finite, everything but the step's number stays
     as it was, and the metric `skipped` is `SKIPPED`, or `SKIPPED_FOR_DATA` where x is not finite
     itself; otherwise it is 0.
     """
-    gradients = _build_gradients(_build_loss(model, objective), train.accumulation)
+    loss = _build_loss(model, objective)
+    gradients = _build_gradients(loss, train.freeze, train.accumulation)
     update, schedule = _build_update(train), build_schedule(train)
     base_key = jax.random.key(seed)
 
@@ -107,22 +111,25 @@ def _build_loss(model: ModelConfig, objective: ObjectiveConfig) -> _Loss:
     return loss
 
 
-def _build_gradients(loss: _Loss, parts: int) -> Callable[..., tuple[Parameters, _Beside]]:
-    """The gradient of the loss with what is beside it, of a batch that is cut into parts."""
-    compute = jax.grad(loss, has_aux=True)
-    if parts == 1:
-        return compute
+def _build_gradients(
+    loss: _Loss, freeze: Sequence[str], parts: int
+) -> Callable[..., tuple[Parameters, _Beside]]:
+    """The gradient by what learns, with what is beside it, of a batch that is cut into parts."""
 
-    def gradients(
-        parameters: Parameters, key_N: jax.Array, x_NxHxWxC: jax.Array, y_N: jax.Array
-    ) -> tuple[Parameters, _Beside]:
+    def gradients(parameters: Parameters, *batch: jax.Array) -> tuple[Parameters, _Beside]:
+        learning, frozen = split_frozen(parameters, freeze)
+        compute = jax.grad(
+            lambda learning, *part: loss({**learning, **frozen}, *part), has_aux=True
+        )
+        if parts == 1:
+            return compute(learning, *batch)
+
         def add(total: Parameters, part: list[jax.Array]) -> tuple[Parameters, _Beside]:
-            gradient, beside = compute(parameters, *part)
+            gradient, beside = compute(learning, *part)
             return jax.tree.map(jnp.add, total, gradient), beside
 
-        total, (metrics, router_state) = jax.lax.scan(
-            add, jax.tree.map(jnp.zeros_like, parameters), in_parts(parts, key_N, x_NxHxWxC, y_N)
-        )
+        zeros = jax.tree.map(jnp.zeros_like, learning)
+        total, (metrics, router_state) = jax.lax.scan(add, zeros, in_parts(parts, *batch))
         mean = jax.tree.map(lambda g: g / parts, total)
         router_state = {path: v.mean(axis=0) for path, v in router_state.items()}
         return mean, (mean_of_parts(metrics), router_state)
@@ -135,15 +142,17 @@ def _build_update(config: TrainConfig) -> Callable[..., TrainState]:
     optimizer = build_optimizer(config)
 
     def update(state: TrainState, gradient: Parameters, router_state: Parameters) -> TrainState:
-        updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.parameters)
-        parameters = cast(Parameters, optax.apply_updates(state.parameters, updates))
-        parameters |= router_state
+        learning, frozen = split_frozen(state.parameters, config.freeze)
+        updates, optimizer_state = optimizer.update(gradient, state.optimizer, learning)
+        learning = cast(Parameters, optax.apply_updates(learning, updates))
+        beside = {**router_state, **frozen}
+        parameters = {**learning, **beside}
         averages, decay = (state.ema, state.tracks), config.ema_decay
         if config.averages_on_host:
             averages = jax.device_put(averages, jax.memory.Space.Device)
         ema, tracks = averages
         ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema, parameters)
-        averages = ema | router_state, update_tracks(tracks, parameters, state.step + 1)
+        averages = ema | beside, update_tracks(tracks, parameters, state.step + 1)
         if config.averages_on_host:
             averages = jax.device_put(averages, jax.memory.Space.Host)
         ema, tracks = averages

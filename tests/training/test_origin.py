@@ -14,6 +14,8 @@ from dit_moe.autoencoder.latent_space import write_latent_space
 from dit_moe.config import ConfigError, MeshConfig
 from dit_moe.convert.export import export_run
 from dit_moe.convert.importing import SD_VAE
+from dit_moe.data.classes import Classes, write_classes
+from dit_moe.data.sources import build_sources
 from dit_moe.devices.mesh import build_mesh
 from dit_moe.runs.checkpoints import Checkpoints
 from dit_moe.runs.folder import write_config
@@ -21,7 +23,7 @@ from dit_moe.runs.loading import load_run
 from dit_moe.runs.state import abstract_state, init_state, start_state
 from dit_moe.runs.writer import InMemory, write_run
 from dit_moe.training.loop import train
-from dit_moe.training.origin import prepare_origin, start_parameters
+from dit_moe.training.origin import find_start, prepare_origin, start_parameters
 from tests.tiny import tiny
 
 # An update too small to show.
@@ -57,7 +59,8 @@ def test_the_state_lies_on_the_mesh(form, source, tmp_path):
     )
     mesh = build_mesh(config.mesh)
     like = abstract_state(config.model, config.train, mesh)
-    parameters = start_parameters(str(folder), epath.Path(tmp_path), like.parameters)
+    start = find_start(str(folder), {}, config, build_sources(config.data, config.model))
+    parameters = start_parameters(start, epath.Path(tmp_path), like.parameters)
     state = start_state(config.model, config.train, mesh, parameters)
 
     expected = load_run(source, ema=True).parameters
@@ -80,6 +83,7 @@ def test_a_run_and_how_it_resumes(source, tmp_path, capsys):
     assert json.loads((workdir / "origin.json").read_text()) == {
         "init_from": str(origin),
         "step": 2,
+        "init_classes": {},
     }
     # The origin is not needed again, and another one is refused.
     shutil.rmtree(origin)
@@ -106,12 +110,12 @@ def test_a_converted_run_is_no_run_to_go_on_with(source, tmp_path):
 
 def test_another_network(source, tmp_path):
     config = tiny(None)
-    model = dataclasses.replace(config.model, num_classes=12, heads=4, label_dropout=0.2)
+    model = dataclasses.replace(config.model, heads=4, depth=4, label_dropout=0.2)
     with pytest.raises(ConfigError) as error:
         train(dataclasses.replace(config, model=model), tmp_path, init_from=str(source))
     assert str(error.value) == (
         f"init_from is {str(source)!r}, whose network differs from config.model in "
-        "model.heads, model.num_classes; allowed: a model of the same network"
+        "model.depth, model.heads; allowed: a model of the same network"
     )
     assert not (tmp_path / "config.json").exists()
 
@@ -125,7 +129,7 @@ def test_other_latents(source, tmp_path):
 
 def test_a_start_that_failed_is_forgotten(tmp_path):
     (tmp_path / "origin.json").write_text("{}")
-    prepare_origin(None, epath.Path(tmp_path), resuming=False)
+    prepare_origin(None, {}, epath.Path(tmp_path), resuming=False)
     assert not (tmp_path / "origin.json").exists()
 
 
@@ -136,3 +140,55 @@ def test_no_such_model(tmp_path, capsys):
         "error: init_from is 'runs of mine', which is not a folder; allowed: a run, an exported "
         "folder, or a Hugging Face name such as 'user/name'\n"
     )
+
+
+def test_other_classes_and_another_size(source, tmp_path, capsys):
+    """Of 10 digits, 3 are kept by number and in another order; what was chosen goes before."""
+    config = tiny(None, **STILL)
+    model = dataclasses.replace(config.model, num_classes=3)
+    data = dataclasses.replace(config.data, classes=(7, 0, 4))
+    config = dataclasses.replace(config, model=model, data=data)
+    train(config, tmp_path, init_from=str(source), init_classes={"4": "9"})
+    said = "Label embeddings: 7, 0 kept; 4 from 9.\n"
+    assert said in capsys.readouterr().out
+    old, new = load_run(source, ema=True).parameters, load_run(tmp_path, ema=False).parameters
+    for path in old:
+        expected = old[path][np.array([7, 0, 9, 10])] if path == "label.table" else old[path]
+        np.testing.assert_allclose(new[path], expected, atol=1e-29, err_msg=path)
+
+    again = {"init_from": str(source)}
+    train(config, tmp_path, **again)
+    train(config, tmp_path, **again, init_classes={"4": "9"})
+    with pytest.raises(ConfigError, match=r"init_classes is 4=8, .* started with 4=9; allowed"):
+        train(config, tmp_path, **again, init_classes={"4": "8"})
+
+
+def test_another_size_is_told(source, tmp_path, capsys):
+    config = tiny(None)
+    larger = dataclasses.replace(
+        config, model=dataclasses.replace(config.model, image_size=16, position="sincos")
+    )
+    find_start(str(source), {}, larger, build_sources(config.data, config.model))
+    assert f"The image size was 8 in {source}; it is 16. " in capsys.readouterr().out
+
+
+def test_the_mean_is_of_classes_that_had_images(source, tmp_path):
+    origin = shutil.copytree(source, tmp_path / "origin")
+    write_classes(origin, Classes(tuple("abcdefghij"), (5, 0, 3) + (0,) * 7))
+    config = tiny(None)
+    start = find_start(str(origin), {}, config, build_sources(config.data, config.model))
+    assert start.rows.learnt == (0, 2)
+
+
+def test_classes_without_a_model(tmp_path):
+    with pytest.raises(ConfigError, match="init_classes is given without init_from; allowed"):
+        train(tiny(None), tmp_path / "run", init_classes={"1": "2"})
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("text", ["fox", "fox=", "=dog", "fox=dog,fox=cat", "fox=dog,"])
+def test_pairs_of_classes(text, tmp_path, capsys):
+    flags = ["--config=configs/digits.py", f"--workdir={tmp_path / 'run'}", "--init_from=x"]
+    with pytest.raises(SystemExit, match="2"):
+        train_command.main([*flags, f"--init_classes={text}"])
+    assert "allowed: NEW=OLD with commas" in capsys.readouterr().err
