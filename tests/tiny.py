@@ -9,6 +9,7 @@ from dit_moe.config import (
     MeshConfig,
     ModelConfig,
     MoEConfig,
+    NullTopKRouterConfig,
     PrototypeExpertChoiceRouterConfig,
     PrototypeRouterConfig,
     TrainConfig,
@@ -30,6 +31,12 @@ EC_DIT = dataclasses.replace(
     PROMOE, router=ExpertChoiceRouterConfig(), unconditional_expert=False, shared_hidden_ratio=0
 )
 DIFFMOE = dataclasses.replace(EC_DIT, router=BatchPoolRouterConfig())
+ADAMOE = dataclasses.replace(
+    DIT_MOE,
+    router=NullTopKRouterConfig(balance_coef=0.5, loose_balance_coef=0.125, tight_updates=2),
+    top_k=3,
+    cheap_experts=("zero",) * 4,
+)
 
 
 def tiny(moe: MoEConfig | None = PROMOE, **train: object) -> Config:

@@ -5,6 +5,7 @@
 
 from pydantic.dataclasses import dataclass
 
+from dit_moe.config.cheap_routers import NullTopKRouterConfig
 from dit_moe.config.data import DataConfig
 from dit_moe.config.experts import CHEAP_EXPERTS, EXPERTS, ExpertKind, register_expert
 from dit_moe.config.guidance import GUIDES, WEAK_ROUTINGS, GuidanceConfig
@@ -58,6 +59,7 @@ __all__ = [
     "Mixture",
     "MoEConfig",
     "ModelConfig",
+    "NullTopKRouterConfig",
     "ObjectiveConfig",
     "PrototypeExpertChoiceRouterConfig",
     "PrototypeRouterConfig",
