@@ -7,6 +7,7 @@ from dit_moe.config import (
     Config,
     ExpertChoiceRouterConfig,
     MeshConfig,
+    MixedTopKRouterConfig,
     ModelConfig,
     MoEConfig,
     NullTopKRouterConfig,
@@ -36,6 +37,11 @@ ADAMOE = dataclasses.replace(
     router=NullTopKRouterConfig(balance_coef=0.5, loose_balance_coef=0.125, tight_updates=2),
     top_k=3,
     cheap_experts=("zero",) * 4,
+)
+MOE_PLUS_PLUS = dataclasses.replace(
+    DIT_MOE,
+    router=MixedTopKRouterConfig(),
+    cheap_experts=("zero", "copy", "constant", "constant"),
 )
 
 

@@ -97,5 +97,6 @@ class MoEConfig:
 
     @property
     def computed_experts(self) -> float:
-        """Experts of the stack that compute a token, on average if the load is even."""
-        return self.top_k * self.num_experts / self.scored_experts
+        """Experts of the stack that compute a token, on average if the load is as the router aims
+        at."""
+        return self.top_k * self.router.routed_share(self)

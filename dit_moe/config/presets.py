@@ -16,6 +16,7 @@ from dit_moe.config import (
     DDPMConfig,
     ExpertChoiceRouterConfig,
     GuidanceConfig,
+    MixedTopKRouterConfig,
     ModelConfig,
     MoEConfig,
     NullTopKRouterConfig,
@@ -119,8 +120,8 @@ _SMALL_DIT_MOE = MoEConfig(
     shared_hidden_ratio=1,
 )
 # For data sets that train in minutes. Active feed-forward parameters per token: 9 width^2 in
-# dit-moe, ds-moe and, on average of an even load, adamoe, 8 width^2 in the others (to which
-# diffmoe's predictor adds width^2).
+# dit-moe and ds-moe, and in adamoe and moe-plus-plus on average of the load that they aim at;
+# 8 width^2 in the others (to which diffmoe's predictor adds width^2).
 _SMALL_MOE = {
     "promoe": dataclasses.replace(PROMOE, num_experts=8),
     "promoe-ec": dataclasses.replace(PROMOE_EC, num_experts=8),
@@ -134,6 +135,14 @@ _SMALL_MOE = {
         router=NullTopKRouterConfig(tight_updates=600),
         top_k=4,
         cheap_experts=("zero",) * 8,
+    ),
+    "moe-plus-plus": MoEConfig(
+        router=MixedTopKRouterConfig(),
+        num_experts=8,
+        top_k=2,
+        hidden_ratio=2.5,
+        shared_hidden_ratio=0,
+        cheap_experts=("zero", "copy", "constant", "constant"),
     ),
     "ds-moe": MoEConfig(
         router=SigmoidTopKRouterConfig(),

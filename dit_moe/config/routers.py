@@ -79,6 +79,11 @@ class RouterSettings:
     def _untold(self, what: str) -> ConfigError:
         return ConfigError(f"router {self.name!r} does not tell {what}; see docs/extending.md")
 
+    def routed_share(self, moe: Mixture) -> float:
+        """What share of the tokens' choices falls on routed experts, not on cheap ones, while the
+        load is as the router aims at: even, for most."""
+        return moe.num_experts / moe.scored_experts
+
     def check(self, moe: Mixture) -> None:
         """Raises a `ConfigError` for a mixture that the router is not made for."""
         del moe

@@ -46,6 +46,28 @@ def null_balance_loss(
     return num_experts * jnp.sum(f_E * probabilities_TxE.mean(axis=0))
 
 
+def uneven_balance_loss(
+    probabilities_TxE: jax.Array, expert_TxK: jax.Array, eta_E: jax.Array
+) -> jax.Array:
+    """Balance loss in which experts weigh as much as they should be spared: sum_i eta_i f_i P_i
+    (MoE++, section 3.4).
+
+    f_i is the share of the tokens that choose expert i, P_i its mean router probability. There is
+    no factor for the number of experts. K over the sum of 1 / eta where the load is in proportion
+    to 1 / eta, from where no change of probabilities that all tokens share makes it less.
+
+    Args:
+      probabilities_TxE: [T, E] float32 router probabilities.
+      expert_TxK: [T, K] int32 chosen experts, those of a token different.
+      eta_E: [E] float32.
+
+    Returns:
+      float32 scalar, not scaled by the coefficient. The gradient flows through P_i.
+    """
+    f_E = assignment_counts(expert_TxK, len(eta_E)) / len(expert_TxK)
+    return jnp.sum(eta_E * f_E * probabilities_TxE.mean(axis=0))
+
+
 def routing_contrastive_loss(
     x_TxD: jax.Array, prototypes_ExD: jax.Array, expert_TxK: jax.Array, temperature: float
 ) -> jax.Array:

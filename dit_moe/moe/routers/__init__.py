@@ -11,6 +11,7 @@ from dit_moe.config import (
     BatchPoolRouterConfig,
     ConfigError,
     ExpertChoiceRouterConfig,
+    MixedTopKRouterConfig,
     MoEConfig,
     NullTopKRouterConfig,
     PrototypeExpertChoiceRouterConfig,
@@ -20,7 +21,7 @@ from dit_moe.config import (
     TopKRouterConfig,
 )
 from dit_moe.moe.routers.batch_pool import BatchPoolRouter
-from dit_moe.moe.routers.cheap_choice import NullTopKRouter
+from dit_moe.moe.routers.cheap_choice import MixedTopKRouter, NullTopKRouter
 from dit_moe.moe.routers.expert_choice import ExpertChoiceRouter, PrototypeExpertChoiceRouter
 from dit_moe.moe.routers.token_choice import PrototypeRouter, SigmoidTopKRouter, TopKRouter
 from dit_moe.moe.routing import Conditioning, Routing
@@ -70,3 +71,4 @@ register_router(ExpertChoiceRouterConfig)(ExpertChoiceRouter)
 register_router(PrototypeExpertChoiceRouterConfig)(PrototypeExpertChoiceRouter)
 register_router(BatchPoolRouterConfig)(BatchPoolRouter)
 register_router(NullTopKRouterConfig)(NullTopKRouter)
+register_router(MixedTopKRouterConfig)(MixedTopKRouter)
