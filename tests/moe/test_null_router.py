@@ -159,11 +159,11 @@ def test_the_loss_is_loosened_after_so_many_updates():
     step = jax.jit(build_step(config.model, config.objective, config.train, config.seed))
     coefs = []
     for number in range(3):
-        np.testing.assert_array_equal(state.parameters[path], [number] * 2)
+        np.testing.assert_array_equal(state.parameters[path], [[number]] * 2)
         state, metrics = step(state, *batch(8))
         coefs.append(np.asarray(metrics["moe/balance_coef"][0])[0])
     np.testing.assert_allclose(coefs, [0.5, 0.5, 0.125], rtol=1e-6)
-    np.testing.assert_array_equal(state.ema[path], [3] * 2)
+    np.testing.assert_array_equal(state.ema[path], [[3]] * 2)
     assert router_of(ADAMOE)(jnp.ones((T, D)), given(train=False)).next_state == {}
 
 

@@ -31,7 +31,7 @@ class NullTopKRouter(nnx.Module):
         kernel_DxE = _KAIMING(rngs.params(), (width, config.scored_experts), jnp.float32)
         self.kernel = nnx.Param(kernel_DxE, axes=("embed", None))
         # Counted through `Routing.next_state`, exact up to 2^24; its gradient is 0.
-        self.updates = nnx.Param(jnp.zeros(()), axes=())
+        self.updates = nnx.Param(jnp.zeros(1), axes=(None,))
 
     def __call__(self, x_TxD: jax.Array, conditioning: Conditioning) -> Routing:
         logits_TxE = linear_scores(x_TxD.astype(jnp.float32), self.kernel[...])
@@ -57,7 +57,7 @@ class NullTopKRouter(nnx.Module):
         s = self.settings
         if s.tight_updates is None:
             return jnp.asarray(s.balance_coef)
-        tight = self.updates[...] < s.tight_updates
+        tight = self.updates[...][0] < s.tight_updates
         return jnp.where(tight, s.balance_coef, s.loose_balance_coef)
 
     def _balance(self, scores_TxE: jax.Array, expert_TxK: jax.Array) -> jax.Array:
