@@ -22,6 +22,10 @@ RUNS = {
         "--case DiT-MoE-S/2-8E2A:1x1x2 --tokens_side 2",
         "collectives that make the full stack of experts: none",
     ),
+    "cheap_experts": (
+        "--nulls 0 2 --experts 2 --top_k 2 --width 16 --depth 1 --batch_size 1 --repeats 1",
+        r" 2 \| +1.00 +[\d.]+ \| +[\d.]+ +[\d.]+ \|",
+    ),
     "compile_time": (
         "--depths 1 2 --repeats 1 --batch_size 1",
         r"ratio [\d.]+ \(depth 2",

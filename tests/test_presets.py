@@ -99,6 +99,8 @@ def test_parameter_count(name, pixels):
         ("configs/digits.py:tc-dit", "digits-tc-dit"),
         ("configs/digits.py:ec-dit", "digits-ec-dit"),
         ("configs/digits.py:diffmoe", "digits-diffmoe"),
+        ("configs/digits.py:adamoe", "digits-adamoe"),
+        ("configs/digits.py:moe-plus-plus", "digits-moe-plus-plus"),
         ("configs/digits.py:ds-moe", "digits-ds-moe"),
         ("configs/digits.py:dit", "digits-dit"),
     ],

@@ -7,8 +7,10 @@ from dit_moe.config import (
     Config,
     ExpertChoiceRouterConfig,
     MeshConfig,
+    MixedTopKRouterConfig,
     ModelConfig,
     MoEConfig,
+    NullTopKRouterConfig,
     PrototypeExpertChoiceRouterConfig,
     PrototypeRouterConfig,
     TrainConfig,
@@ -30,6 +32,17 @@ EC_DIT = dataclasses.replace(
     PROMOE, router=ExpertChoiceRouterConfig(), unconditional_expert=False, shared_hidden_ratio=0
 )
 DIFFMOE = dataclasses.replace(EC_DIT, router=BatchPoolRouterConfig())
+ADAMOE = dataclasses.replace(
+    DIT_MOE,
+    router=NullTopKRouterConfig(balance_coef=0.5, loose_balance_coef=0.125, tight_updates=2),
+    top_k=3,
+    cheap_experts=("zero",) * 4,
+)
+MOE_PLUS_PLUS = dataclasses.replace(
+    DIT_MOE,
+    router=MixedTopKRouterConfig(),
+    cheap_experts=("zero", "copy", "constant", "constant"),
+)
 
 
 def tiny(moe: MoEConfig | None = PROMOE, **train: object) -> Config:

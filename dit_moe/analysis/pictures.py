@@ -61,6 +61,19 @@ def draw(analysis: Analysis, counts: Mapping[InputsName, Counts], experts: int) 
                 _depth(inputs),
             ),
         }
+        true = {f"block {x.block}": x.true_experts for x in inputs.layers if x.true_experts}
+        if true:
+            pictures[f"{name}_true_experts.png"] = (
+                f"Experts of a token at each position, cheap ones left out ({where}).",
+                _matrices(
+                    [_square(t.by_position) for t in true.values()],
+                    list(true),
+                    "column",
+                    "row",
+                    "magma_r",
+                    (0, None),
+                ),
+            )
         if len(blocks) > 1:
             pairs = [f"{a} to {b}" for a, b in zip(titles[:-1], blocks[1:], strict=True)]
             pictures[f"{name}_coactivation.png"] = (
@@ -105,6 +118,11 @@ def _position(count_LxBxSxE: np.ndarray, titles: Sequence[str]) -> bytes:
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
     return _png(figure)
+
+
+def _square(by_position: Sequence[float]) -> np.ndarray:
+    side = int(len(by_position) ** 0.5)
+    return np.reshape(by_position, (side, side))
 
 
 def _time(count_LxBxSxE: np.ndarray, titles: Sequence[str]) -> bytes:

@@ -48,6 +48,18 @@ class Information:
 
 
 @dataclass(frozen=True, config=RULES)
+class TrueExperts:
+    """How many experts with weights compute a token, on average: cheap ones are left out."""
+
+    by_time: tuple[float | None, ...]
+    """In each time bin, from clean to noise; None where no input was shown."""
+    by_position: tuple[float, ...]
+    """At each token of an image, row after row."""
+    null: float | None
+    """Of tokens with the null label; None where none was shown."""
+
+
+@dataclass(frozen=True, config=RULES)
 class Layer:
     """One MoE layer, on inputs that have a class."""
 
@@ -74,6 +86,8 @@ class Layer:
     unconditional: float
     """Share of all assignments, those of null tokens included, that the unconditional expert
     takes; 0 without such an expert."""
+    true_experts: TrueExperts | None = None
+    """None where the layer has no cheap experts."""
 
 
 @dataclass(frozen=True, config=RULES)

@@ -10,7 +10,7 @@ from dit_moe.analysis.information import (
     entropy,
     mutual_information,
 )
-from dit_moe.analysis.record import Information, Inputs, Layer, Paths
+from dit_moe.analysis.record import Information, Inputs, Layer, Paths, TrueExperts
 from dit_moe.config import ModelConfig
 from dit_moe.models.parameters import places
 from dit_moe.moe.assignments import ExpertRanges
@@ -61,6 +61,7 @@ def summarize(counts: Counts, model: ModelConfig, seed: int) -> Inputs:
                 concentration_by_time=_where(served_LxB[i], 1 - bits_LxB[i] / most),
                 position_share_by_time=_where(served_LxB[i], position_LxB[i]),
                 unconditional=float(extra),
+                true_experts=_true_experts(counts, i, ranges.stack) if ranges.cheap else None,
             )
         )
     shared_bits = mutual_information(counts.coactivation_LxExE)
@@ -75,6 +76,18 @@ def summarize(counts: Counts, model: ModelConfig, seed: int) -> Inputs:
         coactivation_bits=tuple(shared_bits.tolist()),
         coactivation_share=tuple(_ratio(shared_bits, next_bits).tolist()),
         paths=_paths(counts),
+    )
+
+
+def _true_experts(counts: Counts, i: int, stack: int) -> TrueExperts:
+    """Of layer i, whose experts with weights are the first `stack`."""
+    count_BxS = counts.position_time_LxBxSxE[i, :, :, :stack].sum(axis=-1)
+    tokens, visits_B = count_BxS.shape[1], counts.visits_B
+    null = counts.null_LxBxE[i, :, :stack].sum() / max(counts.null_visits * tokens, 1)
+    return TrueExperts(
+        by_time=_where(visits_B > 0, count_BxS.mean(axis=1) / np.maximum(visits_B, 1)),
+        by_position=tuple((count_BxS.sum(axis=0) / visits_B.sum()).tolist()),
+        null=float(null) if counts.null_visits else None,
     )
 
 

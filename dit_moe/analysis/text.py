@@ -25,7 +25,7 @@ def markdown(analysis: Analysis) -> str:
         for f in analysis.findings:
             if f.inputs == name:
                 lines.append(f"- {f.claim} **{f.verdict.capitalize()}.** {f.reason}")
-        lines += ["", *_table(inputs), "", _paths(inputs)]
+        lines += ["", *_table(inputs), *true_experts(inputs), "", _paths(inputs)]
     lines += ["", "## Pictures", ""]
     for file, caption in analysis.pictures.items():
         lines += [caption, "", f"![{Path(file).stem}]({file})", ""]
@@ -45,6 +45,26 @@ def _table(inputs: Inputs) -> list[str]:
             f"| {layer.block} | {' | '.join(shares)} | {layer.balance:.3f} | {layer.busiest:.1%} | "
             f"{layer.experts_per_token:.2f} | {layer.unconditional:.1%} |"
         )
+    return lines
+
+
+def true_experts(inputs: Inputs) -> list[str]:
+    """By layer and part of the time range, where cheap experts leave fewer to some tokens."""
+    found = {layer.block: layer.true_experts for layer in inputs.layers if layer.true_experts}
+    if not found:
+        return []
+    bins = len(next(iter(found.values())).by_time)
+    lines = [
+        "",
+        "Experts per token without the cheap ones, by time from data to noise, and with the null "
+        "label:",
+        "",
+        f"| block | {' | '.join(f'{b / bins:.2f}' for b in range(bins))} | null label |",
+        "|---" * (bins + 2) + "|",
+    ]
+    for block, true in found.items():
+        cells = ("-" if n is None else f"{n:.2f}" for n in (*true.by_time, true.null))
+        lines.append(f"| {block} | {' | '.join(cells)} |")
     return lines
 
 

@@ -5,6 +5,7 @@
 
 from pydantic.dataclasses import dataclass
 
+from dit_moe.config.cheap_routers import MixedTopKRouterConfig, NullTopKRouterConfig
 from dit_moe.config.data import DataConfig
 from dit_moe.config.experts import CHEAP_EXPERTS, EXPERTS, ExpertKind, register_expert
 from dit_moe.config.guidance import GUIDES, WEAK_ROUTINGS, GuidanceConfig
@@ -55,9 +56,11 @@ __all__ = [
     "ExpertKind",
     "GuidanceConfig",
     "MeshConfig",
+    "MixedTopKRouterConfig",
     "Mixture",
     "MoEConfig",
     "ModelConfig",
+    "NullTopKRouterConfig",
     "ObjectiveConfig",
     "PrototypeExpertChoiceRouterConfig",
     "PrototypeRouterConfig",

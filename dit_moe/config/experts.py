@@ -84,6 +84,8 @@ for _kind in (
     register_expert(_kind)
 
 
-CHEAP_EXPERTS = ("zero", "copy", "constant")
-"""Experts without matrix products (MoE++, Jin et al. 2024): `zero` gives nothing (AdaMoE's null
-expert), `copy` the token itself, `constant` a mix of the token and a learnt vector."""
+CHEAP_EXPERTS = {"zero": 0, "copy": 0, "constant": 3}
+"""Experts without matrices (MoE++, Jin et al. 2024): `zero` gives nothing (AdaMoE's null expert),
+`copy` the token itself, `constant` a mix of the token and a learnt vector.
+
+Told is how many vectors of the model's width each has; a token is multiplied by each once."""

@@ -78,6 +78,7 @@ class MoEConfig:
             f"cheap_experts is {', '.join(self.cheap_experts)} with router {self.router.name!r}; "
             "allowed: with a router of columns of scores from which tokens choose, such as 'top_k'",
         )
+        self.router.check(self)
 
     @property
     def tokens_choose(self) -> bool:
@@ -96,5 +97,6 @@ class MoEConfig:
 
     @property
     def computed_experts(self) -> float:
-        """Experts of the stack that compute a token, on average if the load is even."""
-        return self.top_k * self.num_experts / self.scored_experts
+        """Experts of the stack that compute a token, on average if the load is as the router aims
+        at."""
+        return self.top_k * self.router.routed_share(self)

@@ -16,8 +16,10 @@ from dit_moe.config import (
     DDPMConfig,
     ExpertChoiceRouterConfig,
     GuidanceConfig,
+    MixedTopKRouterConfig,
     ModelConfig,
     MoEConfig,
+    NullTopKRouterConfig,
     ObjectiveConfig,
     PrototypeExpertChoiceRouterConfig,
     PrototypeRouterConfig,
@@ -110,20 +112,37 @@ def _ds_moe(num_experts: int, hidden_ratio: float) -> MoEConfig:
     )
 
 
+_SMALL_DIT_MOE = MoEConfig(
+    router=TopKRouterConfig(),
+    num_experts=8,
+    top_k=2,
+    hidden_ratio=1,
+    shared_hidden_ratio=1,
+)
 # For data sets that train in minutes. Active feed-forward parameters per token: 9 width^2 in
-# dit-moe and ds-moe, 8 width^2 in the others (to which diffmoe's predictor adds width^2).
+# dit-moe and ds-moe, and in adamoe and moe-plus-plus on average of the load that they aim at;
+# 8 width^2 in the others (to which diffmoe's predictor adds width^2).
 _SMALL_MOE = {
     "promoe": dataclasses.replace(PROMOE, num_experts=8),
     "promoe-ec": dataclasses.replace(PROMOE_EC, num_experts=8),
     "tc-dit": TC_DIT,
     "ec-dit": EC_DIT,
     "diffmoe": DIFFMOE,
-    "dit-moe": MoEConfig(
-        router=TopKRouterConfig(),
+    "dit-moe": _SMALL_DIT_MOE,
+    # The loss is loosened after half of the updates that configs/digits.py makes.
+    "adamoe": dataclasses.replace(
+        _SMALL_DIT_MOE,
+        router=NullTopKRouterConfig(tight_updates=600),
+        top_k=4,
+        cheap_experts=("zero",) * 8,
+    ),
+    "moe-plus-plus": MoEConfig(
+        router=MixedTopKRouterConfig(),
         num_experts=8,
         top_k=2,
-        hidden_ratio=1,
-        shared_hidden_ratio=1,
+        hidden_ratio=2.5,
+        shared_hidden_ratio=0,
+        cheap_experts=("zero", "copy", "constant", "constant"),
     ),
     "ds-moe": MoEConfig(
         router=SigmoidTopKRouterConfig(),

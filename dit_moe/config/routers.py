@@ -20,6 +20,11 @@ class Mixture(Protocol):
         ...
 
     @property
+    def cheap_experts(self) -> tuple[str, ...]:
+        """Kinds of the cheap experts."""
+        ...
+
+    @property
     def scored_experts(self) -> int:
         """The router's columns: routed experts, then cheap ones."""
         ...
@@ -73,6 +78,15 @@ class RouterSettings:
 
     def _untold(self, what: str) -> ConfigError:
         return ConfigError(f"router {self.name!r} does not tell {what}; see docs/extending.md")
+
+    def routed_share(self, moe: Mixture) -> float:
+        """What share of the tokens' choices falls on routed experts, not on cheap ones, while the
+        load is as the router aims at: even, for most."""
+        return moe.num_experts / moe.scored_experts
+
+    def check(self, moe: Mixture) -> None:
+        """Raises a `ConfigError` for a mixture that the router is not made for."""
+        del moe
 
     def hands_on(self, moe: Mixture) -> dict[str, tuple[int, ...]]:
         """Shapes, for one token, of what the router of the next layer gets to see

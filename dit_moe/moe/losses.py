@@ -22,6 +22,52 @@ def balance_loss(probabilities_TxE: jax.Array, expert_TxK: jax.Array) -> jax.Arr
     return jnp.sum(f_E * probabilities_TxE.mean(axis=0))
 
 
+def null_balance_loss(
+    probabilities_TxE: jax.Array, expert_TxK: jax.Array, num_true: int
+) -> jax.Array:
+    """Balance loss that leaves open which null experts share their load: E sum_i f_i P_i (AdaMoE,
+    section 3.2).
+
+    f_i is the share of the tokens that choose expert i, but the mean of these shares over all null
+    experts for each of them; P_i its mean router probability. K when the load is even.
+
+    Args:
+      probabilities_TxE: [T, E] float32 router probabilities.
+      expert_TxK: [T, K] int32 chosen experts, those of a token different.
+      num_true: how many experts come before the null ones.
+
+    Returns:
+      float32 scalar, not scaled by the coefficient. The gradient flows through P_i.
+    """
+    (num_tokens, num_experts), nulls = probabilities_TxE.shape, slice(num_true, None)
+    f_E = assignment_counts(expert_TxK, num_experts) / num_tokens
+    if num_true < num_experts:
+        f_E = f_E.at[nulls].set(f_E[nulls].mean())
+    return num_experts * jnp.sum(f_E * probabilities_TxE.mean(axis=0))
+
+
+def uneven_balance_loss(
+    probabilities_TxE: jax.Array, expert_TxK: jax.Array, eta_E: jax.Array
+) -> jax.Array:
+    """Balance loss in which experts weigh as much as they should be spared: sum_i eta_i f_i P_i
+    (MoE++, section 3.4).
+
+    f_i is the share of the tokens that choose expert i, P_i its mean router probability. There is
+    no factor for the number of experts. K over the sum of 1 / eta where the load is in proportion
+    to 1 / eta, from where no change of probabilities that all tokens share makes it less.
+
+    Args:
+      probabilities_TxE: [T, E] float32 router probabilities.
+      expert_TxK: [T, K] int32 chosen experts, those of a token different.
+      eta_E: [E] float32.
+
+    Returns:
+      float32 scalar, not scaled by the coefficient. The gradient flows through P_i.
+    """
+    f_E = assignment_counts(expert_TxK, len(eta_E)) / len(expert_TxK)
+    return jnp.sum(eta_E * f_E * probabilities_TxE.mean(axis=0))
+
+
 def routing_contrastive_loss(
     x_TxD: jax.Array, prototypes_ExD: jax.Array, expert_TxK: jax.Array, temperature: float
 ) -> jax.Array:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dit_moe.config import EXPERTS, ModelConfig
+from dit_moe.config import CHEAP_EXPERTS, EXPERTS, ModelConfig
 from dit_moe.nn.embeddings import TIME_FEATURES
 
 BACKWARD = 2  # one product for the gradient of each factor
@@ -29,7 +29,7 @@ class ImageFlops:
     shared: float
     """The shared expert."""
     router: float
-    """Scores and whatever else it has (`RouterSettings.flops`)."""
+    """Scores and whatever else it has (`RouterSettings.flops`), and the cheap experts."""
     modulation: float
     """adaLN-zero, of the blocks and of the output."""
     embedding: float
@@ -56,8 +56,8 @@ def image_flops(model: ModelConfig) -> ImageFlops:
         kind = EXPERTS[moe.expert]
         experts += s * moe.computed_experts * kind.flops(d, moe.hidden_ratio * d)
         shared += s * kind.flops(d, moe.shared_hidden_ratio * d)
-        # Of the cheap experts, constants alone have a product.
-        router += s * (moe.router.flops(d, moe) + 4 * d * moe.cheap_experts.count("constant"))
+        router += s * moe.router.flops(d, moe)
+        router += s * 2 * d * sum(CHEAP_EXPERTS[kind] for kind in moe.cheap_experts)
     dense = EXPERTS[model.mlp_activation].flops(d, model.mlp_ratio * d)
     return ImageFlops(
         attention=depth * (2 * s * d * 4 * d + _attention_products(model)),

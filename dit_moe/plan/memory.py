@@ -181,13 +181,14 @@ def _moe_bytes(
 ) -> float:
     """Bytes per token that one of so many layers with this mixture keeps."""
     size, d = itemsize(model), model.width
-    kind, computed = EXPERTS[moe.expert], moe.computed_experts
+    # Rows are of a fixed number: those that go to cheap experts lie idle.
+    kind, chosen = EXPERTS[moe.expert], moe.top_k
     hidden, shared = moe.hidden_ratio * d, moe.shared_hidden_ratio * d
     saved = moe.router.saved(d, moe, products_only=remat == "dots")
-    total = (moe.scored_experts + saved) * FLOAT32
+    total = (moe.scored_experts + saved) * FLOAT32 + _cheap_bytes(model, moe, remat)
     if remat == "dots":
         total += (kind.in_matrices * shared + (d if shared else 0)) * size
-        rows = computed * (kind.in_matrices * hidden + d) * size
+        rows = chosen * (kind.in_matrices * hidden + d) * size
         return total + (d * size if expert_parallel else rows)
     total += ((kind.in_matrices + 1) * shared + (d if shared else 0)) * size
     if expert_parallel:
@@ -197,7 +198,16 @@ def _moe_bytes(
     rows += d * size if size < FLOAT32 else 0
     # A byte for each value that is masked. Where experts choose, all layers have the same mask.
     masks = (2 * d + hidden) / (1 if moe.tokens_choose else layers)
-    return total + computed * (rows + masks)
+    return total + chosen * (rows + masks)
+
+
+def _cheap_bytes(model: ModelConfig, moe: MoEConfig, remat: str) -> float:
+    """Bytes per token that the cheap experts of a layer keep: the sum of the constants, or, where
+    it is not kept in any case, the token in float32."""
+    if remat == "dots":
+        return model.width * FLOAT32 if "constant" in moe.cheap_experts else 0
+    gives = set(moe.cheap_experts) - {"zero"}
+    return model.width * FLOAT32 if gives and itemsize(model) < FLOAT32 else 0
 
 
 def itemsize(model: ModelConfig) -> int:

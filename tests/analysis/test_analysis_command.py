@@ -41,7 +41,7 @@ from dit_moe.sampling import guides
 from dit_moe.sampling.guides import guided
 from dit_moe.storage.records import read_record
 from tests.analysis.fresh_run import write_fresh_run
-from tests.tiny import DIFFMOE, DIT_MOE, EC_DIT, PROMOE_EC, tiny
+from tests.tiny import ADAMOE, DIFFMOE, DIT_MOE, EC_DIT, PROMOE_EC, tiny
 
 WIDTH = 16
 
@@ -291,6 +291,24 @@ def test_the_command(run, tmp_path, capsys):
     again = tmp_path / "again"
     assert main(["--workdir", str(run), "--output", str(again), *FEW]) == 0
     assert (again / FILE).read_bytes() == (output / FILE).read_bytes()
+
+
+@pytest.mark.slow
+def test_the_command_with_cheap_experts(tmp_path):
+    run, output = write_fresh_run(tmp_path / "run", tiny(ADAMOE)), tmp_path / "experts"
+    assert main(["--workdir", str(run), "--output", str(output), *FEW]) == 0
+    for inputs in read_record(output / FILE, Analysis).inputs.values():
+        for layer in inputs.layers:
+            assert layer.experts_per_token == ADAMOE.top_k
+            assert layer.true_experts is not None
+            assert len(layer.true_experts.by_position) == 16
+            mean = np.mean(layer.true_experts.by_position)
+            assert mean == pytest.approx(ADAMOE.top_k * sum(layer.load[:4]))
+            assert np.mean(layer.true_experts.by_time) == pytest.approx(mean)
+            assert 0 < layer.true_experts.null < ADAMOE.top_k
+    assert "Experts per token without the cheap ones" in (output / "analysis.md").read_text()
+    with Image.open(output / "training_true_experts.png") as image:
+        assert min(image.size) > 100
 
 
 def test_classes_are_called_alike_whatever_is_shown(tmp_path):

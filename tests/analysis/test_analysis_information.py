@@ -9,8 +9,9 @@ from sklearn.metrics import mutual_info_score
 from dit_moe.analysis.counts import Counts
 from dit_moe.analysis.decisions import decisions
 from dit_moe.analysis.information import entropy, mutual_information
-from dit_moe.analysis.record import Layer
+from dit_moe.analysis.record import Inputs, Layer, TrueExperts
 from dit_moe.analysis.summary import summarize
+from dit_moe.analysis.text import true_experts
 from dit_moe.config import ConfigError, ModelConfig, MoEConfig, PrototypeRouterConfig
 from dit_moe.moe.routing import Routing
 
@@ -150,6 +151,32 @@ def test_what_a_layer_counts():
     assert paths.entropy_bits == pytest.approx(scipy.stats.entropy([4, 2, 2], base=2))
     assert paths.independent_bits == pytest.approx(2 * first.balance)
     np.testing.assert_allclose(counts.mean_tokens()[..., 0], [[0.5, 2.5], [5.5, 7.5]])
+
+
+def test_true_experts_leave_cheap_ones_out():
+    """Two images of two tokens with two experts each, at two times of three; expert 2 is cheap."""
+    counts = Counts(np.array([3, 8]), (3, 8), np.arange(2), (1, 3, 2, 3, 0))
+    early, late = [[0, 1], [0, 2]], [[2, 1], [2, 9]]  # 9: no expert
+    null = [[1, 0], [2, 9]]
+    expert = np.array([early, late, early, late, null]).reshape(1, 10, 2)
+    image, time = np.array([0, 0, 1, 1, -1]), np.array([0, 1, 0, 1, 1])
+    counts.add(decisions([record(expert, experts=3)], 3, 2), image, time)
+    moe = MoEConfig(num_experts=2, top_k=2, cheap_experts=("zero",))
+    inputs = summarize(counts, network(moe, 1), seed=0)
+    (layer,) = inputs.layers
+    assert layer.experts_per_token == 7 / 4
+    assert layer.true_experts == TrueExperts((1.5, 0.5, None), (1.5, 0.5), 1.0)
+    text = text_of(inputs)
+    assert "| block | 0.00 | 0.33 | 0.67 | null label |\n|---|---|---|---|---|\n" in text
+    assert f"| {layer.block} | 1.50 | 0.50 | - | 1.00 |" in text
+    # Nothing is told of a layer without cheap experts.
+    plain = summarize(counts, network(MoEConfig(num_experts=3), 1), seed=0)
+    assert plain.layers[0].true_experts is None
+    assert "cheap" not in text_of(plain)
+
+
+def text_of(inputs: Inputs) -> str:
+    return "\n".join(true_experts(inputs))
 
 
 def test_tokens_that_are_not_finite_are_refused():

@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dit_moe.config import ConfigError, ModelConfig, MoEConfig
+from dit_moe.config import CHEAP_EXPERTS, ConfigError, ModelConfig, MoEConfig
 from dit_moe.config.files import override
 from dit_moe.moe.assignments import ExpertRanges
+from dit_moe.moe.experts.cheap import CheapExperts
 from dit_moe.moe.layer import MoELayer
-from dit_moe.moe.routing import Conditioning
+from dit_moe.moe.routing import Conditioning, Routing
 from dit_moe.moe.statistics import routing_statistics
 from dit_moe.plan.flops import image_flops
+from tests.moe.test_facts import flops_of, parameters_of
 from tests.tiny import tiny
 
 T, D, E = 24, 16, 4
@@ -97,6 +99,33 @@ def test_flops_are_those_of_the_experts_that_compute():
     size = {"width": 64, "depth": 2, "heads": 2}
     experts = [image_flops(ModelConfig(**size, moe=moe)).experts for moe in (dense, half)]
     assert experts[1] == experts[0] / 2
+
+
+def test_flops_of_constants():
+    """Against XLA: a token is multiplied by three vectors."""
+    tokens, width, constants = 256, 512, 64
+    cheap = CheapExperts(ExpertRanges(0, 0, ("constant",) * constants), width, nnx.Rngs(0))
+    assert parameters_of(cheap) == constants * CHEAP_EXPERTS["constant"] * width
+    x_TxD = jax.random.normal(jax.random.key(0), (tokens, width))
+    routing = Routing(
+        token=jnp.arange(tokens),
+        expert=jnp.arange(tokens) % constants,
+        weight=jnp.ones(tokens),
+        scores=jnp.ones((tokens, constants)),
+        losses={},
+    )
+
+    def run(cheap: nnx.Module) -> jax.Array:
+        assert isinstance(cheap, CheapExperts)
+        return cheap(x_TxD, routing)
+
+    plain = ModelConfig(width=64, depth=2, heads=2, moe=MoEConfig())
+    more = dataclasses.replace(plain, moe=MoEConfig(cheap_experts=("constant", "copy")))
+    counted = (image_flops(more).router - image_flops(plain).router) / (2 * plain.num_tokens)
+    # A column of scores for both, three vectors for one.
+    assert counted == 2 * 64 * (2 + CHEAP_EXPERTS["constant"])
+    expected = tokens * constants * 2 * CHEAP_EXPERTS["constant"] * width
+    assert flops_of(run, cheap) == pytest.approx(expected, rel=0.01)
 
 
 def test_experts_that_choose_have_no_cheap_ones():

@@ -15,7 +15,7 @@ from dit_moe.devices.mesh import batch_sharding, build_mesh, check_mesh
 from dit_moe.runs.checkpoints import Checkpoints
 from dit_moe.runs.state import TrainState, abstract_state, init_state
 from dit_moe.training.step import build_step
-from tests.tiny import DIFFMOE, DIT_MOE, PROMOE, PROMOE_EC, tiny
+from tests.tiny import ADAMOE, DIFFMOE, DIT_MOE, MOE_PLUS_PLUS, PROMOE, PROMOE_EC, tiny
 from tests.training.test_training import assert_close, batch, one_device, run_steps
 
 
@@ -27,8 +27,18 @@ from tests.training.test_training import assert_close, batch, one_device, run_st
         (PROMOE_EC, (2, 2, 2)),
         (DIFFMOE, (2, 2, 2)),
         (DIFFMOE, (4, 2, 1)),
+        (ADAMOE, (2, 2, 2)),
+        (MOE_PLUS_PLUS, (2, 2, 2)),
     ],
-    ids=["DiT-MoE", "ProMoE", "ProMoE-EC", "DiffMoE", "DiffMoE without an expert axis"],
+    ids=[
+        "DiT-MoE",
+        "ProMoE",
+        "ProMoE-EC",
+        "DiffMoE",
+        "DiffMoE without an expert axis",
+        "AdaMoE",
+        "MoE++",
+    ],
 )
 def test_experts_on_several_devices_change_no_numbers(moe, sizes):
     """ProMoE's unconditional expert makes five, which two devices do not share evenly. DiffMoE's

@@ -11,7 +11,9 @@ from dit_moe.config import (
     BatchPoolRouterConfig,
     ConfigError,
     ExpertChoiceRouterConfig,
+    MixedTopKRouterConfig,
     MoEConfig,
+    NullTopKRouterConfig,
     PrototypeExpertChoiceRouterConfig,
     PrototypeRouterConfig,
     RouterSettings,
@@ -19,6 +21,7 @@ from dit_moe.config import (
     TopKRouterConfig,
 )
 from dit_moe.moe.routers.batch_pool import BatchPoolRouter
+from dit_moe.moe.routers.cheap_choice import MixedTopKRouter, NullTopKRouter
 from dit_moe.moe.routers.expert_choice import ExpertChoiceRouter, PrototypeExpertChoiceRouter
 from dit_moe.moe.routers.token_choice import PrototypeRouter, SigmoidTopKRouter, TopKRouter
 from dit_moe.moe.routing import Conditioning, Routing
@@ -67,3 +70,5 @@ register_router(PrototypeRouterConfig)(PrototypeRouter)
 register_router(ExpertChoiceRouterConfig)(ExpertChoiceRouter)
 register_router(PrototypeExpertChoiceRouterConfig)(PrototypeExpertChoiceRouter)
 register_router(BatchPoolRouterConfig)(BatchPoolRouter)
+register_router(NullTopKRouterConfig)(NullTopKRouter)
+register_router(MixedTopKRouterConfig)(MixedTopKRouter)

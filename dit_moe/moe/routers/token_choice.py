@@ -34,10 +34,10 @@ class TopKRouter(nnx.Module):
     def __call__(self, x_TxD: jax.Array, conditioning: Conditioning) -> Routing:
         del conditioning
         scores_TxE = softmax_scores(x_TxD.astype(jnp.float32), self.kernel[...])
-        best_TxK, expert_TxK = _choose(scores_TxE, self.top_k, self.choice)
+        best_TxK, expert_TxK = choose(scores_TxE, self.top_k, self.choice)
         weight_TxK = jnp.take_along_axis(scores_TxE, best_TxK, axis=-1)
         balance = self.balance_coef * losses.balance_loss(scores_TxE, expert_TxK)
-        return _token_choice(expert_TxK, weight_TxK, scores_TxE, {"balance": balance})
+        return token_choice(expert_TxK, weight_TxK, scores_TxE, {"balance": balance})
 
 
 class SigmoidTopKRouter(nnx.Module):
@@ -63,11 +63,11 @@ class SigmoidTopKRouter(nnx.Module):
 
     def __call__(self, x_TxD: jax.Array, conditioning: Conditioning) -> Routing:
         scores_TxE = jax.nn.sigmoid(linear_scores(x_TxD.astype(jnp.float32), self.kernel[...]))
-        best_TxK, expert_TxK = _choose(scores_TxE + self.bias[...], self.top_k, self.choice)
+        best_TxK, expert_TxK = choose(scores_TxE + self.bias[...], self.top_k, self.choice)
         weight_TxK = jnp.take_along_axis(scores_TxE, best_TxK, axis=-1)
         if self.top_k > 1:
             weight_TxK /= weight_TxK.sum(axis=-1, keepdims=True) + 1e-20
-        routing = _token_choice(expert_TxK, self.settings.scale * weight_TxK, scores_TxE, {})
+        routing = token_choice(expert_TxK, self.settings.scale * weight_TxK, scores_TxE, {})
         if not conditioning.train:
             return routing
         load_E = losses.assignment_counts(expert_TxK, self.num_experts)
@@ -96,7 +96,7 @@ class PrototypeRouter(nnx.Module):
         x_TxD = x_TxD.astype(jnp.float32)
         similarity_TxE = losses.cosine_similarity(x_TxD, self.prototypes[...])
         scores_TxE = ACTIVATIONS[self.settings.activation](similarity_TxE)
-        best_TxK, expert_TxK = _choose(scores_TxE, self.top_k, self.choice)
+        best_TxK, expert_TxK = choose(scores_TxE, self.top_k, self.choice)
         weight_TxK = jnp.take_along_axis(scores_TxE, best_TxK, axis=-1)
         if self.unconditional_expert:
             is_null_Tx1 = conditioning.is_null[:, None]
@@ -108,14 +108,14 @@ class PrototypeRouter(nnx.Module):
         contrastive = self.settings.contrastive_coef * losses.routing_contrastive_loss(
             x_TxD, self.prototypes[...], expert_TxK, self.settings.contrastive_temperature
         )
-        routing = _token_choice(
+        routing = token_choice(
             expert_TxK, weight_TxK, scores_TxE, {"routing_contrastive": contrastive}
         )
         similarity = losses.mean_similarity(self.prototypes[...])
         return dataclasses.replace(routing, metrics={"prototype_similarity": similarity})
 
 
-def _choose(scores_TxE: jax.Array, top_k: int, choice: str) -> tuple[jax.Array, jax.Array]:
+def choose(scores_TxE: jax.Array, top_k: int, choice: str) -> tuple[jax.Array, jax.Array]:
     """The top_k experts of every token by score, whose scores are its weights, and those that it
     goes to: the same, or by `MoEConfig.choice` those with the lowest scores."""
     _, best_TxK = jax.lax.top_k(scores_TxE, top_k)
@@ -124,7 +124,7 @@ def _choose(scores_TxE: jax.Array, top_k: int, choice: str) -> tuple[jax.Array, 
     return best_TxK, best_TxK
 
 
-def _token_choice(
+def token_choice(
     expert_TxK: jax.Array,
     weight_TxK: jax.Array,
     scores_TxE: jax.Array,
