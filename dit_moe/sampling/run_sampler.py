@@ -95,6 +95,7 @@ class RunSampler:
             ),
             "workdir": printable(str(workdir.resolve())),
             **_identity(run, ema),
+            "start_share": run.start_share,
             "batch_size": self.batch_size,
             "latents": self._renderer and self._renderer.description,
             "guide": weaker and {"workdir": printable(str(guide)), **_identity(weaker, guide_ema)},

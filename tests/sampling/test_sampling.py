@@ -127,11 +127,13 @@ def test_settings_matter(run, tmp_path):
         {"guidance": {"scale": 3.0, "interval": (0.3, 1.0), "rescale": 0.5}},
         {"integration": {"solver": "dopri5"}},
         {"integration": {"steps": 4}},
-        {"ema": True},
         {"classes": [5]},
+        {"ema": True},
     ):
         other, _ = make(run, tmp_path, **change)
         assert (other != plain).any(), change
+    drawn = json.loads((tmp_path / "samples.json").read_text())
+    assert drawn["start_share"] == pytest.approx(0.9**3)
 
 
 def test_a_run_that_guides_itself(run, tmp_path):
@@ -141,6 +143,7 @@ def test_a_run_that_guides_itself(run, tmp_path):
     np.testing.assert_array_equal(itself, plain)
     drawn = json.loads((tmp_path / "out" / "samples.json").read_text())
     assert drawn["guide"]["weights"] == drawn["weights"]
+    assert drawn["start_share"] is None  # of parameters that are no average
     other, _ = make(run, tmp_path / "out", **settings)
     assert (other != plain).any()
 
