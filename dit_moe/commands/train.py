@@ -4,7 +4,7 @@ import argparse
 
 from etils import epath
 
-from dit_moe.config.command_line import command_parser, end, run_command, say_error
+from dit_moe.config.command_line import command_parser, end, run_command, say_error, words
 from dit_moe.config.verbs import spoken
 
 EPILOG = """\
@@ -16,6 +16,9 @@ examples:
 
   python train.py --config configs/dit_moe.py:XL/2-8E2A@512 --workdir runs/xl-512 \\
       --init_from runs/xl
+
+  python train.py --config configs/digits.py --workdir runs/digits \\
+      --config.train.learning_rate=3e-4 --override_resume learning_rate
 
   python train.py --config configs/dit_moe.py:G/2-16E2A --workdir /shared/runs/g --distributed \\
       --config.mesh.data=1 --config.mesh.fsdp=-1 --config.mesh.expert=8
@@ -49,6 +52,13 @@ def main(argv: list[str] | None = None) -> int:
         metavar="RUN",
         help="model to start from when the workdir has no checkpoint: a run folder, an exported "
         "folder or a Hugging Face name; its network must be the config's",
+    )
+    parser.add_argument(
+        "--override_resume",
+        default="",
+        metavar="FIELD,FIELD",
+        help="fields of config.train, such as learning_rate,batch_size, that may differ from those "
+        "of the run in the workdir; noted in its history.jsonl",
     )
     parser.add_argument(
         "--profile_steps",
@@ -90,6 +100,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
             config,
             workdir,
             init_from=arguments.init_from,
+            override_resume=words(arguments.override_resume),
             profile_steps=arguments.profile_steps,
             wandb=arguments.wandb,
         )

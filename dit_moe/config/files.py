@@ -191,8 +191,8 @@ def _check_field(node: Any, name: str, where: str) -> str:
     return f"{where}.{name}"
 
 
-def differences(a: Config, b: Config) -> list[str]:
-    """Dotted names of the fields in which two configs differ."""
+def flat(config: Config) -> dict[str, Any]:
+    """The values of all fields by dotted name."""
 
     def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
         if isinstance(value, tuple | list) and any(isinstance(v, dict) for v in value):
@@ -202,7 +202,12 @@ def differences(a: Config, b: Config) -> list[str]:
         parts = [flatten(v, f"{prefix}.{k}" if prefix else str(k)) for k, v in value.items()]
         return {k: v for part in parts for k, v in part.items()}
 
-    flat_a, flat_b = flatten(to_dict(a)), flatten(to_dict(b))
+    return flatten(to_dict(config))
+
+
+def differences(a: Config, b: Config) -> list[str]:
+    """Dotted names of the fields in which two configs differ."""
+    flat_a, flat_b = flat(a), flat(b)
     missing = object()
     keys = dict.fromkeys([*flat_a, *flat_b])
     return [k for k in keys if flat_a.get(k, missing) != flat_b.get(k, missing)]

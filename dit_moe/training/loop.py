@@ -21,6 +21,7 @@ def train(
     workdir: epath.PathLike,
     *,
     init_from: str | None = None,
+    override_resume: tuple[str, ...] = (),
     profile_steps: range = range(0),
     wandb: str | None = None,
 ) -> int | None:
@@ -34,6 +35,8 @@ def train(
       init_from: a run folder, an exported folder or a Hugging Face name, from whose averaged
         parameters a new run starts; the step, the optimiser and all averages are fresh. A run that
         resumes goes on from its own.
+      override_resume: fields of `config.train` that may differ from those of the run in the
+        workdir (`runs.history.OVERRIDABLE`); without one there, they change nothing.
       profile_steps: steps whose profiler trace is written to `workdir / "profile"`.
       wandb: Weights & Biases project that receives the metrics too.
 
@@ -48,8 +51,14 @@ def train(
     """
     check_reachable("workdir", workdir)
     folder, steps = epath.Path(workdir), config.train.steps
-    how = {"init_from": init_from, "profile_steps": profile_steps, "wandb": wandb}
-    with open_session(config, folder, **how) as session:
+    with open_session(
+        config,
+        folder,
+        init_from=init_from,
+        override_resume=override_resume,
+        profile_steps=profile_steps,
+        wandb=wandb,
+    ) as session:
         stopped_by = 0
         for number in range(session.first_step + 1, steps + 1):
             metrics = _advance(session, number)

@@ -20,6 +20,7 @@ from dit_moe.plan.estimate import Estimate, estimate
 from dit_moe.plan.host import check_host_memory
 from dit_moe.runs.checkpoints import Checkpoints
 from dit_moe.runs.folder import write_parameter_overview, write_run
+from dit_moe.runs.history import check_override
 from dit_moe.runs.state import TrainState, abstract_state, init_state, start_state
 from dit_moe.sampling.request import Request
 from dit_moe.storage.files import lock
@@ -89,10 +90,12 @@ def open_session(
     workdir: epath.Path,
     *,
     init_from: str | None = None,
+    override_resume: tuple[str, ...] = (),
     profile_steps: range = range(0),
     wandb: str | None = None,
 ) -> Iterator[Session]:
     """Begins a run or goes on with it, and ends it in order; arguments and errors as of `train`."""
+    check_override(override_resume)
     parts = build_parts(config)
     settings, mesh = config.train, parts.mesh
     with contextlib.ExitStack() as held, jax.set_mesh(mesh), Interrupt() as interrupt:
@@ -104,7 +107,9 @@ def open_session(
             Checkpoints(workdir, settings.keep_checkpoints, settings.keep_every)
         )
         like = abstract_state(config.model, settings, mesh)
-        state, milestones = _begin(config, workdir, parts, checkpoints, like, init_from)
+        state, milestones = _begin(
+            config, workdir, parts, checkpoints, like, init_from, override_resume
+        )
         first_step = int(state.step)
         writers: list[MetricsWriter] = []
         hosts.on_lead(
@@ -176,16 +181,25 @@ def _begin(
     checkpoints: Checkpoints,
     like: TrainState,
     init_from: str | None,
+    override_resume: tuple[str, ...],
 ) -> tuple[TrainState, Milestones]:
     """Makes the folder the run's, and its state; milestones that a kill prevented are made up."""
-    resuming = checkpoints.latest_step() is not None
+    newest = checkpoints.latest_step()
+    resuming = newest is not None
     space = parts.sources[0].latent_space
     if init_from is not None and not resuming:
         check_origin(init_from, config, space)
     milestones = Milestones(config, parts.request, space, parts.mesh, workdir)
 
     def prepare_folder() -> None:
-        write_run(config, parts.sources, workdir, resuming=resuming)
+        write_run(
+            config,
+            parts.sources,
+            workdir,
+            resuming=resuming,
+            override=override_resume,
+            step=newest or 0,
+        )
         prepare_origin(init_from, workdir, resuming=resuming)
         write_parameter_overview(like, workdir)
 

@@ -366,9 +366,16 @@ def test_reading_leaves_a_running_save_alone(tmp_path, undisturbed):
 
 
 def test_another_config_is_refused(undisturbed):
-    with pytest.raises(ConfigError, match=r"differs in train\.learning_rate: use the same"):
+    told = (
+        r"differs in train\.learning_rate \(was 0\.001, is 1\.0\): use the same config or another "
+        r"--workdir, or name in --override_resume what is to change; allowed there: learning_rate, "
+    )
+    with pytest.raises(ConfigError, match=told):
         train(tiny(learning_rate=1.0), undisturbed)
+    with pytest.raises(ConfigError, match=told):
+        train(tiny(learning_rate=1.0), undisturbed, override_resume=("batch_size",))
     assert load_run(undisturbed).config == tiny()
+    assert not (undisturbed / "history.jsonl").exists()
 
 
 def test_a_lost_config_is_not_replaced_by_another(tmp_path, undisturbed):
