@@ -17,7 +17,7 @@ from dit_moe.storage.records import read_json
 
 _NUMBER = "[0-9]" * 9
 # On which no image depends, or by the weights alone.
-_FREE = ("num_samples", "batch_size", "start_share")
+_FREE = ("num_samples", "batch_size", "class_names", "start_share")
 
 
 def differences(made_of: Mapping[str, object], other: Mapping[str, object]) -> list[str]:

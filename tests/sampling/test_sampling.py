@@ -136,6 +136,18 @@ def test_settings_matter(run, tmp_path):
     assert drawn["start_share"] == pytest.approx(0.9**3)
 
 
+def test_classes_by_name(run, tmp_path):
+    named = shutil.copytree(run, tmp_path / "named")
+    names = ("nought", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+    write_classes(named, Classes(names, (1,) * 10))
+    _, labels = make(named, tmp_path / "out", classes=["seven", "2"], num_samples=3)
+    np.testing.assert_array_equal(labels, [7, 2, 7])
+    drawn = json.loads((tmp_path / "out" / "samples.json").read_text())
+    assert (drawn["classes"], drawn["class_names"]) == ([7, 2], ["seven", "two"])
+    with pytest.raises(ConfigError, match=r"classes has 'ten'; allowed: .*, or names: nought, one"):
+        make(named, tmp_path / "out", classes=["ten"])
+
+
 def test_a_run_that_guides_itself(run, tmp_path):
     plain, _ = make(run, tmp_path / "plain")
     settings = {"guide": run, "guidance": {"guide": "auto", "scale": 3.0}}
