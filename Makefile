@@ -7,8 +7,10 @@ MODEL ?= promoe
 # For make folder: pixels, and steps of training. A trained folder goes on with more STEPS.
 IMAGE_SIZE ?= 32
 STEPS ?= 10000
-# Steps over which the learning rate rises: what may not change as a run goes on.
+# Steps over which the learning rate rises; as a run goes on it stays, unless FLAGS override it.
 WARMUP ?= 500
+# More for train.py, such as "--config.train.batch_size=128 --override_resume batch_size".
+FLAGS ?=
 SET = $(shell basename "$$(cd "$(IMAGES)" 2>/dev/null && pwd)")-$(IMAGE_SIZE)
 RUN = runs/digits-$(MODEL)
 OUT = out/digits-$(MODEL)
@@ -18,7 +20,7 @@ BIN = $(VENV)/bin
 
 help:
 	@echo "make demo       train on real digits, sample, evaluate (MODEL=promoe|dit-moe|dit)"
-	@echo "make folder     the same from your pictures: IMAGES=FOLDER [IMAGE_SIZE=32 STEPS=10000]"
+	@echo "make folder     the same from your pictures: IMAGES=FOLDER [IMAGE_SIZE=32 STEPS=10000 FLAGS=...]"
 	@echo "make test       the test suite, in ten minutes"
 	@echo "make test-peers comparisons with PyTorch packages, in an environment of their own"
 	@echo "make test-floors the suite on the oldest releases that pyproject.toml allows"
@@ -45,7 +47,7 @@ folder: $(VENV)/.installed
 	@test -n "$(IMAGES)" || { echo "IMAGES is not set; allowed: IMAGES=FOLDER, with one sub-folder per class"; exit 2; }
 	@test "$(STEPS)" -gt "$(WARMUP)" || { echo "STEPS is $(STEPS); allowed: above WARMUP, which is $(WARMUP) (WARMUP=... sets it)"; exit 2; }
 	$(BIN)/python -m dit_moe.data.prepare --input "$(IMAGES)" --output "data/$(SET)" --autoencoder none --image_size $(IMAGE_SIZE)
-	$(BIN)/python train.py --config "configs/prepared.py:data/$(SET)" --workdir "runs/$(SET)" --config.train.steps=$(STEPS) --config.train.warmup_steps=$(WARMUP)
+	$(BIN)/python train.py --config "configs/prepared.py:data/$(SET)" --workdir "runs/$(SET)" --config.train.steps=$(STEPS) --config.train.warmup_steps=$(WARMUP) $(FLAGS)
 	$(BIN)/python sample.py --workdir "runs/$(SET)" --output "out/$(SET)"
 
 test: $(VENV)/.installed

@@ -39,6 +39,7 @@ def get_config(architecture: str = "promoe") -> Config:
             schedule="cosine",
             gradient_clip=1.0,
             ema_decay=0.995,
+            ema_warmup=False,  # as the figures in the docs were measured
             log_every=50,
             checkpoint_every=300,
             sample_every=300,

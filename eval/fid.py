@@ -17,6 +17,7 @@ from dit_moe.config.command_line import (
     numbers,
     run_command,
     solver_settings,
+    words,
 )
 
 _HELP = """\
@@ -124,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
         "--classes",
         default="",
         metavar="0,1,2",
-        help="classes in turn (default: the data's)",
+        help="classes in turn, by number or by name as in cat,dog (default: the data's)",
     )
     add("--seed", type=int, default=0, help="of all images together (default: 0)")
     add(
@@ -170,7 +171,7 @@ def _run(options: argparse.Namespace) -> str:
         return judge(request, options.samples)
     settings = {
         "num_samples": options.num_samples,
-        "classes": numbers("classes", options.classes),
+        "classes": words(options.classes),
         **guidance_settings(options, scale=None),
         **solver_settings(options),
         "seed": options.seed,

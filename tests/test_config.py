@@ -273,6 +273,19 @@ def test_config_json_errors(tmp_path):
         load_json(path)
 
 
+def test_runs_of_before_mean_what_they_did(tmp_path):
+    path = tmp_path / "config.json"
+    values = {"format": FORMAT, **to_dict(CONFIG)}
+    assert values["train"].pop("ema_warmup")  # the default of runs that begin
+    for older in (
+        values,
+        {**values, "train": {}},
+        {k: v for k, v in values.items() if k != "train"},
+    ):
+        path.write_text(json.dumps(older))
+        assert not load_json(path).train.ema_warmup
+
+
 @pytest.mark.parametrize(
     ("number", "told"),
     [

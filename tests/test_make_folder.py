@@ -40,6 +40,12 @@ def test_more_steps_go_on_with_the_same_run(tmp_path):
     assert configs[0].train.schedule == "constant"  # whose steps may change
 
 
+def test_more_flags_reach_the_training():
+    flags = "--config.train.batch_size=128 --override_resume batch_size"
+    lines = make_folder(f"FLAGS={flags}").stdout.splitlines()
+    assert [line.endswith(f" {flags}") for line in lines if "train.py" in line] == [True]
+
+
 def test_too_few_steps_are_refused_before_anything_is_prepared():
     result = make_folder("STEPS=500", dry=False)
     assert result.returncode == 2

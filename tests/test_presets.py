@@ -137,3 +137,9 @@ def test_errors():
         load_file("configs/dit.py:S/2@x")
     with pytest.raises(ConfigError, match="architecture is 'x'; allowed: promoe, promoe-ec"):
         load_file("configs/digits.py:x")
+
+
+def test_published_models_average_as_they_were_published():
+    for name in PRESET_NAMES:
+        train = preset(name).train
+        assert (train.ema_decay, train.ema_warmup) == (0.9999, False)

@@ -52,6 +52,7 @@ def tiny(moe: MoEConfig | None = PROMOE, **train: object) -> Config:
         "learning_rate": 1e-3,
         "gradient_clip": 1.0,
         "ema_decay": 0.9,
+        "ema_warmup": False,
         "log_every": 2,
         "checkpoint_every": 100,
         "sample_every": 0,

@@ -195,13 +195,16 @@ def _counts(
     return Counts(label_N, settings.classes, bin_V, shape)
 
 
-def analyse(workdir: str | Path, batch_size: int, **asked: object) -> Found:
+def analyse(
+    workdir: str | Path, batch_size: int, *, classes: Sequence[int | str] = (), **asked: object
+) -> Found:
     """Analyses a run.
 
     Args:
       workdir: a run folder, an exported folder or a name on the Hugging Face hub.
       batch_size: images per pass, rounded up to divide evenly over the devices.
-      asked: for `build_settings`.
+      classes: of the images, by label or by name.
+      asked: more for `build_settings`.
 
     Raises:
       ConfigError: the run or a setting cannot be used; the message is one sentence.
@@ -212,6 +215,8 @@ def analyse(workdir: str | Path, batch_size: int, **asked: object) -> Found:
     config = load_json(folder / "config.json")
     known = read_classes(folder)
     learnt = known.learnt() if known else ()
+    of_model = model_classes(config.data, config.model, folder)
+    asked["classes"] = of_model.labels([str(name) for name in classes])
     settings = build_settings(config, learnt=learnt, **asked)  # pyright: ignore[reportArgumentType]
     # Before the parameters are read, which may take long.
     source = None
@@ -238,7 +243,7 @@ def analyse(workdir: str | Path, batch_size: int, **asked: object) -> Found:
         workdir=str(workdir),
         step=run.step,
         settings=settings,
-        class_names=class_names(settings, source, model_classes(config.data, config.model, folder)),
+        class_names=class_names(settings, source, of_model),
         inputs=inputs,
         expert_similarity=expert_similarity(config.model, run.parameters),
         prototypes=prototype_classes(config.model, run.parameters, means),

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from dit_moe.config.command_line import command_parser, end, numbers, run_command
+from dit_moe.config.command_line import command_parser, end, run_command, words
 
 EPILOG = """\
 examples:
@@ -38,7 +38,12 @@ def main(argv: list[str] | None = None) -> int:
         help="prepared training data, if they are not where the run's config says",
     )
     add("--num_images", type=int, default=256, help="images of each kind (default: 256)")
-    add("--classes", default="", metavar="0,1,2", help="their classes (default: 16 or all)")
+    add(
+        "--classes",
+        default="",
+        metavar="0,1,2",
+        help="or names (default: 16 or all)",
+    )
     add("--time_bins", type=int, default=10, help="parts of the time range (default: 10)")
     add("--steps", type=int, default=20, help="of sampling (default: 20)")
     add("--guidance_scale", type=float, help="of sampling (default: the run's own)")
@@ -67,7 +72,7 @@ def run(arguments: argparse.Namespace) -> None:
             inputs=arguments.inputs,
             data=[part for part in arguments.data.split(",") if part],
             num_images=arguments.num_images,
-            classes=numbers("classes", arguments.classes),
+            classes=words(arguments.classes),
             time_bins=arguments.time_bins,
             steps=arguments.steps,
             guidance_scale=arguments.guidance_scale,

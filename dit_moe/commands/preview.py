@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dit_moe.config.command_line import command_parser, end, numbers, run_command
+from dit_moe.config.command_line import command_parser, end, run_command, words
 
 EPILOG = """\
 examples:
@@ -73,8 +73,10 @@ def draw(folder: Path, output: Path, classes: str, autoencoder: str | None) -> N
 
 def _classes(text: str, names: tuple[str, ...]) -> list[int]:
     from dit_moe.config import ConfigError
+    from dit_moe.data.classes import ModelClasses
 
-    chosen = numbers("classes", text)
+    known = ModelClasses(tuple(range(len(names))), names)
+    chosen = known.labels(words(text))
     if any(not 0 <= c < len(names) for c in chosen):
         raise ConfigError(
             f"classes is {text!r}; allowed: numbers from 0 to {len(names) - 1} with commas, such "

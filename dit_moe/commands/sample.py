@@ -10,9 +10,9 @@ from dit_moe.config.command_line import (
     command_parser,
     end,
     guidance_settings,
-    numbers,
     run_command,
     solver_settings,
+    words,
 )
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
         "--classes",
         default="",
         metavar="0,1,2",
-        help="classes in turn (default: the data's)",
+        help="classes in turn, by number or by name as in cat,dog (default: the data's)",
     )
     add("--seed", type=int, default=0, help="of all images together (default: 0)")
     add("--batch_size", type=int, default=64, help="images per pass over all devices (default: 64)")
@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace) -> None:
         ema=arguments.parameters == "ema",
         batch_size=arguments.batch_size,
         num_samples=arguments.num_samples,
-        classes=numbers("classes", arguments.classes),
+        classes=words(arguments.classes),
         **guidance_settings(arguments),
         steering=_steering(arguments),
         **solver_settings(arguments),

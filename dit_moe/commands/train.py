@@ -4,7 +4,7 @@ import argparse
 
 from etils import epath
 
-from dit_moe.config.command_line import command_parser, end, run_command, say_error
+from dit_moe.config.command_line import command_parser, end, run_command, say_error, words
 from dit_moe.config.verbs import spoken
 
 EPILOG = """\
@@ -18,6 +18,9 @@ examples:
       --init_from runs/xl
   python train.py --config configs/prepared.py:data/pets --workdir runs/pets \\
       --init_from runs/animals --init_classes fox=dog,puma=cat
+
+  python train.py --config configs/digits.py --workdir runs/digits \\
+      --config.train.learning_rate=3e-4 --override_resume learning_rate
 
   python train.py --config configs/dit_moe.py:G/2-16E2A --workdir /shared/runs/g --distributed \\
       --config.mesh.data=1 --config.mesh.fsdp=-1 --config.mesh.expert=8
@@ -62,6 +65,13 @@ def main(argv: list[str] | None = None) -> int:
         "starts from, by names or numbers (default: the class of the same name, or else the mean)",
     )
     parser.add_argument(
+        "--override_resume",
+        default="",
+        metavar="FIELD,FIELD",
+        help="fields of config.train, such as learning_rate,batch_size, that may differ from those "
+        "of the run in the workdir; noted in its history.jsonl",
+    )
+    parser.add_argument(
         "--profile_steps",
         type=_steps,
         default=range(0),
@@ -102,6 +112,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
             workdir,
             init_from=arguments.init_from,
             init_classes=arguments.init_classes,
+            override_resume=words(arguments.override_resume),
             profile_steps=arguments.profile_steps,
             wandb=arguments.wandb,
         )

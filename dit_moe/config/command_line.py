@@ -144,6 +144,11 @@ def run_command(
         return 130
 
 
+def words(text: str) -> tuple[str, ...]:
+    """The parts of a flag's value, with commas between; none of an empty one."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
 def numbers(name: str, text: str, kind: type[Number] = int) -> list[Number]:
     """The numbers of a flag's value, with commas between; none of an empty one.
 
@@ -153,7 +158,7 @@ def numbers(name: str, text: str, kind: type[Number] = int) -> list[Number]:
     from dit_moe.config import ConfigError
 
     try:
-        return [kind(part) for part in text.split(",") if part.strip()]
+        return [kind(part) for part in words(text)]
     except ValueError:
         example = "0,1,2" if kind is int else "0.1,0.8"
         raise ConfigError(

@@ -31,6 +31,9 @@ FORMAT = 2
 """The format of run folders and open folders, told by their `config.json`: goes up when what they
 hold is called or means something else. A folder without a number is of format 1."""
 
+_ABSENT = {"train": {"ema_warmup": False}}
+"""What runs did that were made before these fields were, and so lack them in their config.json."""
+
 _OTHERWISE = "train again, or read it with dit_moe 0.1.0"
 
 _VARIANT = re.compile(r"--config\.(?:.*\.)?(objective|router)\.name=")
@@ -73,10 +76,18 @@ def load_json(path: FilePath) -> Config:
         raise ConfigError(f"{path} does not exist; expected the config.json of a run") from None
     if isinstance(values, dict):
         check_format(path, values.pop("format", 1), FORMAT, _OTHERWISE)
+        _fill_absent(values)
     try:
         return from_dict(values)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
+
+
+def _fill_absent(values: dict[str, Any]) -> None:
+    for part, fields in _ABSENT.items():
+        there = values.get(part, {})
+        if isinstance(there, dict):  # what is not is refused as a config
+            values[part] = fields | there
 
 
 def load_file(spec: str, overrides: Sequence[str] = ()) -> Config:
@@ -180,8 +191,8 @@ def _check_field(node: Any, name: str, where: str) -> str:
     return f"{where}.{name}"
 
 
-def differences(a: Config, b: Config) -> list[str]:
-    """Dotted names of the fields in which two configs differ."""
+def flat(config: Config) -> dict[str, Any]:
+    """The values of all fields by dotted name."""
 
     def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
         if isinstance(value, tuple | list) and any(isinstance(v, dict) for v in value):
@@ -191,7 +202,12 @@ def differences(a: Config, b: Config) -> list[str]:
         parts = [flatten(v, f"{prefix}.{k}" if prefix else str(k)) for k, v in value.items()]
         return {k: v for part in parts for k, v in part.items()}
 
-    flat_a, flat_b = flatten(to_dict(a)), flatten(to_dict(b))
+    return flatten(to_dict(config))
+
+
+def differences(a: Config, b: Config) -> list[str]:
+    """Dotted names of the fields in which two configs differ."""
+    flat_a, flat_b = flat(a), flat(b)
     missing = object()
     keys = dict.fromkeys([*flat_a, *flat_b])
     return [k for k in keys if flat_a.get(k, missing) != flat_b.get(k, missing)]

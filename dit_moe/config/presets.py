@@ -53,6 +53,9 @@ DS_MOE_ROUTING = {16: (2, 2.0), 48: (5, 2.5)}
 # Peebles & Xie 2023, section 4: learned-range variance, 250 ancestral steps.
 _DDPM = DDPMConfig(variance="learned_range")
 
+# The published models' averages have one decay from their first step on.
+_TRAIN = TrainConfig(ema_warmup=False)
+
 # DiT-MoE trains its larger models with rectified flow and feeds t in (0, 1).
 _DIT_MOE_OBJECTIVE: dict[str, ObjectiveConfig] = {
     "S": _DDPM,
@@ -185,7 +188,7 @@ def _add(
 
 
 for _size in ("S", "B", "L", "XL"):
-    _add(f"DiT-{_size}/2", SIZES[_size], None, _DDPM, TrainConfig(), learn_sigma=True)
+    _add(f"DiT-{_size}/2", SIZES[_size], None, _DDPM, _TRAIN, learn_sigma=True)
 
 for _size in ("S", "B", "L", "XL", "G"):
     for _experts in (8, 16):
@@ -194,7 +197,7 @@ for _size in ("S", "B", "L", "XL", "G"):
             SIZES[_size],
             MoEConfig(router=TopKRouterConfig(balance_coef=0.01), num_experts=_experts, top_k=2),
             _DIT_MOE_OBJECTIVE[_size],
-            TrainConfig(),
+            _TRAIN,
             # Under rectified flow the second half of the channels stays unused, as published.
             learn_sigma=True,
         )
@@ -212,7 +215,7 @@ for _name, _moe in (
         SIZES[_name.partition("/")[0].rpartition("-")[2]],
         _moe,
         RectifiedFlowConfig(time_scale=1000),
-        TrainConfig(steps=500_000, gradient_clip=0.5),
+        dataclasses.replace(_TRAIN, steps=500_000, gradient_clip=0.5),
         learn_sigma=False,
         dtype="bfloat16",
     )
@@ -228,7 +231,7 @@ for _name, _shape, _moe in (
         _shape,
         _moe,
         RectifiedFlowConfig(time_distribution="uniform"),
-        TrainConfig(steps=700_000, batch_size=512),
+        dataclasses.replace(_TRAIN, steps=700_000, batch_size=512),
         # The second half of the channels stays unused, as published.
         learn_sigma=True,
         position="rope",

@@ -45,6 +45,9 @@ class TrainConfig:
     """Updates with a loss or gradient that is not finite are skipped; after this many in a row,
     training stops."""
     ema_decay: Decay = 0.9999
+    ema_warmup: bool = True
+    """The decay grows with the number t of the step, as min(ema_decay, (1 + t) / (10 + t)), so that
+    the average soon forgets its start; false: it is `ema_decay` from the first step on."""
     post_hoc_ema: Listed[SigmaRel] = ()
     """Relative widths of further moving averages (EDM2), such as 0.05,0.1: their snapshots give
     averages of any width after training (docs/ema.md). Each costs memory for the parameters."""

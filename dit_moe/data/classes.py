@@ -1,14 +1,14 @@
 """Which classes of the data a model's labels are, and which of them have images to learn from."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from pydantic.dataclasses import dataclass
 
-from dit_moe.config import DataConfig, ModelConfig
-from dit_moe.config.rules import RULES
+from dit_moe.config import ConfigError, DataConfig, ModelConfig
+from dit_moe.config.rules import RULES, listing
 from dit_moe.data.sources import Source
+from dit_moe.devices import hosts
 from dit_moe.storage.files import FilePath
 from dit_moe.storage.records import read_record, write_record
 
@@ -70,8 +70,41 @@ class ModelClasses:
     names: tuple[str, ...]
     """Empty where they are not known, or are the numbers."""
 
+    def titles(self, label_N: np.ndarray) -> list[str]:
+        """What to call the class of each label [N]: its name if it alone has it, else the label."""
+        own = {label: name for label, name in enumerate(self.names) if self.names.count(name) == 1}
+        return [own.get(label, str(label)) for label in label_N.tolist()]
 
-def model_classes(data: DataConfig, model: ModelConfig, workdir: Path) -> ModelClasses:
+    def labels(self, asked: Sequence[str]) -> list[int]:
+        """The labels of classes that are asked for by name or by label.
+
+        A number is a label, even where another class is called so, which is said then.
+
+        Raises:
+          ConfigError: a text is neither.
+        """
+        return [self._label(text) for text in asked]
+
+    def _label(self, text: str) -> int:
+        places = [label for label, name in enumerate(self.names) if name == text]
+        try:
+            label = int(text)
+        except ValueError:
+            if len(places) == 1:
+                return places[0]
+            known = f", or names: {listing(self.names)}" if self.names else " (no names are known)"
+            raise ConfigError(
+                f"classes has {text!r}; allowed: numbers with commas, such as 0,1,2{known}"
+            ) from None
+        if places and label not in places and 0 <= label < len(self.names):
+            hosts.say(
+                f"Class {label} is the label {label}, called {self.names[label]!r}; the class "
+                f"called {text!r} is {places[0]}."
+            )
+        return label
+
+
+def model_classes(data: DataConfig, model: ModelConfig, workdir: FilePath) -> ModelClasses:
     """The classes of a run, of which `data.classes` may be a choice.
 
     Args:

@@ -16,7 +16,9 @@ from dit_moe.analysis.record import FILE, Analysis
 from dit_moe.analysis.text import TITLES
 from dit_moe.config import Config, ConfigError
 from dit_moe.config.files import load_json, to_json
+from dit_moe.config.rules import listing
 from dit_moe.config.verbs import spoken
+from dit_moe.data.classes import model_classes
 from dit_moe.report.chart import Chart, Line, draw, drawable
 from dit_moe.report.metrics import Metrics, group, read_metrics
 from dit_moe.report.pictures import data_uri
@@ -54,7 +56,7 @@ def render(workdir: Path, analysis: Path | None, results: Sequence[Path]) -> str
     charts, constant = _charts(metrics) if metrics else ([], [])
     return _template().render(
         config=config,
-        facts=_facts(config, metrics, found),
+        facts=_facts(config, workdir, metrics, found),
         charts=[c for c in charts if not c[0].startswith("moe/")],
         routing=[c for c in charts if c[0].startswith("moe/") and "load/" not in c[0]],
         load=[c for c in charts if "load/" in c[0]],
@@ -118,7 +120,7 @@ def _read_analysis(folder: Path) -> Analysis:
 
 
 def _facts(
-    config: Config, metrics: Metrics | None, analysis: Analysis | None
+    config: Config, workdir: Path, metrics: Metrics | None, analysis: Analysis | None
 ) -> list[tuple[str, str]]:
     """What to know at a glance."""
     model = config.model
@@ -138,6 +140,8 @@ def _facts(
         ("Objective", config.objective.name),
         ("Data", ", ".join(config.data.path) or config.data.source),
     ]
+    if names := model_classes(config.data, model, workdir).names:
+        facts.append(("Classes", listing(names)))
     if metrics:
         facts.append(("Last row of metrics.csv", f"step {int(metrics.steps[-1]):,}"))
     if analysis:

@@ -8,10 +8,11 @@ from etils import epath
 
 from dit_moe.autoencoder.latent_space import write_latent_space
 from dit_moe.config import Config, ConfigError
-from dit_moe.config.files import differences, load_json, to_json
+from dit_moe.config.files import load_json, to_json
 from dit_moe.data.classes import count_classes, write_classes
 from dit_moe.data.sources import Source
 from dit_moe.devices import hosts
+from dit_moe.runs.history import OVERRIDABLE, changes_between, told, write_change
 from dit_moe.runs.state import TrainState
 from dit_moe.storage.files import atomic
 from dit_moe.storage.records import read_json
@@ -37,14 +38,19 @@ _FREE_ON_RESUME = (
 
 
 def write_run(
-    config: Config, sources: Sequence[Source], workdir: epath.Path, *, resuming: bool
+    config: Config,
+    sources: Sequence[Source],
+    workdir: epath.Path,
+    *,
+    resuming: bool,
+    override: Sequence[str] = (),
+    step: int = 0,
 ) -> None:
     """Writes what tells later commands which run this is; when resuming, only if it is the same.
 
-    Raises:
-      ConfigError: it is another.
+    Args and errors as of `write_config`, or ConfigError: its data or latents are others.
     """
-    write_config(config, workdir, resuming=resuming)
+    write_config(config, workdir, resuming=resuming, override=override, step=step)
     write_latent_space(workdir, sources[0].latent_space, resuming=resuming)
     write_data_digests(sources, workdir, resuming=resuming)
     write_classes(workdir, count_classes(sources))
@@ -61,8 +67,24 @@ def put_back_run(config: Config, sources: Sequence[Source], workdir: epath.Path)
         hosts.say(f"{', '.join(gone)} had gone from {workdir} meanwhile, and was written again.")
 
 
-def write_config(config: Config, workdir: epath.Path, *, resuming: bool) -> None:
+def write_config(
+    config: Config,
+    workdir: epath.Path,
+    *,
+    resuming: bool,
+    override: Sequence[str] = (),
+    step: int = 0,
+) -> None:
     """Writes config.json; when resuming, only if it describes the same run as before.
+
+    What is learned differently from now on goes into the run's history.
+
+    Args:
+      config: of the run.
+      workdir: the run folder.
+      resuming: it has checkpoints.
+      override: which of `history.OVERRIDABLE` may differ, with or without "train." before them.
+      step: of the newest checkpoint.
 
     Raises:
       ConfigError: naming the fields that differ, or it is lost.
@@ -75,15 +97,26 @@ def write_config(config: Config, workdir: epath.Path, *, resuming: bool) -> None
                 "nothing shows how they were trained; allowed: that file put back (the same "
                 "command with a new --workdir writes one), or another --workdir"
             )
-        free = _FREE_ON_RESUME
-        if config.train.schedule == "constant":
-            free = (*free, "train.steps")  # more steps continue the same trajectory
-        changed = [f for f in differences(load_json(path), config) if not f.startswith(free)]
-        if changed:
+        before = load_json(path)
+        changes = {
+            field: values
+            for field, values in changes_between(before, config).items()
+            if not field.startswith(_FREE_ON_RESUME)
+        }
+        allowed = {f"train.{name.removeprefix('train.')}" for name in override}
+        if before.train.schedule == config.train.schedule == "constant":
+            allowed.add("train.steps")  # more steps continue the same trajectory
+        refused = {field: values for field, values in changes.items() if field not in allowed}
+        if refused:
             raise ConfigError(
                 f"workdir {str(workdir)!r} holds a run with another config; it differs in "
-                f"{', '.join(changed)}: use the same config or another --workdir"
+                f"{told(refused)}: use the same config or another --workdir, or name in "
+                f"--override_resume what is to change; allowed there: {', '.join(OVERRIDABLE)}"
             )
+        if changes:
+            # Before config.json, or a kill in between would lose it.
+            write_change(workdir, step, changes)
+            hosts.say(f"From step {step:,} on, other settings: {told(changes)}.")
     with atomic(path) as temporary:
         temporary.write_text(to_json(config))
 

@@ -18,7 +18,7 @@ from dit_moe.models.parameters import Parameters, abstract_parameters, functiona
 from dit_moe.runs import open_folder as published
 from dit_moe.runs.checkpoints import Checkpoints, on_one_device
 from dit_moe.runs.ema_snapshots import RECIPE_FILE
-from dit_moe.runs.ema_start import start_warning
+from dit_moe.runs.ema_start import start_share, start_warning
 from dit_moe.runs.weights import check_weights
 from dit_moe.storage.hub import is_hub_name
 
@@ -29,6 +29,9 @@ class Run(NamedTuple):
     config: Config
     step: int
     parameters: Parameters
+    start_share: float | None = None
+    """How much of the average still is the run's start, 0 to 1; None for parameters that are no
+    average, or one that was not made as config.json says."""
 
 
 def locate(workdir: str | Path, what: str = "workdir") -> Path:
@@ -54,7 +57,7 @@ def load_run(
     ema: bool = True,
     like: Mapping[str, jax.ShapeDtypeStruct] | None = None,
 ) -> Run:
-    """Reads config and parameters of a model; says so if the average still is mostly its start.
+    """Reads config and parameters of a model; says so if much of the average still is its start.
 
     Args:
       workdir: see `locate`.
@@ -86,10 +89,11 @@ def load_run(
             f"{wrong[0]} and {len(wrong) - 1} more parameters of {workdir} at step {step:,} hold "
             "numbers that are not finite; allowed: a checkpoint from before the training failed"
         )
-    warning = start_warning(config.train, step) if ema and _averaged_here(workdir, step) else None
-    if warning:
+    if not (ema and _averaged_here(workdir, step)):
+        return Run(config, step, parameters)
+    if warning := start_warning(config.train, step):
         hosts.say(f"{workdir}: {warning}")
-    return Run(config, step, parameters)
+    return Run(config, step, parameters, start_share(config.train, step))
 
 
 @jax.jit

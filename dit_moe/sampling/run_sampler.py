@@ -46,7 +46,7 @@ class RunSampler:
       guide_ema: as `ema`, of the guide.
       steering: what the images are held to. If its file has labels, their classes are the classes
         in turn, unless the request has others.
-      request: what to draw, as for `request.build_request`.
+      request: what to draw, as for `request.build_request`; `classes` by label or by name.
 
     Raises:
       ConfigError: the run or an argument cannot be used; the message is one sentence.
@@ -72,14 +72,15 @@ class RunSampler:
         if self.steering and self.steering.labels is not None and not request.get("classes"):
             own = model_classes(config.data, config.model, workdir)
             request["classes"] = own_labels(self.steering.labels, self.steering.classes, own)
-        request["classes"] = _classes(request.get("classes", ()), workdir, config.model)
+        self.classes = model_classes(config.data, config.model, workdir)
+        """What the labels stand for."""
+        asked = [str(name) for name in request.get("classes", ())]
+        request["classes"] = _classes(self.classes.labels(asked), workdir, config.model)
         # All is checked before parameters are read, which may take long.
         self.request = build_request(config, **request)
         run = load_run(workdir, ema)
         chosen = self.request.guidance.guide
         weaker = _load_guide(guide, guide_ema, chosen, workdir, run.config.model)
-        self.classes = model_classes(run.config.data, run.config.model, workdir)
-        """What the labels stand for."""
         self._mesh = build_mesh(MeshConfig())
         self._renderer = _renderer(workdir, run.config.model, autoencoder, self._mesh)
         self.batch_size = sampling.round_up(
@@ -95,6 +96,10 @@ class RunSampler:
             ),
             "workdir": printable(str(workdir.resolve())),
             **_identity(run, ema),
+            "class_names": [self.classes.names[c] for c in self.request.classes]
+            if self.classes.names
+            else None,
+            "start_share": run.start_share,
             "batch_size": self.batch_size,
             "latents": self._renderer and self._renderer.description,
             "guide": weaker and {"workdir": printable(str(guide)), **_identity(weaker, guide_ema)},

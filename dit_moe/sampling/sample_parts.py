@@ -16,7 +16,8 @@ from dit_moe.storage.files import atomic
 from dit_moe.storage.records import read_json
 
 _NUMBER = "[0-9]" * 9
-_FREE = ("num_samples", "batch_size")  # of which no image depends
+# On which no image depends, or by the weights alone.
+_FREE = ("num_samples", "batch_size", "class_names", "start_share")
 
 
 def differences(made_of: Mapping[str, object], other: Mapping[str, object]) -> list[str]:

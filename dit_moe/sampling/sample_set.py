@@ -99,7 +99,7 @@ def _grid(sampler: RunSampler, picture: np.ndarray, shown: np.ndarray) -> Image:
     if sampler.steering is not None:
         pairs = np.stack([sampler.steering.pictures(shown), picture], axis=1)
         picture, shown = pairs.reshape(-1, *picture.shape[1:]), np.repeat(shown, 2)
-    return images.grid(picture, sampler.request.labels()[shown])
+    return images.grid(picture, sampler.classes.titles(sampler.request.labels()[shown]))
 
 
 def _class_arrays(classes: ModelClasses) -> dict[str, np.ndarray]:

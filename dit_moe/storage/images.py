@@ -39,6 +39,9 @@ def to_uint8(x_NxHxWxC: np.ndarray) -> np.ndarray:
     )
 
 
+_LONGEST = 24  # letters of a label
+
+
 def grid(
     images_NxHxWxC: np.ndarray, labels_N: Sequence[int] | Sequence[str] | np.ndarray, cell: int = 64
 ) -> Image.Image:
@@ -55,7 +58,7 @@ def grid(
     size = side * max(1, -(-cell // side))
     gap = max(2, size // 12)
     font = ImageFont.load_default(size=18)
-    texts = [str(labels[row[0]]) for row in rows]
+    texts = [" ".join(str(labels[row[0]]).split())[:_LONGEST] for row in rows]
     margin = 16 + max(32, *(int(font.getlength(text)) for text in texts))
     columns = max(len(row) for row in rows)
     canvas = Image.new(

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from dit_moe.autoencoder.latent_space import LatentSpace
 from dit_moe.autoencoder.sources import is_local
 from dit_moe.config import Config, ConfigError
-from dit_moe.data.classes import evenly_spaced
+from dit_moe.data.classes import ModelClasses, evenly_spaced
 from dit_moe.devices import hosts
 from dit_moe.devices.mesh import batch_sharding
 from dit_moe.models.parameters import Parameters
@@ -64,8 +64,8 @@ class GridSampler:
         self.request = request
         self.sampler = sampling.build_sampler(config, request)
 
-    def draw(self, state: TrainState, path: epath.Path) -> None:
-        """Writes a grid of samples from the state to `path`.
+    def draw(self, state: TrainState, path: epath.Path, classes: ModelClasses) -> None:
+        """Writes a grid of samples from the state to `path`, with what the classes are called.
 
         Raises:
           OSError: it cannot be written.
@@ -81,6 +81,6 @@ class GridSampler:
             return
         if warning := start_warning(self.config, int(state.step)):
             hosts.say(f"{path.name}: {warning}")
-        grid = images.grid(pictures, self.request.labels())
+        grid = images.grid(pictures, classes.titles(self.request.labels()))
         with atomic(path) as temporary, temporary.open("wb") as file:
             grid.save(file, "PNG")

@@ -25,6 +25,7 @@ def train(
     *,
     init_from: str | None = None,
     init_classes: Mapping[str, str] = MappingProxyType({}),
+    override_resume: tuple[str, ...] = (),
     profile_steps: range = range(0),
     wandb: str | None = None,
 ) -> int | None:
@@ -40,6 +41,8 @@ def train(
         resumes goes on from its own.
       init_classes: for classes of the run, which class of that model each starts from, by name or
         by number in the data; others as `training.label_rows.find_rows` says.
+      override_resume: fields of `config.train` that may differ from those of the run in the
+        workdir (`runs.history.OVERRIDABLE`); without one there, they change nothing.
       profile_steps: steps whose profiler trace is written to `workdir / "profile"`.
       wandb: Weights & Biases project that receives the metrics too.
 
@@ -56,9 +59,15 @@ def train(
     if init_classes and init_from is None:
         raise ConfigError("init_classes is given without init_from; allowed: both, or none")
     folder, steps = epath.Path(workdir), config.train.steps
-    origin = {"init_from": init_from, "init_classes": init_classes}
-    watched = {"profile_steps": profile_steps, "wandb": wandb}
-    with open_session(config, folder, **origin, **watched) as session:
+    with open_session(
+        config,
+        folder,
+        init_from=init_from,
+        init_classes=init_classes,
+        override_resume=override_resume,
+        profile_steps=profile_steps,
+        wandb=wandb,
+    ) as session:
         stopped_by = 0
         for number in range(session.first_step + 1, steps + 1):
             metrics = _advance(session, number)

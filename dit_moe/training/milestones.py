@@ -5,6 +5,7 @@ from jax.sharding import Mesh
 
 from dit_moe.autoencoder.latent_space import LatentSpace
 from dit_moe.config import Config
+from dit_moe.data.classes import model_classes
 from dit_moe.devices import hosts
 from dit_moe.runs.ema_snapshots import drop_snapshots_after, save_snapshot, snapshot_steps
 from dit_moe.runs.state import TrainState
@@ -31,7 +32,7 @@ class Milestones:
         mesh: Mesh,
         workdir: epath.Path,
     ):
-        self._settings = config.train
+        self._config, self._settings = config, config.train
         self._workdir = workdir
         self._grids = GridSampler(config, request, space, mesh) if request is not None else None
 
@@ -72,4 +73,5 @@ class Milestones:
     def _draw(self, number: int, state: TrainState) -> None:
         assert self._grids is not None
         with hosts.surviving("samples"):
-            self._grids.draw(state, self._grid(number))
+            classes = model_classes(self._config.data, self._config.model, self._workdir)
+            self._grids.draw(state, self._grid(number), classes)

@@ -21,6 +21,7 @@ from dit_moe.plan.estimate import Estimate, estimate
 from dit_moe.plan.host import check_host_memory
 from dit_moe.runs.checkpoints import Checkpoints
 from dit_moe.runs.folder import write_parameter_overview, write_run
+from dit_moe.runs.history import check_override
 from dit_moe.runs.state import TrainState, abstract_state, init_state, start_state
 from dit_moe.sampling.request import Request
 from dit_moe.storage.files import lock
@@ -91,10 +92,12 @@ def open_session(
     *,
     init_from: str | None = None,
     init_classes: Mapping[str, str] = MappingProxyType({}),
+    override_resume: tuple[str, ...] = (),
     profile_steps: range = range(0),
     wandb: str | None = None,
 ) -> Iterator[Session]:
     """Begins a run or goes on with it, and ends it in order; arguments and errors as of `train`."""
+    check_override(override_resume)
     parts = build_parts(config)
     settings, mesh = config.train, parts.mesh
     with contextlib.ExitStack() as held, jax.set_mesh(mesh), Interrupt() as interrupt:
@@ -107,7 +110,7 @@ def open_session(
         )
         like = abstract_state(config.model, settings, mesh)
         state, milestones = _begin(
-            config, workdir, parts, checkpoints, like, init_from, init_classes
+            config, workdir, parts, checkpoints, like, init_from, init_classes, override_resume
         )
         first_step = int(state.step)
         writers: list[MetricsWriter] = []
@@ -181,9 +184,11 @@ def _begin(
     like: TrainState,
     init_from: str | None,
     init_classes: Mapping[str, str],
+    override_resume: tuple[str, ...],
 ) -> tuple[TrainState, Milestones]:
     """Makes the folder the run's, and its state; milestones that a kill prevented are made up."""
-    resuming = checkpoints.latest_step() is not None
+    newest = checkpoints.latest_step()
+    resuming = newest is not None
     space = parts.sources[0].latent_space
     start = None
     if init_from is not None and not resuming:
@@ -191,7 +196,14 @@ def _begin(
     milestones = Milestones(config, parts.request, space, parts.mesh, workdir)
 
     def prepare_folder() -> None:
-        write_run(config, parts.sources, workdir, resuming=resuming)
+        write_run(
+            config,
+            parts.sources,
+            workdir,
+            resuming=resuming,
+            override=override_resume,
+            step=newest or 0,
+        )
         prepare_origin(init_from, init_classes, workdir, resuming=resuming)
         write_parameter_overview(like, workdir)
 

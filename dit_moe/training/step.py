@@ -16,6 +16,7 @@ from dit_moe.models.parameters import Parameters, functional, router_prefixes
 from dit_moe.moe.routing import Routing
 from dit_moe.moe.statistics import layer_statistics
 from dit_moe.nn.embeddings import drop_labels
+from dit_moe.runs.ema_start import decay_of_step
 from dit_moe.runs.ema_tracks import update_tracks
 from dit_moe.runs.optimizer import build_optimizer, build_schedule, updates_done
 from dit_moe.runs.state import TrainState
@@ -147,12 +148,13 @@ def _build_update(config: TrainConfig) -> Callable[..., TrainState]:
         learning = cast(Parameters, optax.apply_updates(learning, updates))
         beside = {**router_state, **frozen}
         parameters = {**learning, **beside}
-        averages, decay = (state.ema, state.tracks), config.ema_decay
+        averages, number = (state.ema, state.tracks), state.step + 1
+        decay = decay_of_step(config, number)
         if config.averages_on_host:
             averages = jax.device_put(averages, jax.memory.Space.Device)
         ema, tracks = averages
         ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema, parameters)
-        averages = ema | beside, update_tracks(tracks, parameters, state.step + 1)
+        averages = ema | beside, update_tracks(tracks, parameters, number)
         if config.averages_on_host:
             averages = jax.device_put(averages, jax.memory.Space.Host)
         ema, tracks = averages

@@ -328,7 +328,7 @@ def test_classes_are_called_alike_whatever_is_shown(tmp_path):
         (["--num_images", "5"], "num_images is 5 with 10 classes; allowed: 10 to 100000"),
         (["--num_images", "1000000000000"], "num_images is 1000000000000 with 10 classes; allowed"),
         (["--classes", "3,11"], "classes has 11; allowed: 0 to 9"),
-        (["--classes", "x"], "classes is 'x'; allowed: numbers with commas"),
+        (["--classes", "x"], "classes has 'x'; allowed: numbers with commas"),
         (["--time_bins", "1"], "time_bins is 1; allowed: 2 to 1000"),
         (["--steps", "0"], "steps is 0; allowed: 1 to 50000"),
         (["--batch_size", "0"], "batch_size is 0; allowed: 1 or more"),

@@ -71,6 +71,8 @@ def test_a_damaged_set_is_no_part(tmp_path):
 def test_descriptions(tmp_path):
     assert differences(MADE_OF, {**MADE_OF, "classes": [0, 1], "num_samples": 1}) == []
     assert differences(MADE_OF, {"seed": 0}) == ["classes"]
+    # A set from before the share was told is the same set.
+    assert differences(MADE_OF, {**MADE_OF, "start_share": 0.5}) == []
     guided = {"guidance": {"scale": 1.5, "interval": (0, 1)}, "guide": None}
     assert differences(guided, {**guided, "guide": {"step": 3}}) == ["guide"]
     other = {"guidance": {"scale": 2, "interval": (0, 1)}, "guide": None}

@@ -127,11 +127,25 @@ def test_settings_matter(run, tmp_path):
         {"guidance": {"scale": 3.0, "interval": (0.3, 1.0), "rescale": 0.5}},
         {"integration": {"solver": "dopri5"}},
         {"integration": {"steps": 4}},
-        {"ema": True},
         {"classes": [5]},
+        {"ema": True},
     ):
         other, _ = make(run, tmp_path, **change)
         assert (other != plain).any(), change
+    drawn = json.loads((tmp_path / "samples.json").read_text())
+    assert drawn["start_share"] == pytest.approx(0.9**3)
+
+
+def test_classes_by_name(run, tmp_path):
+    named = shutil.copytree(run, tmp_path / "named")
+    names = ("nought", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+    write_classes(named, Classes(names, (1,) * 10))
+    _, labels = make(named, tmp_path / "out", classes=["seven", "2"], num_samples=3)
+    np.testing.assert_array_equal(labels, [7, 2, 7])
+    drawn = json.loads((tmp_path / "out" / "samples.json").read_text())
+    assert (drawn["classes"], drawn["class_names"]) == ([7, 2], ["seven", "two"])
+    with pytest.raises(ConfigError, match=r"classes has 'ten'; allowed: .*, or names: nought, one"):
+        make(named, tmp_path / "out", classes=["ten"])
 
 
 def test_a_run_that_guides_itself(run, tmp_path):
@@ -141,6 +155,7 @@ def test_a_run_that_guides_itself(run, tmp_path):
     np.testing.assert_array_equal(itself, plain)
     drawn = json.loads((tmp_path / "out" / "samples.json").read_text())
     assert drawn["guide"]["weights"] == drawn["weights"]
+    assert drawn["start_share"] is None  # of parameters that are no average
     other, _ = make(run, tmp_path / "out", **settings)
     assert (other != plain).any()
 

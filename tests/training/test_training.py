@@ -34,7 +34,7 @@ from dit_moe.devices import hosts
 from dit_moe.devices.mesh import batch_sharding, build_mesh
 from dit_moe.models.parameters import functional
 from dit_moe.runs.checkpoints import Checkpoints
-from dit_moe.runs.ema_start import start_share, start_warning
+from dit_moe.runs.ema_start import start_share
 from dit_moe.runs.loading import load, load_run
 from dit_moe.runs.optimizer import build_optimizer, build_schedule
 from dit_moe.runs.state import TrainState, abstract_state, init_state
@@ -325,17 +325,15 @@ def test_labels_that_guidance_needs_are_learnt(tmp_path, capsys):
 
 
 def test_an_average_that_still_is_its_start(undisturbed, tmp_path, capsys):
-    load_run(undisturbed)
+    assert load_run(undisturbed).start_share == start_share(tiny().train, 6) == 0.9**6
     said = capsys.readouterr().out
     assert f"{undisturbed}: The moving average of step 6 still is 53% the parameters" in said
-    load_run(undisturbed, ema=False)
+    assert load_run(undisturbed, ema=False).start_share is None
     # One that was made afterwards is whole.
     shutil.copytree(undisturbed, tmp_path / "copy")
     (tmp_path / "copy" / "post_hoc_ema.json").touch()
-    load_run(tmp_path / "copy")
+    assert load_run(tmp_path / "copy").start_share is None
     assert capsys.readouterr().out == ""
-    assert start_warning(TrainConfig(ema_decay=0.9), 21) is not None
-    assert start_warning(TrainConfig(ema_decay=0.9), 22) is None
 
 
 def test_samples_that_are_no_pictures_end_no_training(capsys):
@@ -368,9 +366,16 @@ def test_reading_leaves_a_running_save_alone(tmp_path, undisturbed):
 
 
 def test_another_config_is_refused(undisturbed):
-    with pytest.raises(ConfigError, match=r"differs in train\.learning_rate: use the same"):
+    told = (
+        r"differs in train\.learning_rate \(was 0\.001, is 1\.0\): use the same config or another "
+        r"--workdir, or name in --override_resume what is to change; allowed there: learning_rate, "
+    )
+    with pytest.raises(ConfigError, match=told):
         train(tiny(learning_rate=1.0), undisturbed)
+    with pytest.raises(ConfigError, match=told):
+        train(tiny(learning_rate=1.0), undisturbed, override_resume=("batch_size",))
     assert load_run(undisturbed).config == tiny()
+    assert not (undisturbed / "history.jsonl").exists()
 
 
 def test_a_lost_config_is_not_replaced_by_another(tmp_path, undisturbed):

@@ -1,0 +1,74 @@
+"""What changed in a run's settings as it went on: history.jsonl in its folder, a line a change."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from dit_moe.config import Config, ConfigError
+from dit_moe.config.files import differences, flat
+from dit_moe.storage.files import FilePath, atomic
+from dit_moe.storage.records import shown
+
+OVERRIDABLE = (
+    "learning_rate",
+    "batch_size",
+    "accumulation",
+    "steps",
+    "warmup_steps",
+    "schedule",
+    "beta1",
+    "beta2",
+    "weight_decay",
+)
+"""Fields of `config.train` that `--override_resume` may name: another value fits the state as it
+is, and what is told of the state (such as what its average holds of its start) stays true."""
+
+Changes = Mapping[str, tuple[Any, Any]]
+"""Fields by dotted name, each with its value of before and the one from now on."""
+
+
+def check_override(names: tuple[str, ...]) -> None:
+    """Checks the names of `--override_resume`.
+
+    Raises:
+      ConfigError: one of them may not change.
+    """
+    for name in names:
+        if name.removeprefix("train.") not in OVERRIDABLE:
+            raise ConfigError(f"override_resume has {name!r}; allowed: {', '.join(OVERRIDABLE)}")
+
+
+def changes_between(before: Config, after: Config) -> Changes:
+    """The fields in which two configs differ; what one of them lacks is None there."""
+    old, new = flat(before), flat(after)
+    return {field: (old.get(field), new.get(field)) for field in differences(before, after)}
+
+
+def told(changes: Changes) -> str:
+    """The changes for a message."""
+    return ", ".join(
+        f"{field} (was {shown(old, 40)}, is {shown(new, 40)})"
+        for field, (old, new) in changes.items()
+    )
+
+
+def write_change(workdir: FilePath, step: int, changes: Changes) -> None:
+    """Adds a line to the run's history, unless it is the last one already.
+
+    A start that was killed before it wrote the new config tells the same once more.
+
+    Args:
+      workdir: the run folder.
+      step: of the newest checkpoint, from which the run goes on.
+      changes: of its settings.
+
+    Raises:
+      OSError: it cannot be written; the lines of before are then as they were.
+    """
+    path = workdir / "history.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    line = json.dumps({"step": step, "changed": changes})
+    if lines[-1:] == [line]:
+        return
+    with atomic(path) as temporary:
+        temporary.write_text("".join(f"{text}\n" for text in [*lines, line]))
