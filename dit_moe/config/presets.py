@@ -116,6 +116,7 @@ _SMALL_MOE = {
     "promoe": dataclasses.replace(PROMOE, num_experts=8),
     "promoe-ec": dataclasses.replace(PROMOE_EC, num_experts=8),
     "tc-dit": TC_DIT,
+    "tc-sigmoid": _eight_experts(TopKRouterConfig(gate="sigmoid")),
     "ec-dit": EC_DIT,
     "diffmoe": DIFFMOE,
     "dit-moe": MoEConfig(

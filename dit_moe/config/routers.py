@@ -9,6 +9,8 @@ from dit_moe.config.registry import Registry
 from dit_moe.config.rules import RULES, ConfigError, Decay, NonNegativeFloat, PositiveFloat
 
 Chooser = Literal["token", "image", "batch"]
+Gate = Literal["softmax", "sigmoid", "identity"]
+"""What makes a score and a weight of a logit. Softmax is over the scored experts."""
 
 
 class Mixture(Protocol):
@@ -81,13 +83,27 @@ class RouterSettings:
         return {}
 
 
+def even_weight_sum(gate: Gate, moe: Mixture) -> float | None:
+    """What the weights of top_k experts sum to, not renormalised, where all logits are near 0."""
+    sums = {"softmax": moe.top_k / moe.scored_experts, "sigmoid": moe.top_k / 2, "identity": None}
+    return sums[gate]
+
+
 ROUTERS = Registry(RouterSettings)
 """By name. The module that each of them stands for is in `moe/routers/`."""
 RouterConfig = Annotated[RouterSettings, PlainValidator(ROUTERS.parse)]
 
 
 @dataclass(frozen=True, config=RULES)
-class LinearScores(RouterSettings):
+class LogitSettings(RouterSettings):
+    """What routers have whose scores are made of unbounded logits."""
+
+    z_coef: NonNegativeFloat = 0.0
+    """Factor of the router z-loss, which keeps logits small (ST-MoE; 0.001 there); 0: without."""
+
+
+@dataclass(frozen=True, config=RULES)
+class LinearScores(LogitSettings):
     """The facts of a router that scores experts by one matrix [D, E]."""
 
     unconditional: ClassVar[bool] = False
@@ -105,21 +121,30 @@ class LinearScores(RouterSettings):
         return 0 if products_only else width
 
 
+@dataclass(frozen=True, config=RULES)
+class GatedSettings(LinearScores):
+    """What routers have whose weights are the gate's values, not renormalised."""
+
+    gate: Gate = "softmax"
+
+    def weight_sum(self, moe: Mixture) -> float | None:
+        """The sum over the top_k experts that a token has, on average where experts choose."""
+        return even_weight_sum(self.gate, moe)
+
+
 @ROUTERS.add
 @dataclass(frozen=True, config=RULES)
-class TopKRouterConfig(LinearScores):
-    """Softmax token-choice router with a balance loss (DiT-MoE)."""
+class TopKRouterConfig(GatedSettings):
+    """Token-choice router with a balance loss: DiT-MoE's with softmax, that of BASE and StableMoE
+    with sigmoid. Its weights are not renormalised."""
 
     name: Literal["top_k"] = "top_k"
     balance_coef: NonNegativeFloat = 0.01
+    """Factor of the balance loss, whose probabilities are a softmax whatever the gate."""
 
     chooser: ClassVar[Chooser] = "token"
-    free: ClassVar[tuple[str, ...]] = ("balance_coef",)
+    free: ClassVar[tuple[str, ...]] = ("balance_coef", "z_coef")
     fresh_scale: ClassVar[float] = 0.01
-
-    def weight_sum(self, moe: Mixture) -> float:
-        """top_k of E equal probabilities."""
-        return moe.top_k / moe.scored_experts
 
 
 @ROUTERS.add
@@ -135,7 +160,7 @@ class SigmoidTopKRouterConfig(LinearScores):
     code, the biases stay as they are."""
 
     chooser: ClassVar[Chooser] = "token"
-    free: ClassVar[tuple[str, ...]] = ("bias_rate",)
+    free: ClassVar[tuple[str, ...]] = ("bias_rate", "z_coef")
     fresh_scale: ClassVar[float] = 0.01
 
     def weight_sum(self, moe: Mixture) -> float:
@@ -152,9 +177,9 @@ class PrototypeSettings(RouterSettings):
     """What both forms of ProMoE's two-step router have: learnable prototypes, a routing contrastive
     loss, and an unconditional expert where the mixture has one."""
 
-    activation: Literal["identity", "softmax", "sigmoid"] = "identity"
-    """What makes scores of the cosines. `softmax` is over the experts where tokens choose, over the
-    tokens of an image where experts do."""
+    activation: Gate = "identity"
+    """The gate, of cosines. `softmax` is over the experts where tokens choose, over the tokens of
+    an image where experts do."""
     contrastive_coef: NonNegativeFloat = 1.0
     contrastive_temperature: PositiveFloat = 0.07
 
@@ -187,27 +212,19 @@ class PrototypeRouterConfig(PrototypeSettings):
 
     def weight_sum(self, moe: Mixture) -> float | None:
         """The sum where cosines are near 0; cosines themselves sum to nothing that is known."""
-        return {
-            "softmax": moe.top_k / moe.num_experts,
-            "sigmoid": moe.top_k / 2,
-            "identity": None,
-        }[self.activation]
+        return even_weight_sum(self.activation, moe)
 
 
 @ROUTERS.add
 @dataclass(frozen=True, config=RULES)
-class ExpertChoiceRouterConfig(LinearScores):
-    """Each expert takes its top tokens of every image, by softmax over experts (EC-DiT)."""
+class ExpertChoiceRouterConfig(GatedSettings):
+    """Each expert takes its top tokens of every image (EC-DiT, with softmax over experts)."""
 
     name: Literal["expert_choice"] = "expert_choice"
 
     chooser: ClassVar[Chooser] = "image"
-    free: ClassVar[tuple[str, ...]] = ()
+    free: ClassVar[tuple[str, ...]] = ("z_coef",)
     fresh_scale: ClassVar[float] = 1.0
-
-    def weight_sum(self, moe: Mixture) -> float:
-        """The sum over the top_k experts that a token has on average."""
-        return moe.top_k / moe.num_experts
 
 
 @ROUTERS.add
@@ -226,7 +243,7 @@ class PrototypeExpertChoiceRouterConfig(PrototypeSettings):
 
 @ROUTERS.add
 @dataclass(frozen=True, config=RULES)
-class BatchPoolRouterConfig(LinearScores):
+class BatchPoolRouterConfig(GatedSettings):
     """In training each expert takes its top tokens of the whole batch; when sampling, a predictor
     of that choice and a threshold per expert decide (DiffMoE)."""
 
@@ -242,12 +259,8 @@ class BatchPoolRouterConfig(LinearScores):
     pass, but those with the highest scores of the batch."""
 
     chooser: ClassVar[Chooser] = "batch"
-    free: ClassVar[tuple[str, ...]] = ("capacity_coef", "threshold_decay", "inference")
+    free: ClassVar[tuple[str, ...]] = ("capacity_coef", "threshold_decay", "inference", "z_coef")
     fresh_scale: ClassVar[float] = 1.0
-
-    def weight_sum(self, moe: Mixture) -> float:
-        """The sum over the top_k experts that a token has on average."""
-        return moe.top_k / moe.num_experts
 
     def parameters(self, width: int, moe: Mixture) -> int:
         """The matrix, the predictor's two layers with biases, the thresholds."""

@@ -1,6 +1,6 @@
 """What a peer's code asks of a network that is to be written for it."""
 
-from dit_moe.config import ModelConfig, MoEConfig
+from dit_moe.config import GatedSettings, ModelConfig, MoEConfig
 
 
 class Requirements:
@@ -34,6 +34,8 @@ class Requirements:
         if moe is None:
             return None
         self.one_of("model.moe.router.name", moe.router.name, router)
+        if isinstance(moe.router, GatedSettings):
+            self.one_of("model.moe.router.gate", moe.router.gate, "softmax")
         self.one_of("model.moe.expert", moe.expert, expert)
         self.one_of("model.moe.every", moe.every, *every)
         self.one_of("model.moe.cheap_experts", moe.cheap_experts, ())

@@ -69,8 +69,9 @@ def test_routers_that_know_no_preference_have_the_sum_they_tell():
     for name in ROUTERS.names:
         for activation in ("identity", "softmax", "sigmoid"):
             settings = ROUTERS[name]()
-            if hasattr(settings, "activation"):
-                settings = dataclasses.replace(settings, activation=activation)
+            for field in ("activation", "gate"):
+                if hasattr(settings, field):
+                    settings = dataclasses.replace(settings, **{field: activation})
             moe = MoEConfig(router=settings, num_experts=8, top_k=2)
             router = build_router(moe, 8, nnx.Rngs(0))
             assert isinstance(router, nnx.Module)
