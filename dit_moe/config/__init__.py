@@ -34,6 +34,7 @@ from dit_moe.config.sampling import (
     SampleConfig,
     SolverConfig,
 )
+from dit_moe.config.token_routers import CosineRouterConfig, NoisyTopKRouterConfig
 from dit_moe.config.training import TrainConfig
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     "BatchPoolRouterConfig",
     "Config",
     "ConfigError",
+    "CosineRouterConfig",
     "DDPMConfig",
     "DataConfig",
     "ExpertChoiceRouterConfig",
@@ -60,6 +62,7 @@ __all__ = [
     "Mixture",
     "MoEConfig",
     "ModelConfig",
+    "NoisyTopKRouterConfig",
     "ObjectiveConfig",
     "PrototypeExpertChoiceRouterConfig",
     "PrototypeRouterConfig",

@@ -12,12 +12,14 @@ from dit_moe.config import (
     BatchPoolRouterConfig,
     Config,
     ConfigError,
+    CosineRouterConfig,
     DataConfig,
     DDPMConfig,
     ExpertChoiceRouterConfig,
     GuidanceConfig,
     ModelConfig,
     MoEConfig,
+    NoisyTopKRouterConfig,
     ObjectiveConfig,
     PrototypeExpertChoiceRouterConfig,
     PrototypeRouterConfig,
@@ -117,6 +119,10 @@ _SMALL_MOE = {
     "promoe-ec": dataclasses.replace(PROMOE_EC, num_experts=8),
     "tc-dit": TC_DIT,
     "tc-sigmoid": _eight_experts(TopKRouterConfig(gate="sigmoid")),
+    "tc-noisy": dataclasses.replace(
+        _eight_experts(NoisyTopKRouterConfig()), top_k=2, hidden_ratio=2
+    ),
+    "x-moe": _eight_experts(CosineRouterConfig(rank=64)),
     "ec-dit": EC_DIT,
     "diffmoe": DIFFMOE,
     "dit-moe": MoEConfig(

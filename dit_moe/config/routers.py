@@ -103,7 +103,7 @@ class LogitSettings(RouterSettings):
 
 
 @dataclass(frozen=True, config=RULES)
-class LinearScores(LogitSettings):
+class LinearScores(RouterSettings):
     """The facts of a router that scores experts by one matrix [D, E]."""
 
     unconditional: ClassVar[bool] = False
@@ -122,7 +122,7 @@ class LinearScores(LogitSettings):
 
 
 @dataclass(frozen=True, config=RULES)
-class GatedSettings(LinearScores):
+class GatedSettings(LinearScores, LogitSettings):
     """What routers have whose weights are the gate's values, not renormalised."""
 
     gate: Gate = "softmax"
@@ -149,7 +149,7 @@ class TopKRouterConfig(GatedSettings):
 
 @ROUTERS.add
 @dataclass(frozen=True, config=RULES)
-class SigmoidTopKRouterConfig(LinearScores):
+class SigmoidTopKRouterConfig(LinearScores, LogitSettings):
     """Sigmoid token-choice router that is balanced by a bias, without a loss (DSMoE)."""
 
     name: Literal["sigmoid_top_k"] = "sigmoid_top_k"

@@ -15,21 +15,26 @@ from dit_moe.config.routers import GatedSettings, LogitSettings
 from dit_moe.moe import losses
 from dit_moe.moe.routers import build_router
 from dit_moe.moe.routing import Conditioning, Routing
+from tests.moe.test_cosine_router import numpy_cosines
 from tests.moe.test_expert_choice import assignments
 
 T, D, E, K = 24, 16, 6, 2
 X = jax.random.normal(jax.random.key(0), (T, D))
 TRAIN = Conditioning(jnp.zeros(T, bool), tokens_per_image=T // 2, train=True)
-GATED = [name for name in ROUTERS.names if issubclass(ROUTERS[name], GatedSettings)]
-WITH_LOGITS = [name for name in ROUTERS.names if issubclass(ROUTERS[name], LogitSettings)]
+# Without those that other tests register.
+OWN = {n: ROUTERS[n] for n in ROUTERS.names if ROUTERS[n].__module__.startswith("dit_moe.")}
+GATED = [name for name, settings in OWN.items() if issubclass(settings, GatedSettings)]
+WITH_LOGITS = [name for name, settings in OWN.items() if issubclass(settings, LogitSettings)]
 
 
-def route(name: str, *, num_experts: int = E, **settings: Any) -> tuple[Routing, np.ndarray]:
-    """What a router of this name decides in training, and its logits of a linear map."""
-    moe = MoEConfig(router=ROUTERS[name](**settings), num_experts=num_experts, top_k=K)
+def route(name: str, **settings: Any) -> tuple[Routing, np.ndarray]:
+    """What a router of this name decides in training, and its logits without noise."""
+    moe = MoEConfig(router=ROUTERS[name](**settings), num_experts=E, top_k=K)
     router = build_router(moe, D, nnx.Rngs(0))
+    if name == "cosine":
+        return router(X, TRAIN), numpy_cosines(router, 2.0)
     # Wide enough that gates differ.
-    router.kernel[...] = jax.random.normal(jax.random.key(1), (D, num_experts))
+    router.kernel[...] = jax.random.normal(jax.random.key(1), (D, E))
     logits = np.asarray(X, np.float64) @ np.asarray(router.kernel[...], np.float64)
     return router(X, TRAIN), logits
 
@@ -90,8 +95,10 @@ def test_every_router_with_logits_has_a_z_loss(name: str):
     jax.tree.map(np.testing.assert_array_equal, without, plain)
 
 
-@pytest.mark.parametrize("name", ["top_k", "sigmoid_top_k", "expert_choice", "batch_pool"])
-def test_z_loss_of_linear_logits(name: str):
+@pytest.mark.parametrize(
+    "name", ["top_k", "sigmoid_top_k", "cosine", "expert_choice", "batch_pool"]
+)
+def test_z_loss_of_logits(name: str):
     routing, logits = route(name, z_coef=0.5)
     terms = [math.log(sum(math.exp(value) for value in row)) ** 2 for row in logits]
     assert routing.losses["router_z"] == pytest.approx(0.5 * sum(terms) / T, rel=1e-5)

@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from dit_moe.config import ConfigError, MeshConfig
+from dit_moe.config import (
+    ConfigError,
+    CosineRouterConfig,
+    MeshConfig,
+    NoisyTopKRouterConfig,
+    TopKRouterConfig,
+)
 from dit_moe.config.presets import preset
 from dit_moe.devices.mesh import batch_sharding, build_mesh, check_mesh
 from dit_moe.runs.checkpoints import Checkpoints
@@ -27,8 +33,20 @@ from tests.training.test_training import assert_close, batch, one_device, run_st
         (PROMOE_EC, (2, 2, 2)),
         (DIFFMOE, (2, 2, 2)),
         (DIFFMOE, (4, 2, 1)),
+        (dataclasses.replace(DIT_MOE, router=NoisyTopKRouterConfig(z_coef=0.01)), (2, 2, 2)),
+        (dataclasses.replace(DIT_MOE, router=CosineRouterConfig(rank=8)), (2, 2, 2)),
+        (dataclasses.replace(DIT_MOE, router=TopKRouterConfig(gate="sigmoid")), (2, 2, 2)),
     ],
-    ids=["DiT-MoE", "ProMoE", "ProMoE-EC", "DiffMoE", "DiffMoE without an expert axis"],
+    ids=[
+        "DiT-MoE",
+        "ProMoE",
+        "ProMoE-EC",
+        "DiffMoE",
+        "DiffMoE without an expert axis",
+        "noisy",
+        "cosine",
+        "sigmoid",
+    ],
 )
 def test_experts_on_several_devices_change_no_numbers(moe, sizes):
     """ProMoE's unconditional expert makes five, which two devices do not share evenly. DiffMoE's

@@ -70,7 +70,9 @@ def test_resume_is_exact(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", ["ec-dit", "promoe-ec", "diffmoe", "ds-moe"])
+@pytest.mark.parametrize(
+    "architecture", ["ec-dit", "promoe-ec", "diffmoe", "ds-moe", "tc-sigmoid", "tc-noisy", "x-moe"]
+)
 def test_training_on_digits(architecture, tmp_path):
     """The loss falls, every expert works, and sampling would use as many experts as training."""
     overrides = {
@@ -90,7 +92,9 @@ def test_training_on_digits(architecture, tmp_path):
     assert float(rows[-1]["mse"]) < 0.6 * float(rows[0]["mse"])
     last = {name: float(value) for name, value in rows[-1].items() if name.startswith("moe/")}
     assert min(last[f"moe/load/layer00/expert{e:02d}"] for e in range(8)) > 0
-    assert last["moe/capacity/layer00"] == pytest.approx(2.0 if architecture == "ds-moe" else 1.0)
+    assert last["moe/capacity/layer00"] == pytest.approx(
+        2.0 if architecture in ("ds-moe", "tc-noisy") else 1.0
+    )
     if architecture == "diffmoe":
         assert float(rows[0]["moe/predicted_capacity/layer00"]) > 2  # thresholds begin at 0
         assert last["moe/predicted_capacity/layer00"] == pytest.approx(1.0, abs=0.2)

@@ -10,8 +10,10 @@ from dit_moe.config import (
     ROUTERS,
     BatchPoolRouterConfig,
     ConfigError,
+    CosineRouterConfig,
     ExpertChoiceRouterConfig,
     MoEConfig,
+    NoisyTopKRouterConfig,
     PrototypeExpertChoiceRouterConfig,
     PrototypeRouterConfig,
     RouterSettings,
@@ -19,7 +21,9 @@ from dit_moe.config import (
     TopKRouterConfig,
 )
 from dit_moe.moe.routers.batch_pool import BatchPoolRouter
+from dit_moe.moe.routers.cosine import CosineRouter
 from dit_moe.moe.routers.expert_choice import ExpertChoiceRouter, PrototypeExpertChoiceRouter
+from dit_moe.moe.routers.noisy import NoisyTopKRouter
 from dit_moe.moe.routers.token_choice import PrototypeRouter, SigmoidTopKRouter, TopKRouter
 from dit_moe.moe.routing import Conditioning, Routing
 
@@ -63,6 +67,8 @@ def build_router(config: MoEConfig, width: int, rngs: nnx.Rngs) -> Router:
 
 register_router(TopKRouterConfig)(TopKRouter)
 register_router(SigmoidTopKRouterConfig)(SigmoidTopKRouter)
+register_router(NoisyTopKRouterConfig)(NoisyTopKRouter)
+register_router(CosineRouterConfig)(CosineRouter)
 register_router(PrototypeRouterConfig)(PrototypeRouter)
 register_router(ExpertChoiceRouterConfig)(ExpertChoiceRouter)
 register_router(PrototypeExpertChoiceRouterConfig)(PrototypeExpertChoiceRouter)

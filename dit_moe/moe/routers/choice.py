@@ -4,8 +4,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dit_moe.config import MoEConfig
-from dit_moe.moe.routing import Routing
+from dit_moe.config import CosineRouterConfig, MoEConfig, TopKRouterConfig
+from dit_moe.moe import losses
+from dit_moe.moe.routers.scores import GATES, z_term
+from dit_moe.moe.routing import Conditioning, Routing
 
 
 class TokenChoice(nnx.Module):
@@ -21,6 +23,34 @@ class TokenChoice(nnx.Module):
         if self.config.choice == "least_likely":
             return best_TxK, jax.lax.top_k(-scores_TxE, self.config.top_k)[1]
         return best_TxK, best_TxK
+
+
+class GatedTokenChoice(TokenChoice):
+    """The weights are the gate's values of the chosen experts, not renormalised.
+
+    All gates rise with the logit, so that the choice is the same; the balance loss has the softmax
+    of the logits in any case.
+    """
+
+    def __init__(self, config: MoEConfig, settings: TopKRouterConfig | CosineRouterConfig):
+        super().__init__(config)
+        self.settings = settings
+
+    def logits(self, x_TxD: jax.Array) -> jax.Array:
+        """From tokens, float32, to the logits of all experts, float32 [T, E]."""
+        raise NotImplementedError
+
+    def __call__(self, x_TxD: jax.Array, conditioning: Conditioning) -> Routing:
+        del conditioning
+        settings = self.settings
+        logits_TxE = self.logits(x_TxD.astype(jnp.float32))
+        p_TxE = jax.nn.softmax(logits_TxE)
+        scores_TxE = p_TxE if settings.gate == "softmax" else GATES[settings.gate](logits_TxE)
+        best_TxK, expert_TxK = self.choose(scores_TxE)
+        weight_TxK = jnp.take_along_axis(scores_TxE, best_TxK, axis=-1)
+        balance = settings.balance_coef * losses.balance_loss(p_TxE, expert_TxK)
+        auxiliary = {"balance": balance, **z_term(settings.z_coef, logits_TxE)}
+        return token_choice(expert_TxK, weight_TxK, scores_TxE, auxiliary)
 
 
 def token_choice(

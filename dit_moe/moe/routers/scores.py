@@ -41,6 +41,13 @@ def init_kernel(num_experts: int, width: int, rngs: nnx.Rngs) -> nnx.Param:
     return nnx.Param(init(rngs.params(), (width, num_experts), jnp.float32), axes=("embed", None))
 
 
+def init_top_k_kernel(num_experts: int, width: int, rngs: nnx.Rngs) -> nnx.Param:
+    """The linear map [D, E] of the routers in which tokens choose (DiT-MoE)."""
+    # Kaiming uniform with a = sqrt(5): the bound is sqrt(6 / ((1 + a^2) fan_in)).
+    init = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+    return nnx.Param(init(rngs.params(), (width, num_experts), jnp.float32), axes=("embed", None))
+
+
 def init_prototypes(num_experts: int, width: int, rngs: nnx.Rngs) -> nnx.Param:
     """The prototypes [E, D] of ProMoE."""
     init = jax.nn.initializers.normal(0.02)

@@ -13,38 +13,30 @@ from dit_moe.config import (
     TopKRouterConfig,
 )
 from dit_moe.moe import losses
-from dit_moe.moe.routers.choice import TokenChoice, token_choice
-from dit_moe.moe.routers.scores import GATES, init_prototypes, linear_scores, z_term
+from dit_moe.moe.routers.choice import GatedTokenChoice, TokenChoice, token_choice
+from dit_moe.moe.routers.scores import (
+    GATES,
+    init_prototypes,
+    init_top_k_kernel,
+    linear_scores,
+    z_term,
+)
 from dit_moe.moe.routing import Conditioning, Routing
 
 
-class TopKRouter(TokenChoice):
+class TopKRouter(GatedTokenChoice):
     """A gate of a linear map; each token goes to its top_k experts.
 
-    The weights are the gate's values of the chosen experts, not renormalised. With softmax it is
-    DiT-MoE's (eq. 3 to 5), with sigmoid that of BASE and StableMoE. All gates rise with the logit,
-    so that the choice is the same; the balance loss has the softmax of the logits in any case.
+    With softmax it is DiT-MoE's (eq. 3 to 5), with sigmoid that of BASE and StableMoE.
     """
 
     def __init__(self, config: MoEConfig, settings: TopKRouterConfig, width: int, rngs: nnx.Rngs):
-        super().__init__(config)
-        self.settings = settings
-        # Kaiming uniform with a = sqrt(5): the bound is sqrt(6 / ((1 + a^2) fan_in)).
-        init = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-        kernel_DxE = init(rngs.params(), (width, config.scored_experts), jnp.float32)
-        self.kernel = nnx.Param(kernel_DxE, axes=("embed", None))
+        super().__init__(config, settings)
+        self.kernel = init_top_k_kernel(config.scored_experts, width, rngs)
 
-    def __call__(self, x_TxD: jax.Array, conditioning: Conditioning) -> Routing:
-        del conditioning
-        settings = self.settings
-        logits_TxE = linear_scores(x_TxD.astype(jnp.float32), self.kernel[...])
-        p_TxE = jax.nn.softmax(logits_TxE)
-        scores_TxE = p_TxE if settings.gate == "softmax" else GATES[settings.gate](logits_TxE)
-        best_TxK, expert_TxK = self.choose(scores_TxE)
-        weight_TxK = jnp.take_along_axis(scores_TxE, best_TxK, axis=-1)
-        balance = settings.balance_coef * losses.balance_loss(p_TxE, expert_TxK)
-        auxiliary = {"balance": balance, **z_term(settings.z_coef, logits_TxE)}
-        return token_choice(expert_TxK, weight_TxK, scores_TxE, auxiliary)
+    def logits(self, x_TxD: jax.Array) -> jax.Array:
+        """The linear map."""
+        return linear_scores(x_TxD, self.kernel[...])
 
 
 class SigmoidTopKRouter(TokenChoice):
