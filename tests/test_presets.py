@@ -98,6 +98,7 @@ def test_parameter_count(name, pixels):
         ("configs/digits.py:promoe-ec", "digits-promoe-ec"),
         ("configs/digits.py:tc-dit", "digits-tc-dit"),
         ("configs/digits.py:tc-sigmoid", "digits-tc-sigmoid"),
+        ("configs/digits.py:tc-bias", "digits-tc-bias"),
         ("configs/digits.py:tc-noisy", "digits-tc-noisy"),
         ("configs/digits.py:x-moe", "digits-x-moe"),
         ("configs/digits.py:ec-dit", "digits-ec-dit"),

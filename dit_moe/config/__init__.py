@@ -15,6 +15,7 @@ from dit_moe.config.objective import OBJECTIVES, DDPMConfig, ObjectiveConfig, Re
 from dit_moe.config.routers import (
     ROUTERS,
     BatchPoolRouterConfig,
+    BiasSettings,
     ExpertChoiceRouterConfig,
     GatedSettings,
     Mixture,
@@ -49,6 +50,7 @@ __all__ = [
     "TIME_GRIDS",
     "WEAK_ROUTINGS",
     "BatchPoolRouterConfig",
+    "BiasSettings",
     "Config",
     "ConfigError",
     "CosineRouterConfig",

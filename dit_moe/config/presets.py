@@ -119,6 +119,7 @@ _SMALL_MOE = {
     "promoe-ec": dataclasses.replace(PROMOE_EC, num_experts=8),
     "tc-dit": TC_DIT,
     "tc-sigmoid": _eight_experts(TopKRouterConfig(gate="sigmoid")),
+    "tc-bias": _eight_experts(TopKRouterConfig(balance_coef=0, bias="sign")),
     "tc-noisy": dataclasses.replace(
         _eight_experts(NoisyTopKRouterConfig()), top_k=2, hidden_ratio=2
     ),

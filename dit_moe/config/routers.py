@@ -6,7 +6,7 @@ from pydantic import PlainValidator
 from pydantic.dataclasses import dataclass
 
 from dit_moe.config.registry import Registry
-from dit_moe.config.rules import RULES, ConfigError, Decay, NonNegativeFloat, PositiveFloat
+from dit_moe.config.rules import RULES, ConfigError, Decay, NonNegativeFloat, PositiveFloat, require
 
 Chooser = Literal["token", "image", "batch"]
 Gate = Literal["softmax", "sigmoid", "identity"]
@@ -73,6 +73,14 @@ class RouterSettings:
         """
         raise self._untold("what it saves")
 
+    def computed(self, moe: Mixture) -> float:
+        """Routed experts that compute a token, on average if the load is as it should be."""
+        return moe.top_k * moe.num_experts / moe.scored_experts
+
+    def check(self, moe: Mixture) -> None:
+        """Raises a `ConfigError` where the settings do not fit the mixture."""
+        del moe
+
     def _untold(self, what: str) -> ConfigError:
         return ConfigError(f"router {self.name!r} does not tell {what}; see docs/extending.md")
 
@@ -100,6 +108,53 @@ class LogitSettings(RouterSettings):
 
     z_coef: NonNegativeFloat = 0.0
     """Factor of the router z-loss, which keeps logits small (ST-MoE; 0.001 there); 0: without."""
+
+
+@dataclass(frozen=True, config=RULES)
+class BiasSettings(RouterSettings):
+    """What routers have in which tokens choose: by score plus a bias of each expert, if so wished,
+    which follows the load without a gradient. Weights are of the scores alone."""
+
+    bias: Literal["absent", "sign", "share"] = "absent"
+    """`sign`: after a step, the bias of every expert with less than the mean load grows by
+    `bias_rate`, that of one with more shrinks (Wang et al. 2024, algorithm 1). `share`: it moves by
+    `bias_rate` times what an expert's share of the assignments lacks of its due; cheap experts keep
+    theirs (LongCat-Flash)."""
+    bias_rate: NonNegativeFloat = 0.001
+    """0.001 is DeepSeek-V3's, for `sign`."""
+    mean_experts: PositiveFloat | None = None
+    """Routed experts of a token that `share` aims at where others are cheap; none: as an even load
+    over all has it."""
+
+    def parameters(self, width: int, moe: Mixture) -> int:
+        """A bias of every scored expert beside what else there is."""
+        return super().parameters(width, moe) + self.biases(moe)
+
+    def biases(self, moe: Mixture) -> int:
+        """Numbers of the biases."""
+        return 0 if self.bias == "absent" else moe.scored_experts
+
+    def computed(self, moe: Mixture) -> float:
+        """What the biases aim at."""
+        return super().computed(moe) if self.mean_experts is None else self.mean_experts
+
+    def check(self, moe: Mixture) -> None:
+        """A mean can be aimed at where tokens have a choice."""
+        if self.mean_experts is None:
+            return
+        told = f"router.mean_experts is {self.mean_experts}"
+        require(
+            self.bias == "share",
+            f"{told} with router.bias {self.bias!r}; allowed: none, or router.bias 'share'",
+        )
+        require(
+            moe.scored_experts > moe.num_experts,
+            f"{told} without cheap experts; allowed: none, as every token has top_k experts",
+        )
+        require(
+            self.mean_experts <= moe.top_k,
+            f"{told}; allowed: more than 0, up to top_k ({moe.top_k})",
+        )
 
 
 @dataclass(frozen=True, config=RULES)
@@ -134,7 +189,7 @@ class GatedSettings(LinearScores, LogitSettings):
 
 @ROUTERS.add
 @dataclass(frozen=True, config=RULES)
-class TopKRouterConfig(GatedSettings):
+class TopKRouterConfig(BiasSettings, GatedSettings):
     """Token-choice router with a balance loss: DiT-MoE's with softmax, that of BASE and StableMoE
     with sigmoid. Its weights are not renormalised."""
 
@@ -143,33 +198,29 @@ class TopKRouterConfig(GatedSettings):
     """Factor of the balance loss, whose probabilities are a softmax whatever the gate."""
 
     chooser: ClassVar[Chooser] = "token"
-    free: ClassVar[tuple[str, ...]] = ("balance_coef", "z_coef")
+    free: ClassVar[tuple[str, ...]] = ("balance_coef", "z_coef", "bias_rate", "mean_experts")
     fresh_scale: ClassVar[float] = 0.01
 
 
 @ROUTERS.add
 @dataclass(frozen=True, config=RULES)
-class SigmoidTopKRouterConfig(LinearScores, LogitSettings):
+class SigmoidTopKRouterConfig(BiasSettings, LinearScores, LogitSettings):
     """Sigmoid token-choice router that is balanced by a bias, without a loss (DSMoE)."""
 
     name: Literal["sigmoid_top_k"] = "sigmoid_top_k"
     scale: PositiveFloat = 1.0
     """What a token's weights sum to, where top_k is 2 or more (DeepSeek-V3's routed scaling)."""
+    bias: Literal["absent", "sign", "share"] = "sign"
     bias_rate: NonNegativeFloat = 0.001
-    """How far a step moves each expert's bias. 0.001 is DeepSeek-V3's; with 0, as in DSMoE's public
-    code, the biases stay as they are."""
+    """With 0, as in DSMoE's public code, the biases stay as they are."""
 
     chooser: ClassVar[Chooser] = "token"
-    free: ClassVar[tuple[str, ...]] = ("bias_rate", "z_coef")
+    free: ClassVar[tuple[str, ...]] = ("bias_rate", "mean_experts", "z_coef")
     fresh_scale: ClassVar[float] = 0.01
 
     def weight_sum(self, moe: Mixture) -> float:
         """`scale`, or half of it where one expert has the weight of a sigmoid at 0."""
         return self.scale * (1.0 if moe.top_k > 1 else 0.5)
-
-    def parameters(self, width: int, moe: Mixture) -> int:
-        """The matrix and the biases."""
-        return (width + 1) * moe.scored_experts
 
 
 @dataclass(frozen=True, config=RULES)
@@ -203,12 +254,13 @@ class PrototypeSettings(RouterSettings):
 
 @ROUTERS.add
 @dataclass(frozen=True, config=RULES)
-class PrototypeRouterConfig(PrototypeSettings):
+class PrototypeRouterConfig(BiasSettings, PrototypeSettings):
     """Each token takes its nearest prototypes (ProMoE)."""
 
     name: Literal["prototype"] = "prototype"
 
     chooser: ClassVar[Chooser] = "token"
+    free: ClassVar[tuple[str, ...]] = (*PrototypeSettings.free, "bias_rate", "mean_experts")
 
     def weight_sum(self, moe: Mixture) -> float | None:
         """The sum where cosines are near 0; cosines themselves sum to nothing that is known."""

@@ -6,6 +6,7 @@ from pydantic.dataclasses import dataclass
 
 from dit_moe.config.routers import (
     ROUTERS,
+    BiasSettings,
     Chooser,
     Gate,
     GatedSettings,
@@ -19,7 +20,7 @@ from dit_moe.config.rules import RULES, NonNegativeFloat, PositiveFloat, Positiv
 
 @ROUTERS.add
 @dataclass(frozen=True, config=RULES)
-class NoisyTopKRouterConfig(LinearScores, LogitSettings):
+class NoisyTopKRouterConfig(BiasSettings, LinearScores, LogitSettings):
     """Token-choice router whose logits get learnt noise in training; the gate sees the chosen ones
     alone (Shazeer et al. 2017, GShard)."""
 
@@ -30,7 +31,7 @@ class NoisyTopKRouterConfig(LinearScores, LogitSettings):
     balance_coef: NonNegativeFloat = 0.01
 
     chooser: ClassVar[Chooser] = "token"
-    free: ClassVar[tuple[str, ...]] = ("balance_coef", "z_coef")
+    free: ClassVar[tuple[str, ...]] = ("balance_coef", "z_coef", "bias_rate", "mean_experts")
     fresh_scale: ClassVar[float] = 0.01
 
     def weight_sum(self, moe: Mixture) -> float | None:
@@ -38,8 +39,8 @@ class NoisyTopKRouterConfig(LinearScores, LogitSettings):
         return 1.0 if self.gate == "softmax" else even_weight_sum(self.gate, moe)
 
     def parameters(self, width: int, moe: Mixture) -> int:
-        """The matrices of logits and noise, and the number of the draw."""
-        return 2 * width * moe.scored_experts + 1
+        """The matrix of the noise, too, and the number of the draw."""
+        return super().parameters(width, moe) + width * moe.scored_experts + 1
 
     def flops(self, width: int, moe: Mixture) -> float:
         """Two products; sampling has no noise, and so but one of them."""
@@ -52,7 +53,7 @@ class NoisyTopKRouterConfig(LinearScores, LogitSettings):
 
 @ROUTERS.add
 @dataclass(frozen=True, config=RULES)
-class CosineRouterConfig(GatedSettings):
+class CosineRouterConfig(BiasSettings, GatedSettings):
     """Token-choice router by cosines in a space of low rank, with a learnt temperature (X-MoE)."""
 
     name: Literal["cosine"] = "cosine"
@@ -66,13 +67,20 @@ class CosineRouterConfig(GatedSettings):
 
     chooser: ClassVar[Chooser] = "token"
     # How large the scale was at first is not what a trained network computes.
-    free: ClassVar[tuple[str, ...]] = ("initial_scale", "balance_coef", "z_coef")
+    free: ClassVar[tuple[str, ...]] = (
+        "initial_scale",
+        "balance_coef",
+        "z_coef",
+        "bias_rate",
+        "mean_experts",
+    )
     fresh_scale: ClassVar[float] = 0.01
     """Vectors are compared by their direction alone; the scale comes near 1."""
 
     def parameters(self, width: int, moe: Mixture) -> int:
         """The projection with a bias, a vector of each expert, the scale."""
-        return (width + 1) * self.rank + self.rank * moe.scored_experts + 1
+        projection, vectors = (width + 1) * self.rank, self.rank * moe.scored_experts
+        return projection + vectors + 1 + self.biases(moe)
 
     def flops(self, width: int, moe: Mixture) -> float:
         """The projection and the cosines."""

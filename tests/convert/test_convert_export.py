@@ -241,6 +241,7 @@ def test_upload(works, run, tmp_path, monkeypatch, capsys):
 
 
 SIGMOID = dataclasses.replace(TC_DIT, router=TopKRouterConfig(gate="sigmoid"))
+BIASED = dataclasses.replace(TC_DIT, router=TopKRouterConfig(bias="sign"))
 SLOW = dataclasses.replace(DIFFMOE, router=BatchPoolRouterConfig(threshold_decay=0.99))
 
 
@@ -269,6 +270,7 @@ def with_model(config, **changes):
             {"moe": SIGMOID},
             "router.gate is 'sigmoid' (allowed: softmax)",
         ),
+        ("tc-dit", "TC-DiT-L/2-E8", {"moe": BIASED}, "router.bias is 'sign' (allowed: absent)"),
         ("ec-dit", "DiffMoE-L/2-E8", {}, "is 'batch_pool' (allowed: expert_choice)"),
         ("ec-dit", "EC-DiT-L/2-E8", {"mlp_ratio": 2}, "hidden_ratio is 4.0 (allowed: 2, the"),
         ("diffmoe", "DiffMoE-L/2-E8", {"moe": SLOW}, "threshold_decay is 0.99 (allowed: 0.95"),

@@ -35,7 +35,10 @@ from tests.training.test_training import assert_close, batch, one_device, run_st
         (DIFFMOE, (4, 2, 1)),
         (dataclasses.replace(DIT_MOE, router=NoisyTopKRouterConfig(z_coef=0.01)), (2, 2, 2)),
         (dataclasses.replace(DIT_MOE, router=CosineRouterConfig(rank=8)), (2, 2, 2)),
-        (dataclasses.replace(DIT_MOE, router=TopKRouterConfig(gate="sigmoid")), (2, 2, 2)),
+        (
+            dataclasses.replace(DIT_MOE, router=TopKRouterConfig(gate="sigmoid", bias="share")),
+            (2, 2, 2),
+        ),
     ],
     ids=[
         "DiT-MoE",
@@ -45,7 +48,7 @@ from tests.training.test_training import assert_close, batch, one_device, run_st
         "DiffMoE without an expert axis",
         "noisy",
         "cosine",
-        "sigmoid",
+        "sigmoid with a bias",
     ],
 )
 def test_experts_on_several_devices_change_no_numbers(moe, sizes):

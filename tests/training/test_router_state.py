@@ -71,7 +71,8 @@ def test_resume_is_exact(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "architecture", ["ec-dit", "promoe-ec", "diffmoe", "ds-moe", "tc-sigmoid", "tc-noisy", "x-moe"]
+    "architecture",
+    ["ec-dit", "promoe-ec", "diffmoe", "ds-moe", "tc-sigmoid", "tc-bias", "tc-noisy", "x-moe"],
 )
 def test_training_on_digits(architecture, tmp_path):
     """The loss falls, every expert works, and sampling would use as many experts as training."""

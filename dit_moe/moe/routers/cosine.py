@@ -22,6 +22,7 @@ class CosineRouter(GatedTokenChoice):
 
     def __init__(self, config: MoEConfig, settings: CosineRouterConfig, width: int, rngs: nnx.Rngs):
         super().__init__(config, settings)
+        self.largest_scale = settings.largest_scale
         self.projection = linear(width, settings.rank, ("embed", None), rngs)
         init = jax.nn.initializers.normal(0.01)
         vectors_ExR = init(rngs.params(), (config.scored_experts, settings.rank), jnp.float32)
@@ -30,7 +31,8 @@ class CosineRouter(GatedTokenChoice):
 
     def logits(self, x_TxD: jax.Array) -> jax.Array:
         """The scaled cosines."""
-        kernel_DxR, bias_R = self.projection.kernel[...], self.projection.bias[...]
-        x_TxR = linear_scores(x_TxD, kernel_DxR) + bias_R
-        scale = jnp.exp(jnp.minimum(self.log_scale[...], math.log(self.settings.largest_scale)))
+        bias = self.projection.bias
+        assert bias is not None
+        x_TxR = linear_scores(x_TxD, self.projection.kernel[...]) + bias[...]
+        scale = jnp.exp(jnp.minimum(self.log_scale[...], math.log(self.largest_scale)))
         return scale * losses.cosine_similarity(x_TxR, self.vectors[...])

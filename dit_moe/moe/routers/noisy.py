@@ -8,7 +8,7 @@ from flax import nnx
 
 from dit_moe.config import MoEConfig, NoisyTopKRouterConfig
 from dit_moe.moe import losses
-from dit_moe.moe.routers.choice import TokenChoice, token_choice
+from dit_moe.moe.routers.choice import TokenChoice
 from dit_moe.moe.routers.scores import GATES, init_top_k_kernel, linear_scores, z_term
 from dit_moe.moe.routing import Conditioning, Routing
 
@@ -29,7 +29,7 @@ class NoisyTopKRouter(TokenChoice):
     def __init__(
         self, config: MoEConfig, settings: NoisyTopKRouterConfig, width: int, rngs: nnx.Rngs
     ):
-        super().__init__(config)
+        super().__init__(config, settings)
         self.settings = settings
         self.kernel = init_top_k_kernel(config.scored_experts, width, rngs)
         noise_DxE = jnp.zeros((width, config.scored_experts))
@@ -50,13 +50,14 @@ class NoisyTopKRouter(TokenChoice):
         best_TxK, expert_TxK = self.choose(scores_TxE)
         chosen_TxK = jnp.take_along_axis(logits_TxE, best_TxK, axis=-1)
         balance = self.settings.balance_coef * losses.balance_loss(scores_TxE, expert_TxK)
-        routing = token_choice(
+        routing = self.record(
             expert_TxK,
             GATES[self.settings.gate](chosen_TxK),
             scores_TxE,
             {"balance": balance, **z_term(self.settings.z_coef, logits_TxE)},
+            train=conditioning.train,
         )
         if not conditioning.train:
             return routing
         draw = jax.lax.stop_gradient((self.draw[...] + 1) % _DRAWS)
-        return dataclasses.replace(routing, next_state={"draw": draw})
+        return dataclasses.replace(routing, next_state={**routing.next_state, "draw": draw})

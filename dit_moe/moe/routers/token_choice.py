@@ -13,7 +13,7 @@ from dit_moe.config import (
     TopKRouterConfig,
 )
 from dit_moe.moe import losses
-from dit_moe.moe.routers.choice import GatedTokenChoice, TokenChoice, token_choice
+from dit_moe.moe.routers.choice import GatedTokenChoice, TokenChoice
 from dit_moe.moe.routers.scores import (
     GATES,
     init_prototypes,
@@ -44,35 +44,28 @@ class SigmoidTopKRouter(TokenChoice):
 
     Each token goes to the top_k experts of score plus bias. The weights are their scores without
     the bias, which sum to `scale` where there are two or more (one expert has `scale` times its
-    score). After a step, the bias of every expert with less than the mean load grows by
-    `bias_rate`, that of one with more shrinks (Wang et al. 2024, algorithm 1).
+    score).
     """
 
     def __init__(
         self, config: MoEConfig, settings: SigmoidTopKRouterConfig, width: int, rngs: nnx.Rngs
     ):
-        super().__init__(config)
+        super().__init__(config, settings)
         self.settings = settings
         init = jax.nn.initializers.variance_scaling(2.0, "fan_in", "normal")  # Kaiming normal
         kernel_DxE = init(rngs.params(), (width, config.scored_experts), jnp.float32)
         self.kernel = nnx.Param(kernel_DxE, axes=("embed", None))
-        # Updated through `Routing.next_state`; its gradient is 0.
-        self.bias = nnx.Param(jnp.zeros(config.scored_experts), axes=(None,))
 
     def __call__(self, x_TxD: jax.Array, conditioning: Conditioning) -> Routing:
         logits_TxE = linear_scores(x_TxD.astype(jnp.float32), self.kernel[...])
         scores_TxE = jax.nn.sigmoid(logits_TxE)
-        best_TxK, expert_TxK = self.choose(scores_TxE + self.bias[...])
+        best_TxK, expert_TxK = self.choose(scores_TxE)
         weight_TxK = jnp.take_along_axis(scores_TxE, best_TxK, axis=-1)
         if self.config.top_k > 1:
             weight_TxK /= weight_TxK.sum(axis=-1, keepdims=True) + 1e-20
         auxiliary = z_term(self.settings.z_coef, logits_TxE)
-        routing = token_choice(expert_TxK, self.settings.scale * weight_TxK, scores_TxE, auxiliary)
-        if not conditioning.train:
-            return routing
-        load_E = losses.assignment_counts(expert_TxK, self.config.scored_experts)
-        bias_E = self.bias[...] + self.settings.bias_rate * jnp.sign(load_E.mean() - load_E)
-        return dataclasses.replace(routing, next_state={"bias": jax.lax.stop_gradient(bias_E)})
+        weight_TxK *= self.settings.scale
+        return self.record(expert_TxK, weight_TxK, scores_TxE, auxiliary, train=conditioning.train)
 
 
 class PrototypeRouter(TokenChoice):
@@ -86,7 +79,7 @@ class PrototypeRouter(TokenChoice):
     def __init__(
         self, config: MoEConfig, settings: PrototypeRouterConfig, width: int, rngs: nnx.Rngs
     ):
-        super().__init__(config)
+        super().__init__(config, settings)
         self.settings = settings
         self.prototypes = init_prototypes(config.num_experts, width, rngs)
 
@@ -107,8 +100,12 @@ class PrototypeRouter(TokenChoice):
         contrastive = self.settings.contrastive_coef * losses.routing_contrastive_loss(
             x_TxD, self.prototypes[...], expert_TxK, self.settings.contrastive_temperature
         )
-        routing = token_choice(
-            expert_TxK, weight_TxK, scores_TxE, {"routing_contrastive": contrastive}
+        routing = self.record(
+            expert_TxK,
+            weight_TxK,
+            scores_TxE,
+            {"routing_contrastive": contrastive},
+            train=conditioning.train,
         )
         similarity = losses.mean_similarity(self.prototypes[...])
         return dataclasses.replace(routing, metrics={"prototype_similarity": similarity})
