@@ -49,6 +49,8 @@ def test_routers(name: str, monkeypatch):
     router = build_router(moe, D, nnx.Rngs(0))
     assert isinstance(router, nnx.Module)
     assert parameters_of(router) == settings.parameters(D, moe)
+    # An open folder has a tensor of every layer's parameter, and takes none without an axis.
+    assert all(leaf.ndim for leaf in jax.tree.leaves(nnx.state(router, nnx.Param)))
     x_TxD = jax.random.normal(jax.random.key(0), (T, D))
 
     # XLA counts the integers of a draw's bits, too, and these are no products.

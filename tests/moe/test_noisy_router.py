@@ -53,7 +53,7 @@ def numpy_routing(router: NoisyTopKRouter, gate: str, noise: np.ndarray) -> dict
 def test_routing(gate: Gate, train: bool):
     router = build(gate)
     routing = router(X, TRAIN if train else SAMPLE)
-    key = jax.random.fold_in(jax.random.key(0), int(router.draw[...]))
+    key = jax.random.fold_in(jax.random.key(0), int(router.draw[0]))
     noise = np.asarray(jax.random.normal(key, (T, E))) if train else np.zeros((T, E))
     expected = numpy_routing(router, gate, noise)
     pairs = zip(routing.token.tolist(), routing.expert.tolist(), strict=True)
@@ -81,7 +81,7 @@ def test_each_step_draws_anew_and_the_counter_turns_over():
     router.draw[...] = first.next_state["draw"]
     second = router(X, TRAIN)
     assert jnp.abs(first.scores - second.scores).max() > 0.01
-    router.draw[...] = jnp.float32(2**24 - 1)
+    router.draw[...] = jnp.full(1, 2.0**24 - 1)
     assert router(X, TRAIN).next_state["draw"] == 0
 
 

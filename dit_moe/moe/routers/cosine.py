@@ -27,7 +27,7 @@ class CosineRouter(GatedTokenChoice):
         init = jax.nn.initializers.normal(0.01)
         vectors_ExR = init(rngs.params(), (config.scored_experts, settings.rank), jnp.float32)
         self.vectors = nnx.Param(vectors_ExR, axes=(None, None))
-        self.log_scale = nnx.Param(jnp.float32(math.log(settings.initial_scale)), axes=())
+        self.log_scale = nnx.Param(jnp.full(1, math.log(settings.initial_scale)), axes=(None,))
 
     def logits(self, x_TxD: jax.Array) -> jax.Array:
         """The scaled cosines."""

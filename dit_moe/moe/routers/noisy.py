@@ -35,14 +35,14 @@ class NoisyTopKRouter(TokenChoice):
         noise_DxE = jnp.zeros((width, config.scored_experts))
         self.noise_kernel = nnx.Param(noise_DxE, axes=("embed", None))
         # Each layer begins elsewhere. Updated through `Routing.next_state`; its gradient is 0.
-        first = jax.random.randint(rngs.params(), (), 0, _DRAWS)
-        self.draw = nnx.Param(first.astype(jnp.float32), axes=())
+        first = jax.random.randint(rngs.params(), (1,), 0, _DRAWS)
+        self.draw = nnx.Param(first.astype(jnp.float32), axes=(None,))
 
     def __call__(self, x_TxD: jax.Array, conditioning: Conditioning) -> Routing:
         x_TxD = x_TxD.astype(jnp.float32)
         logits_TxE = linear_scores(x_TxD, self.kernel[...])
         if conditioning.train:
-            key = jax.random.fold_in(jax.random.key(0), self.draw[...].astype(jnp.uint32))
+            key = jax.random.fold_in(jax.random.key(0), self.draw[0].astype(jnp.uint32))
             noise_TxE = jax.random.normal(key, logits_TxE.shape)
             scale_TxE = jax.nn.softplus(linear_scores(x_TxD, self.noise_kernel[...]))
             logits_TxE += noise_TxE * scale_TxE
