@@ -237,17 +237,17 @@ def main() -> None:
         step, gradient = ours(config)
         seconds, peak = beside_peak({"step": step, "gradient": gradient}, args)
         used = [spent(step)]
-        peaks = [peak_of(name, "ours", args)]
         del step, gradient
         jax.clear_caches()
+        peaks = [peak_of(name, "ours", args)]
         base = base or seconds["step"] / peak
         torch_ratio = "-"
         if with_torch:
             torch_step = theirs(config)
             torch_seconds, torch_peak = beside_peak({"torch": torch_step}, args)
             used.append(spent(torch_step))
-            peaks.append(peak_of(name, "torch", args))
             del torch_step
+            peaks.append(peak_of(name, "torch", args))
             ratio = torch_seconds["torch"] / torch_peak / (seconds["step"] / peak)
             torch_ratio = f"{ratio:.2f}"
         flops = image_flops(config.model).training * args.batch_size

@@ -16,7 +16,9 @@ from dit_moe.config.objective import OBJECTIVES, DDPMConfig, ObjectiveConfig, Re
 from dit_moe.config.routers import (
     ROUTERS,
     BatchPoolRouterConfig,
+    BiasSettings,
     ExpertChoiceRouterConfig,
+    GatedSettings,
     Mixture,
     PrototypeExpertChoiceRouterConfig,
     PrototypeRouterConfig,
@@ -34,6 +36,7 @@ from dit_moe.config.sampling import (
     SampleConfig,
     SolverConfig,
 )
+from dit_moe.config.token_routers import CosineRouterConfig, NoisyTopKRouterConfig
 from dit_moe.config.training import TrainConfig
 
 __all__ = [
@@ -48,18 +51,22 @@ __all__ = [
     "TIME_GRIDS",
     "WEAK_ROUTINGS",
     "BatchPoolRouterConfig",
+    "BiasSettings",
     "Config",
     "ConfigError",
+    "CosineRouterConfig",
     "DDPMConfig",
     "DataConfig",
     "ExpertChoiceRouterConfig",
     "ExpertKind",
+    "GatedSettings",
     "GuidanceConfig",
     "MeshConfig",
     "MixedTopKRouterConfig",
     "Mixture",
     "MoEConfig",
     "ModelConfig",
+    "NoisyTopKRouterConfig",
     "NullTopKRouterConfig",
     "ObjectiveConfig",
     "PrototypeExpertChoiceRouterConfig",

@@ -4,13 +4,20 @@ from typing import ClassVar, Literal
 
 from pydantic.dataclasses import dataclass
 
-from dit_moe.config.routers import ROUTERS, Chooser, LinearScores, Mixture
+from dit_moe.config.routers import (
+    ROUTERS,
+    BiasSettings,
+    Chooser,
+    LinearScores,
+    LogitSettings,
+    Mixture,
+)
 from dit_moe.config.rules import RULES, NonNegativeFloat, PositiveFloat, PositiveInt, require
 
 
 @ROUTERS.add
 @dataclass(frozen=True, config=RULES)
-class NullTopKRouterConfig(LinearScores):
+class NullTopKRouterConfig(BiasSettings, LinearScores, LogitSettings):
     """Softmax token-choice router over true and null experts (AdaMoE, Zeng et al. 2024)."""
 
     name: Literal["null_top_k"] = "null_top_k"
@@ -34,11 +41,15 @@ class NullTopKRouterConfig(LinearScores):
         "loose_balance_coef",
         "tight_updates",
         "balance",
+        "z_coef",
+        "bias_rate",
+        "mean_experts",
     )
     fresh_scale: ClassVar[float] = 0.01
 
     def check(self, moe: Mixture) -> None:
         """All cheap experts are null experts."""
+        super().check(moe)
         require(
             set(moe.cheap_experts) <= {"zero"},
             f"cheap_experts is {', '.join(moe.cheap_experts)} with router {self.name!r}, whose "
@@ -56,7 +67,7 @@ class NullTopKRouterConfig(LinearScores):
 
 @ROUTERS.add
 @dataclass(frozen=True, config=RULES)
-class MixedTopKRouterConfig(LinearScores):
+class MixedTopKRouterConfig(BiasSettings, LinearScores, LogitSettings):
     """Softmax token-choice router over experts of unlike cost, which sees the logits of the router
     before (MoE++, Jin et al. 2024)."""
 
@@ -76,7 +87,13 @@ class MixedTopKRouterConfig(LinearScores):
     """The router of the layer before hands on its logits, and a matrix of them is added."""
 
     chooser: ClassVar[Chooser] = "token"
-    free: ClassVar[tuple[str, ...]] = ("balance_coef", "tau")
+    free: ClassVar[tuple[str, ...]] = (
+        "balance_coef",
+        "tau",
+        "z_coef",
+        "bias_rate",
+        "mean_experts",
+    )
     fresh_scale: ClassVar[float] = 0.01
 
     def weight_sum(self, moe: Mixture) -> float:
@@ -84,18 +101,21 @@ class MixedTopKRouterConfig(LinearScores):
         zeros."""
         return 1.0 if self.weights == "non_zero" else moe.top_k / moe.scored_experts
 
-    def routed_share(self, moe: Mixture) -> float:
-        """Where the balance loss is least: tau n of n routed experts to m cheap ones."""
+    def computed(self, moe: Mixture) -> float:
+        """Where the balance loss is least, tau n of n routed experts to m cheap ones, or what the
+        biases aim at."""
+        if self.mean_experts is not None:
+            return super().computed(moe)
         weighted = self.tau * moe.num_experts
-        return weighted / (weighted + len(moe.cheap_experts))
+        return moe.top_k * weighted / (weighted + moe.scored_experts - moe.num_experts)
 
     def parameters(self, width: int, moe: Mixture) -> int:
-        """The matrices."""
-        return sum(a * b for a, b in self.matrices(width, moe))
+        """The matrices, and biases."""
+        return self._entries(width, moe) + self.biases(moe)
 
     def flops(self, width: int, moe: Mixture) -> float:
         """One product with each matrix."""
-        return 2 * self.parameters(width, moe)
+        return 2 * self._entries(width, moe)
 
     def saved(self, width: int, moe: Mixture, *, products_only: bool) -> int:
         """The hidden layer and what the router before has handed on. Where products are kept, also
@@ -104,6 +124,9 @@ class MixedTopKRouterConfig(LinearScores):
         hidden = sum(b for _, b in inner)
         handed = moe.scored_experts * self.gating_residual
         return hidden + 2 * handed if products_only else width + 2 * hidden + handed
+
+    def _entries(self, width: int, moe: Mixture) -> int:
+        return sum(a * b for a, b in self.matrices(width, moe))
 
     def own_matrices(self, width: int, moe: Mixture) -> list[tuple[int, int]]:
         """Rows and columns of what makes logits of a token, in their order."""

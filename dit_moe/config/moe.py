@@ -58,6 +58,7 @@ class MoEConfig:
     those with the lowest. The latter is no way to train, but the weak network of self-contrast."""
 
     def __post_init__(self) -> None:
+        self.router.check(self)
         require(
             self.top_k <= self.scored_experts,
             f"top_k is {self.top_k}; allowed: 1 to num_experts ({self.scored_experts})",
@@ -97,6 +98,5 @@ class MoEConfig:
 
     @property
     def computed_experts(self) -> float:
-        """Experts of the stack that compute a token, on average if the load is as the router aims
-        at."""
-        return self.top_k * self.router.routed_share(self)
+        """Experts of the stack that compute a token, on average if the load is as it should be."""
+        return self.router.computed(self)

@@ -12,6 +12,7 @@ from dit_moe.config import (
     BatchPoolRouterConfig,
     Config,
     ConfigError,
+    CosineRouterConfig,
     DataConfig,
     DDPMConfig,
     ExpertChoiceRouterConfig,
@@ -19,6 +20,7 @@ from dit_moe.config import (
     MixedTopKRouterConfig,
     ModelConfig,
     MoEConfig,
+    NoisyTopKRouterConfig,
     NullTopKRouterConfig,
     ObjectiveConfig,
     PrototypeExpertChoiceRouterConfig,
@@ -129,6 +131,12 @@ _SMALL_MOE = {
     "promoe": dataclasses.replace(PROMOE, num_experts=8),
     "promoe-ec": dataclasses.replace(PROMOE_EC, num_experts=8),
     "tc-dit": TC_DIT,
+    "tc-sigmoid": _eight_experts(TopKRouterConfig(gate="sigmoid")),
+    "tc-bias": _eight_experts(TopKRouterConfig(balance_coef=0, bias="sign")),
+    "tc-noisy": dataclasses.replace(
+        _eight_experts(NoisyTopKRouterConfig()), top_k=2, hidden_ratio=2
+    ),
+    "x-moe": _eight_experts(CosineRouterConfig(rank=64)),
     "ec-dit": EC_DIT,
     "diffmoe": DIFFMOE,
     "dit-moe": _SMALL_DIT_MOE,

@@ -6,9 +6,11 @@ from pydantic import PlainValidator
 from pydantic.dataclasses import dataclass
 
 from dit_moe.config.registry import Registry
-from dit_moe.config.rules import RULES, ConfigError, Decay, NonNegativeFloat, PositiveFloat
+from dit_moe.config.rules import RULES, ConfigError, Decay, NonNegativeFloat, PositiveFloat, require
 
 Chooser = Literal["token", "image", "batch"]
+Gate = Literal["softmax", "sigmoid", "identity"]
+"""What makes a score and a weight of a logit. Softmax is over the scored experts."""
 
 
 class Mixture(Protocol):
@@ -76,17 +78,16 @@ class RouterSettings:
         """
         raise self._untold("what it saves")
 
-    def _untold(self, what: str) -> ConfigError:
-        return ConfigError(f"router {self.name!r} does not tell {what}; see docs/extending.md")
-
-    def routed_share(self, moe: Mixture) -> float:
-        """What share of the tokens' choices falls on routed experts, not on cheap ones, while the
-        load is as the router aims at: even, for most."""
-        return moe.num_experts / moe.scored_experts
+    def computed(self, moe: Mixture) -> float:
+        """Routed experts that compute a token, on average if the load is as it should be."""
+        return moe.top_k * moe.num_experts / moe.scored_experts
 
     def check(self, moe: Mixture) -> None:
-        """Raises a `ConfigError` for a mixture that the router is not made for."""
+        """Raises a `ConfigError` where the settings do not fit the mixture."""
         del moe
+
+    def _untold(self, what: str) -> ConfigError:
+        return ConfigError(f"router {self.name!r} does not tell {what}; see docs/extending.md")
 
     def hands_on(self, moe: Mixture) -> dict[str, tuple[int, ...]]:
         """Shapes, for one token, of what the router of the next layer gets to see
@@ -95,9 +96,70 @@ class RouterSettings:
         return {}
 
 
+def even_weight_sum(gate: Gate, moe: Mixture) -> float | None:
+    """What the weights of top_k experts sum to, not renormalised, where all logits are near 0."""
+    sums = {"softmax": moe.top_k / moe.scored_experts, "sigmoid": moe.top_k / 2, "identity": None}
+    return sums[gate]
+
+
 ROUTERS = Registry(RouterSettings)
 """By name. The module that each of them stands for is in `moe/routers/`."""
 RouterConfig = Annotated[RouterSettings, PlainValidator(ROUTERS.parse)]
+
+
+@dataclass(frozen=True, config=RULES)
+class LogitSettings(RouterSettings):
+    """What routers have whose scores are made of unbounded logits."""
+
+    z_coef: NonNegativeFloat = 0.0
+    """Factor of the router z-loss, which keeps logits small (ST-MoE; 0.001 there); 0: without."""
+
+
+@dataclass(frozen=True, config=RULES)
+class BiasSettings(RouterSettings):
+    """What routers have in which tokens choose: by score plus a bias of each expert, if so wished,
+    which follows the load without a gradient. Weights are of the scores alone."""
+
+    bias: Literal["absent", "sign", "share"] = "absent"
+    """`sign`: after a step, the bias of every expert with less than the mean load grows by
+    `bias_rate`, that of one with more shrinks (Wang et al. 2024, algorithm 1). `share`: it moves by
+    `bias_rate` times what an expert's share of the assignments lacks of its due; cheap experts keep
+    theirs (LongCat-Flash)."""
+    bias_rate: NonNegativeFloat = 0.001
+    """0.001 is DeepSeek-V3's, for `sign`."""
+    mean_experts: PositiveFloat | None = None
+    """Routed experts of a token that `share` aims at where others are cheap; none: as an even load
+    over all has it."""
+
+    def parameters(self, width: int, moe: Mixture) -> int:
+        """A bias of every scored expert beside what else there is."""
+        return super().parameters(width, moe) + self.biases(moe)
+
+    def biases(self, moe: Mixture) -> int:
+        """Numbers of the biases."""
+        return 0 if self.bias == "absent" else moe.scored_experts
+
+    def computed(self, moe: Mixture) -> float:
+        """What the biases aim at."""
+        return super().computed(moe) if self.mean_experts is None else self.mean_experts
+
+    def check(self, moe: Mixture) -> None:
+        """A mean can be aimed at where tokens have a choice."""
+        if self.mean_experts is None:
+            return
+        told = f"router.mean_experts is {self.mean_experts}"
+        require(
+            self.bias == "share",
+            f"{told} with router.bias {self.bias!r}; allowed: none, or router.bias 'share'",
+        )
+        require(
+            moe.scored_experts > moe.num_experts,
+            f"{told} without cheap experts; allowed: none, as every token has top_k experts",
+        )
+        require(
+            self.mean_experts <= moe.top_k,
+            f"{told}; allowed: more than 0, up to top_k ({moe.top_k})",
+        )
 
 
 @dataclass(frozen=True, config=RULES)
@@ -119,46 +181,51 @@ class LinearScores(RouterSettings):
         return 0 if products_only else width
 
 
+@dataclass(frozen=True, config=RULES)
+class GatedSettings(LinearScores, LogitSettings):
+    """What routers have whose weights are the gate's values, not renormalised."""
+
+    gate: Gate = "softmax"
+
+    def weight_sum(self, moe: Mixture) -> float | None:
+        """The sum over the top_k experts that a token has, on average where experts choose."""
+        return even_weight_sum(self.gate, moe)
+
+
 @ROUTERS.add
 @dataclass(frozen=True, config=RULES)
-class TopKRouterConfig(LinearScores):
-    """Softmax token-choice router with a balance loss (DiT-MoE)."""
+class TopKRouterConfig(BiasSettings, GatedSettings):
+    """Token-choice router with a balance loss: DiT-MoE's with softmax, that of BASE and StableMoE
+    with sigmoid. Its weights are not renormalised."""
 
     name: Literal["top_k"] = "top_k"
     balance_coef: NonNegativeFloat = 0.01
+    """Factor of the balance loss, whose probabilities are a softmax whatever the gate."""
 
     chooser: ClassVar[Chooser] = "token"
-    free: ClassVar[tuple[str, ...]] = ("balance_coef",)
+    free: ClassVar[tuple[str, ...]] = ("balance_coef", "z_coef", "bias_rate", "mean_experts")
     fresh_scale: ClassVar[float] = 0.01
-
-    def weight_sum(self, moe: Mixture) -> float:
-        """top_k of E equal probabilities."""
-        return moe.top_k / moe.scored_experts
 
 
 @ROUTERS.add
 @dataclass(frozen=True, config=RULES)
-class SigmoidTopKRouterConfig(LinearScores):
+class SigmoidTopKRouterConfig(BiasSettings, LinearScores, LogitSettings):
     """Sigmoid token-choice router that is balanced by a bias, without a loss (DSMoE)."""
 
     name: Literal["sigmoid_top_k"] = "sigmoid_top_k"
     scale: PositiveFloat = 1.0
     """What a token's weights sum to, where top_k is 2 or more (DeepSeek-V3's routed scaling)."""
+    bias: Literal["absent", "sign", "share"] = "sign"
     bias_rate: NonNegativeFloat = 0.001
-    """How far a step moves each expert's bias. 0.001 is DeepSeek-V3's; with 0, as in DSMoE's public
-    code, the biases stay as they are."""
+    """With 0, as in DSMoE's public code, the biases stay as they are."""
 
     chooser: ClassVar[Chooser] = "token"
-    free: ClassVar[tuple[str, ...]] = ("bias_rate",)
+    free: ClassVar[tuple[str, ...]] = ("bias_rate", "mean_experts", "z_coef")
     fresh_scale: ClassVar[float] = 0.01
 
     def weight_sum(self, moe: Mixture) -> float:
         """`scale`, or half of it where one expert has the weight of a sigmoid at 0."""
         return self.scale * (1.0 if moe.top_k > 1 else 0.5)
-
-    def parameters(self, width: int, moe: Mixture) -> int:
-        """The matrix and the biases."""
-        return (width + 1) * moe.scored_experts
 
 
 @dataclass(frozen=True, config=RULES)
@@ -166,9 +233,9 @@ class PrototypeSettings(RouterSettings):
     """What both forms of ProMoE's two-step router have: learnable prototypes, a routing contrastive
     loss, and an unconditional expert where the mixture has one."""
 
-    activation: Literal["identity", "softmax", "sigmoid"] = "identity"
-    """What makes scores of the cosines. `softmax` is over the experts where tokens choose, over the
-    tokens of an image where experts do."""
+    activation: Gate = "identity"
+    """The gate, of cosines. `softmax` is over the experts where tokens choose, over the tokens of
+    an image where experts do."""
     contrastive_coef: NonNegativeFloat = 1.0
     contrastive_temperature: PositiveFloat = 0.07
 
@@ -192,36 +259,29 @@ class PrototypeSettings(RouterSettings):
 
 @ROUTERS.add
 @dataclass(frozen=True, config=RULES)
-class PrototypeRouterConfig(PrototypeSettings):
+class PrototypeRouterConfig(BiasSettings, PrototypeSettings):
     """Each token takes its nearest prototypes (ProMoE)."""
 
     name: Literal["prototype"] = "prototype"
 
     chooser: ClassVar[Chooser] = "token"
+    free: ClassVar[tuple[str, ...]] = (*PrototypeSettings.free, "bias_rate", "mean_experts")
 
     def weight_sum(self, moe: Mixture) -> float | None:
         """The sum where cosines are near 0; cosines themselves sum to nothing that is known."""
-        return {
-            "softmax": moe.top_k / moe.num_experts,
-            "sigmoid": moe.top_k / 2,
-            "identity": None,
-        }[self.activation]
+        return even_weight_sum(self.activation, moe)
 
 
 @ROUTERS.add
 @dataclass(frozen=True, config=RULES)
-class ExpertChoiceRouterConfig(LinearScores):
-    """Each expert takes its top tokens of every image, by softmax over experts (EC-DiT)."""
+class ExpertChoiceRouterConfig(GatedSettings):
+    """Each expert takes its top tokens of every image (EC-DiT, with softmax over experts)."""
 
     name: Literal["expert_choice"] = "expert_choice"
 
     chooser: ClassVar[Chooser] = "image"
-    free: ClassVar[tuple[str, ...]] = ()
+    free: ClassVar[tuple[str, ...]] = ("z_coef",)
     fresh_scale: ClassVar[float] = 1.0
-
-    def weight_sum(self, moe: Mixture) -> float:
-        """The sum over the top_k experts that a token has on average."""
-        return moe.top_k / moe.num_experts
 
 
 @ROUTERS.add
@@ -240,7 +300,7 @@ class PrototypeExpertChoiceRouterConfig(PrototypeSettings):
 
 @ROUTERS.add
 @dataclass(frozen=True, config=RULES)
-class BatchPoolRouterConfig(LinearScores):
+class BatchPoolRouterConfig(GatedSettings):
     """In training each expert takes its top tokens of the whole batch; when sampling, a predictor
     of that choice and a threshold per expert decide (DiffMoE)."""
 
@@ -256,12 +316,8 @@ class BatchPoolRouterConfig(LinearScores):
     pass, but those with the highest scores of the batch."""
 
     chooser: ClassVar[Chooser] = "batch"
-    free: ClassVar[tuple[str, ...]] = ("capacity_coef", "threshold_decay", "inference")
+    free: ClassVar[tuple[str, ...]] = ("capacity_coef", "threshold_decay", "inference", "z_coef")
     fresh_scale: ClassVar[float] = 1.0
-
-    def weight_sum(self, moe: Mixture) -> float:
-        """The sum over the top_k experts that a token has on average."""
-        return moe.top_k / moe.num_experts
 
     def parameters(self, width: int, moe: Mixture) -> int:
         """The matrix, the predictor's two layers with biases, the thresholds."""

@@ -1,6 +1,6 @@
 """What a peer's code asks of a network that is to be written for it."""
 
-from dit_moe.config import ModelConfig, MoEConfig
+from dit_moe.config import BiasSettings, GatedSettings, ModelConfig, MoEConfig
 
 
 class Requirements:
@@ -34,6 +34,11 @@ class Requirements:
         if moe is None:
             return None
         self.one_of("model.moe.router.name", moe.router.name, router)
+        if isinstance(moe.router, GatedSettings):
+            self.one_of("model.moe.router.gate", moe.router.gate, "softmax")
+        if isinstance(moe.router, BiasSettings):
+            published = type(moe.router).__dataclass_fields__["bias"].default
+            self.one_of("model.moe.router.bias", moe.router.bias, published)
         self.one_of("model.moe.expert", moe.expert, expert)
         self.one_of("model.moe.every", moe.every, *every)
         self.one_of("model.moe.cheap_experts", moe.cheap_experts, ())

@@ -68,6 +68,18 @@ def uneven_balance_loss(
     return jnp.sum(eta_E * f_E * probabilities_TxE.mean(axis=0))
 
 
+def z_loss(logits_TxE: jax.Array) -> jax.Array:
+    """Router z-loss: the mean of log(sum_i exp(logit_i))^2 over tokens (ST-MoE, eq. 5).
+
+    Args:
+      logits_TxE: [T, E] float32.
+
+    Returns:
+      float32 scalar, not scaled by the coefficient.
+    """
+    return jnp.mean(jnp.square(jax.nn.logsumexp(logits_TxE, axis=-1)))
+
+
 def routing_contrastive_loss(
     x_TxD: jax.Array, prototypes_ExD: jax.Array, expert_TxK: jax.Array, temperature: float
 ) -> jax.Array:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dit_moe.config import (
     ROUTERS,
     WEAK_ROUTINGS,
+    BiasSettings,
     Config,
     ConfigError,
     GuidanceConfig,
@@ -55,7 +56,13 @@ def weakly_routed(model: ModelConfig, weak_routing: str) -> ModelConfig:
     change = {"top_k": 1} if weak_routing == "top_1" else {"choice": "least_likely"}
 
     def weakened(moe: MoEConfig | None) -> MoEConfig | None:
-        return moe and dataclasses.replace(moe, **change)
+        if moe is None:
+            return None
+        router = moe.router
+        if isinstance(router, BiasSettings):
+            # An aim of training, which may be more than a single expert.
+            router = dataclasses.replace(router, mean_experts=None)
+        return dataclasses.replace(moe, router=router, **change)
 
     segments = tuple(
         dataclasses.replace(segment, moe=weakened(segment.moe)) for segment in model.segments

@@ -97,6 +97,11 @@ def check(old: Config, new: Config) -> None:
             f"the run to upcycle has {source.total_experts} experts per layer and router "
             f"{source.router.name!r}; allowed: a dense run, or a single expert and router 'top_k'"
         )
+    if source is not None and source.router.weight_sum(source) != 1:
+        raise ConfigError(
+            "the run to upcycle has a single expert beside cheap ones or with another gate than "
+            "'softmax', whose weight is not 1; allowed: neither"
+        )
     free = ("image_size", "label_dropout", "moe", "dtype", "remat")
     for field in dataclasses.fields(ModelConfig):
         a, b = getattr(old.model, field.name), getattr(new.model, field.name)
@@ -112,9 +117,9 @@ def check(old: Config, new: Config) -> None:
                 f"config.objective.{field} is {b!r}; allowed: {a!r}, as in the run to upcycle"
             )
     if moe.router.weight_sum(moe) is None:
-        activation = getattr(moe.router, "activation", None)
+        field = "gate" if hasattr(moe.router, "gate") else "activation"
         raise ConfigError(
-            f"config.model.moe.router.activation is {activation!r} with router "
+            f"config.model.moe.router.{field} is {getattr(moe.router, field, None)!r} with router "
             f"{moe.router.name!r}, whose weights sum to nothing that is known beforehand; "
             "allowed: softmax or sigmoid with router prototype, or router top_k"
         )

@@ -16,8 +16,14 @@ from safetensors.numpy import load_file, save_file
 import dit_moe
 from dit_moe.autoencoder.latent_space import read_latent_space
 from dit_moe.commands import convert as command
-from dit_moe.config import BatchPoolRouterConfig, ConfigError, MoEConfig, RectifiedFlowConfig
-from dit_moe.config.presets import DIFFMOE
+from dit_moe.config import (
+    BatchPoolRouterConfig,
+    ConfigError,
+    MoEConfig,
+    RectifiedFlowConfig,
+    TopKRouterConfig,
+)
+from dit_moe.config.presets import DIFFMOE, TC_DIT
 from dit_moe.convert.constructors import constructor_arguments
 from dit_moe.models.parameters import abstract_parameters
 from dit_moe.runs import open_folder as published
@@ -234,6 +240,8 @@ def test_upload(works, run, tmp_path, monkeypatch, capsys):
         assert "401 Unauthorized" in capsys.readouterr().err
 
 
+SIGMOID = dataclasses.replace(TC_DIT, router=TopKRouterConfig(gate="sigmoid"))
+BIASED = dataclasses.replace(TC_DIT, router=TopKRouterConfig(bias="sign"))
 SLOW = dataclasses.replace(DIFFMOE, router=BatchPoolRouterConfig(threshold_decay=0.99))
 
 
@@ -256,6 +264,13 @@ def with_model(config, **changes):
         ("promoe-ec", "ProMoE-L/2", {}, "is 'prototype' (allowed: prototype_expert_choice)"),
         ("dit-moe", "TC-DiT-L/2-E8", {}, "model.moe.expert is 'gelu' (allowed: swiglu)"),
         ("tc-dit", "EC-DiT-L/2-E8", {}, "is 'expert_choice' (allowed: top_k)"),
+        (
+            "tc-dit",
+            "TC-DiT-L/2-E8",
+            {"moe": SIGMOID},
+            "router.gate is 'sigmoid' (allowed: softmax)",
+        ),
+        ("tc-dit", "TC-DiT-L/2-E8", {"moe": BIASED}, "router.bias is 'sign' (allowed: absent)"),
         ("ec-dit", "DiffMoE-L/2-E8", {}, "is 'batch_pool' (allowed: expert_choice)"),
         ("ec-dit", "EC-DiT-L/2-E8", {"mlp_ratio": 2}, "hidden_ratio is 4.0 (allowed: 2, the"),
         ("diffmoe", "DiffMoE-L/2-E8", {"moe": SLOW}, "threshold_decay is 0.99 (allowed: 0.95"),

@@ -154,6 +154,12 @@ def replaced(config, **model):
             "router.activation is 'identity'",
         ),
         (
+            lambda c: replaced(
+                c, moe=dataclasses.replace(GELU, router=TopKRouterConfig(gate="identity"))
+            ),
+            "router.gate is 'identity'",
+        ),
+        (
             lambda c: dataclasses.replace(c, objective=RectifiedFlowConfig()),
             "config.objective.name is 'rectified_flow'; allowed: 'ddpm'",
         ),
@@ -175,6 +181,15 @@ def test_many_experts_cannot_be_upcycled(dense):
     config = sparse(dense, dataclasses.replace(GELU, router=TopKRouterConfig()))
     with pytest.raises(ConfigError, match="has 4 experts per layer"):
         check(config, config)
+
+
+def test_a_single_expert_whose_weight_is_not_1_cannot_be_upcycled(dense):
+    config = sparse(dense, dataclasses.replace(GELU, num_experts=1, top_k=1))
+    sigmoid = dataclasses.replace(config.model.moe, router=TopKRouterConfig(gate="sigmoid"))
+    null = dataclasses.replace(config.model.moe, cheap_experts=("zero",))
+    for moe in (sigmoid, null):
+        with pytest.raises(ConfigError, match="beside cheap ones or with another gate"):
+            check(replaced(config, moe=moe), config)
 
 
 def test_command(dense, tmp_path, capsys):

@@ -18,7 +18,7 @@ from dit_moe.models.dit import DiT
 from dit_moe.models.parameters import get_parameters, places, set_parameters
 from dit_moe.models.trunk import Trunk
 from dit_moe.moe.routers import register_router
-from dit_moe.moe.routers.scores import init_kernel, softmax_scores
+from dit_moe.moe.routers.scores import init_kernel, linear_scores
 from dit_moe.moe.routing import Conditioning, Routing
 from tests.tiny import DIT_MOE, tiny
 
@@ -116,7 +116,7 @@ class LookingBack(nnx.Module):
         self.kernel = init_kernel(config.num_experts, width, rngs)
 
     def __call__(self, x_TxD: jax.Array, conditioning: Conditioning) -> Routing:
-        own_TxE = softmax_scores(x_TxD.astype(jnp.float32), self.kernel[...])
+        own_TxE = jax.nn.softmax(linear_scores(x_TxD.astype(jnp.float32), self.kernel[...]))
         scores_TxE = own_TxE + conditioning.previous["scores"]
         return Routing(
             token=jnp.arange(len(x_TxD)),

@@ -122,7 +122,7 @@ def test_the_balance_loss_rests_where_cheap_experts_have_more():
     value, gradient_E = jax.value_and_grad(loss)(-jnp.log(eta_E))
     np.testing.assert_allclose(gradient_E, 0, atol=1e-7)
     np.testing.assert_allclose(value, 1 / (1 / eta_E).sum(), rtol=1e-6)
-    assert MixedTopKRouterConfig(tau=tau).routed_share(moe) == pytest.approx(2 / 6)
+    assert MixedTopKRouterConfig(tau=tau).computed(moe) == pytest.approx(moe.top_k * 2 / 6)
     # From an even load it moves tokens to cheap experts.
     even_E = jax.grad(loss)(jnp.zeros(4), jnp.arange(4)[:, None])
     assert (np.sign(even_E) == [1, 1, -1, -1]).all()

@@ -6,8 +6,10 @@ from flax import nnx
 
 from dit_moe.config import (
     BatchPoolRouterConfig,
+    CosineRouterConfig,
     ExpertChoiceRouterConfig,
     MoEConfig,
+    NoisyTopKRouterConfig,
     PrototypeExpertChoiceRouterConfig,
     PrototypeRouterConfig,
     SigmoidTopKRouterConfig,
@@ -103,6 +105,8 @@ def test_without_unconditional_expert_null_tokens_are_routed_like_others():
         MoEConfig(num_experts=E, router=PrototypeExpertChoiceRouterConfig()),
         MoEConfig(num_experts=E, router=BatchPoolRouterConfig()),
         MoEConfig(num_experts=E, router=SigmoidTopKRouterConfig()),
+        MoEConfig(num_experts=E, router=NoisyTopKRouterConfig()),
+        MoEConfig(num_experts=E, router=CosineRouterConfig()),
     ],
     ids=lambda config: config.router.name,
 )

@@ -11,9 +11,11 @@ from flax import nnx
 from dit_moe.config import (
     Config,
     ConfigError,
+    CosineRouterConfig,
     DDPMConfig,
     ModelConfig,
     MoEConfig,
+    NoisyTopKRouterConfig,
     PrototypeRouterConfig,
     SigmoidTopKRouterConfig,
     TopKRouterConfig,
@@ -126,7 +128,14 @@ def test_self_contrast_of_a_model_with_one_expert_a_token_with_itself():
 
 
 @pytest.mark.parametrize(
-    "router", [TopKRouterConfig(), SigmoidTopKRouterConfig(), PrototypeRouterConfig()]
+    "router",
+    [
+        TopKRouterConfig(),
+        SigmoidTopKRouterConfig(),
+        NoisyTopKRouterConfig(),
+        CosineRouterConfig(),
+        PrototypeRouterConfig(),
+    ],
 )
 def test_the_least_likely_experts_take_the_weights_of_the_likeliest(router):
     moe = MoEConfig(router=router, num_experts=5, top_k=2)

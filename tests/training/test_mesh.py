@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from dit_moe.config import ConfigError, MeshConfig
+from dit_moe.config import (
+    ConfigError,
+    CosineRouterConfig,
+    MeshConfig,
+    NoisyTopKRouterConfig,
+    TopKRouterConfig,
+)
 from dit_moe.config.presets import preset
 from dit_moe.devices.mesh import batch_sharding, build_mesh, check_mesh
 from dit_moe.runs.checkpoints import Checkpoints
@@ -29,6 +35,12 @@ from tests.training.test_training import assert_close, batch, one_device, run_st
         (DIFFMOE, (4, 2, 1)),
         (ADAMOE, (2, 2, 2)),
         (MOE_PLUS_PLUS, (2, 2, 2)),
+        (dataclasses.replace(DIT_MOE, router=NoisyTopKRouterConfig(z_coef=0.01)), (2, 2, 2)),
+        (dataclasses.replace(DIT_MOE, router=CosineRouterConfig(rank=8)), (2, 2, 2)),
+        (
+            dataclasses.replace(DIT_MOE, router=TopKRouterConfig(gate="sigmoid", bias="share")),
+            (2, 2, 2),
+        ),
     ],
     ids=[
         "DiT-MoE",
@@ -38,6 +50,9 @@ from tests.training.test_training import assert_close, batch, one_device, run_st
         "DiffMoE without an expert axis",
         "AdaMoE",
         "MoE++",
+        "noisy",
+        "cosine",
+        "sigmoid with a bias",
     ],
 )
 def test_experts_on_several_devices_change_no_numbers(moe, sizes):

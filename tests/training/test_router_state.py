@@ -77,7 +77,13 @@ def test_resume_is_exact(moe, path, least, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", ["ec-dit", "promoe-ec", "diffmoe", "ds-moe", *CHEAP])
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        *("ec-dit", "promoe-ec", "diffmoe", "ds-moe", "tc-sigmoid", "tc-bias", "tc-noisy", "x-moe"),
+        *CHEAP,
+    ],
+)
 def test_training_on_digits(architecture, tmp_path):
     """The loss falls, every expert works, and sampling would use as many experts as training."""
     overrides = {
@@ -100,7 +106,7 @@ def test_training_on_digits(architecture, tmp_path):
     if architecture in CHEAP:
         assert last["moe/capacity/layer00"] == pytest.approx(CHEAP[architecture], abs=0.3)
     else:
-        experts = 2.0 if architecture == "ds-moe" else 1.0
+        experts = 2.0 if architecture in ("ds-moe", "tc-noisy") else 1.0
         assert last["moe/capacity/layer00"] == pytest.approx(experts)
     if architecture == "diffmoe":
         assert float(rows[0]["moe/predicted_capacity/layer00"]) > 2  # thresholds begin at 0

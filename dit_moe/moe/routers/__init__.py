@@ -10,9 +10,11 @@ from dit_moe.config import (
     ROUTERS,
     BatchPoolRouterConfig,
     ConfigError,
+    CosineRouterConfig,
     ExpertChoiceRouterConfig,
     MixedTopKRouterConfig,
     MoEConfig,
+    NoisyTopKRouterConfig,
     NullTopKRouterConfig,
     PrototypeExpertChoiceRouterConfig,
     PrototypeRouterConfig,
@@ -22,7 +24,9 @@ from dit_moe.config import (
 )
 from dit_moe.moe.routers.batch_pool import BatchPoolRouter
 from dit_moe.moe.routers.cheap_choice import MixedTopKRouter, NullTopKRouter
+from dit_moe.moe.routers.cosine import CosineRouter
 from dit_moe.moe.routers.expert_choice import ExpertChoiceRouter, PrototypeExpertChoiceRouter
+from dit_moe.moe.routers.noisy import NoisyTopKRouter
 from dit_moe.moe.routers.token_choice import PrototypeRouter, SigmoidTopKRouter, TopKRouter
 from dit_moe.moe.routing import Conditioning, Routing
 
@@ -66,6 +70,8 @@ def build_router(config: MoEConfig, width: int, rngs: nnx.Rngs) -> Router:
 
 register_router(TopKRouterConfig)(TopKRouter)
 register_router(SigmoidTopKRouterConfig)(SigmoidTopKRouter)
+register_router(NoisyTopKRouterConfig)(NoisyTopKRouter)
+register_router(CosineRouterConfig)(CosineRouter)
 register_router(PrototypeRouterConfig)(PrototypeRouter)
 register_router(ExpertChoiceRouterConfig)(ExpertChoiceRouter)
 register_router(PrototypeExpertChoiceRouterConfig)(PrototypeExpertChoiceRouter)

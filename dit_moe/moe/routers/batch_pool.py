@@ -6,7 +6,7 @@ from flax import nnx
 
 from dit_moe.config import BatchPoolRouterConfig, MoEConfig
 from dit_moe.moe.assignments import slots_from_mask
-from dit_moe.moe.routers.scores import expert_capacity, init_kernel, softmax_scores
+from dit_moe.moe.routers.scores import expert_capacity, gated_scores, init_kernel
 from dit_moe.moe.routing import Conditioning, Routing
 from dit_moe.nn.linear import linear
 
@@ -24,7 +24,7 @@ class CapacityPredictor(nnx.Module):
 
 
 class BatchPoolRouter(nnx.Module):
-    """DiffMoE: softmax over a linear map; the weights are the softmax values.
+    """A gate of a linear map, whose values are the weights (DiffMoE, whose gate is softmax).
 
     In training each expert takes its top tokens of all images, whatever the devices, so that an
     image may get more or less computation than another. A predictor of that choice is trained
@@ -48,7 +48,7 @@ class BatchPoolRouter(nnx.Module):
 
     def __call__(self, x_TxD: jax.Array, conditioning: Conditioning) -> Routing:
         x_TxD = x_TxD.astype(jnp.float32)
-        scores_TxE = softmax_scores(x_TxD, self.kernel[...])
+        scores_TxE, z = gated_scores(x_TxD, self.kernel[...], self.settings)
         logits_TxE = self.predictor(jax.lax.stop_gradient(x_TxD))
         prediction_TxE = jax.lax.stop_gradient(jax.nn.sigmoid(logits_TxE))
         passes_TxE = prediction_TxE > self.threshold[...]
@@ -60,7 +60,7 @@ class BatchPoolRouter(nnx.Module):
                 rank_TxE = jnp.argsort(jnp.argsort(-scores_TxE, axis=0), axis=0)
                 chosen_TxE = rank_TxE < passes_TxE.sum(axis=0)
             slots = slots_from_mask(chosen_TxE, scores_TxE, self.num_experts)
-            return Routing(*slots, scores=scores_TxE, losses={}, metrics=metrics)
+            return Routing(*slots, scores=scores_TxE, losses=z, metrics=metrics)
 
         capacity = expert_capacity(len(x_TxD), self.num_experts, self.top_k)
         expert_Ex1 = jnp.arange(self.num_experts, dtype=jnp.int32)[:, None]
@@ -75,7 +75,7 @@ class BatchPoolRouter(nnx.Module):
             expert=jnp.broadcast_to(expert_Ex1, token_ExC.shape).reshape(-1),
             weight=weight_ExC.reshape(-1),
             scores=scores_TxE,
-            losses={"capacity": self.settings.capacity_coef * entropy_TxE.mean()},
+            losses={"capacity": self.settings.capacity_coef * entropy_TxE.mean(), **z},
             metrics=metrics,
             next_state={"threshold": jax.lax.stop_gradient(threshold_E)},
             by_image=False,

@@ -9,15 +9,15 @@ from flax import nnx
 from dit_moe.config import MixedTopKRouterConfig, MoEConfig, NullTopKRouterConfig
 from dit_moe.moe import losses
 from dit_moe.moe.assignments import ExpertRanges
-from dit_moe.moe.routers.scores import linear_scores
-from dit_moe.moe.routers.token_choice import choose, token_choice
+from dit_moe.moe.routers.choice import TokenChoice
+from dit_moe.moe.routers.scores import init_top_k_kernel, linear_scores, z_term
 from dit_moe.moe.routing import Conditioning, Routing
 
 # Kaiming uniform with a = sqrt(5): the bound is sqrt(6 / ((1 + a^2) fan_in)).
 _KAIMING = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
-class NullTopKRouter(nnx.Module):
+class NullTopKRouter(TokenChoice):
     """Each token goes to the top_k of true and null experts by softmax over a linear map (AdaMoE,
     section 3).
 
@@ -27,23 +27,27 @@ class NullTopKRouter(nnx.Module):
     def __init__(
         self, config: MoEConfig, settings: NullTopKRouterConfig, width: int, rngs: nnx.Rngs
     ):
-        self.config, self.settings = config, settings
-        kernel_DxE = _KAIMING(rngs.params(), (width, config.scored_experts), jnp.float32)
-        self.kernel = nnx.Param(kernel_DxE, axes=("embed", None))
+        super().__init__(config, settings)
+        self.settings = settings
+        self.kernel = init_top_k_kernel(config.scored_experts, width, rngs)
         # Counted through `Routing.next_state`, exact up to 2^24; its gradient is 0.
         self.updates = nnx.Param(jnp.zeros(1), axes=(None,))
 
     def __call__(self, x_TxD: jax.Array, conditioning: Conditioning) -> Routing:
         logits_TxE = linear_scores(x_TxD.astype(jnp.float32), self.kernel[...])
         scores_TxE = jax.nn.softmax(logits_TxE)
-        best_TxK, expert_TxK = choose(scores_TxE, self.config.top_k, self.config.choice)
+        best_TxK, expert_TxK = self.choose(scores_TxE)
         score_TxK = jnp.take_along_axis(scores_TxE, best_TxK, axis=-1)
         true_TxK = expert_TxK < self.config.num_experts
         counted_TxK = true_TxK if self.settings.sum_over == "true" else jnp.ones_like(true_TxK)
         coef = self._balance_coef()
         balance = coef * self._balance(scores_TxE, expert_TxK)
-        routing = token_choice(
-            expert_TxK, renormalised(score_TxK, counted_TxK), scores_TxE, {"balance": balance}
+        routing = self.record(
+            expert_TxK,
+            renormalised(score_TxK, counted_TxK),
+            scores_TxE,
+            {"balance": balance, **z_term(self.settings.z_coef, logits_TxE)},
+            train=conditioning.train,
         )
         routing = dataclasses.replace(
             routing,
@@ -51,7 +55,8 @@ class NullTopKRouter(nnx.Module):
         )
         if not conditioning.train:
             return routing
-        return dataclasses.replace(routing, next_state={"updates": self.updates[...] + 1})
+        state = {**routing.next_state, "updates": self.updates[...] + 1}
+        return dataclasses.replace(routing, next_state=state)
 
     def _balance_coef(self) -> jax.Array:
         s = self.settings
@@ -77,7 +82,7 @@ def renormalised(score_TxK: jax.Array, counted_TxK: jax.Array) -> jax.Array:
     return jnp.where(counted_TxK, score_TxK / total_Tx1, score_TxK)
 
 
-class MixedTopKRouter(nnx.Module):
+class MixedTopKRouter(TokenChoice):
     """Each token goes to its top_k experts by softmax, whatever they cost (MoE++, section 3).
 
     The logits are a map of the token and, but for the first layer's, a linear map of the logits of
@@ -87,7 +92,8 @@ class MixedTopKRouter(nnx.Module):
     def __init__(
         self, config: MoEConfig, settings: MixedTopKRouterConfig, width: int, rngs: nnx.Rngs
     ):
-        self.config, self.settings = config, settings
+        super().__init__(config, settings)
+        self.settings = settings
         self.kernels = nnx.List(
             nnx.Param(_KAIMING(rngs.params(), shape, jnp.float32), axes=axes)
             for shape, axes in zip(
@@ -105,14 +111,17 @@ class MixedTopKRouter(nnx.Module):
         if settings.gating_residual:
             logits_TxE += linear_scores(conditioning.previous["logits"], self.residual[...])
         scores_TxE = jax.nn.softmax(logits_TxE)
-        best_TxK, expert_TxK = choose(scores_TxE, config.top_k, config.choice)
+        best_TxK, expert_TxK = self.choose(scores_TxE)
         weight_TxK = jnp.take_along_axis(scores_TxE, best_TxK, axis=-1)
         if settings.weights == "non_zero":
             zero_E = jnp.array([False] * ranges.stack + [kind == "zero" for kind in ranges.cheap])
             weight_TxK = renormalised(weight_TxK, ~zero_E[expert_TxK])
         eta_E = jnp.array([1.0] * ranges.stack + [settings.tau] * len(ranges.cheap))
         balance = settings.balance_coef * losses.uneven_balance_loss(scores_TxE, expert_TxK, eta_E)
-        routing = token_choice(expert_TxK, weight_TxK, scores_TxE, {"balance": balance})
+        auxiliary = {"balance": balance, **z_term(settings.z_coef, logits_TxE)}
+        routing = self.record(
+            expert_TxK, weight_TxK, scores_TxE, auxiliary, train=conditioning.train
+        )
         if not settings.gating_residual:
             return routing
         return dataclasses.replace(routing, hand_on={"logits": logits_TxE})

@@ -11,31 +11,33 @@ from dit_moe.config import (
 )
 from dit_moe.moe import losses
 from dit_moe.moe.routers.scores import (
-    ACTIVATIONS,
+    GATES,
     expert_capacity,
+    gated_scores,
     init_kernel,
     init_prototypes,
-    softmax_scores,
 )
 from dit_moe.moe.routing import Conditioning, Routing
 
 
 class ExpertChoiceRouter(nnx.Module):
-    """Softmax over a linear map; each expert takes its top tokens of every image (EC-DiT).
+    """A gate of a linear map; each expert takes its top tokens of every image (EC-DiT, whose gate
+    is softmax over experts).
 
-    The weights are the softmax values. The load is even by construction, and an image depends on
+    The weights are the gate's values. The load is even by construction, and an image depends on
     no other.
     """
 
     def __init__(
         self, config: MoEConfig, settings: ExpertChoiceRouterConfig, width: int, rngs: nnx.Rngs
     ):
-        del settings
+        self.settings = settings
         self.top_k = config.top_k
         self.kernel = init_kernel(config.num_experts, width, rngs)
 
     def __call__(self, x_TxD: jax.Array, conditioning: Conditioning) -> Routing:
-        scores_TxE = softmax_scores(x_TxD.astype(jnp.float32), self.kernel[...])
+        x_TxD = x_TxD.astype(jnp.float32)
+        scores_TxE, z = gated_scores(x_TxD, self.kernel[...], self.settings)
         scores_NxExS = _by_image(scores_TxE, conditioning.tokens_per_image)
         weight_NxExC, place_NxExC = _choose(scores_NxExS, self.top_k)
         num_images, num_experts, capacity = place_NxExC.shape
@@ -45,7 +47,7 @@ class ExpertChoiceRouter(nnx.Module):
             expert=jnp.tile(expert_ExC, num_images),
             weight=weight_NxExC.reshape(-1),
             scores=scores_TxE,
-            losses={},
+            losses=z,
         )
 
 
@@ -75,7 +77,7 @@ class PrototypeExpertChoiceRouter(nnx.Module):
     def __call__(self, x_TxD: jax.Array, conditioning: Conditioning) -> Routing:
         x_TxD, s = x_TxD.astype(jnp.float32), conditioning.tokens_per_image
         similarity_TxE = losses.cosine_similarity(x_TxD, self.prototypes[...])
-        scores_NxExS = ACTIVATIONS[self.settings.activation](_by_image(similarity_TxE, s))
+        scores_NxExS = GATES[self.settings.activation](_by_image(similarity_TxE, s))
         weight_NxExC, place_NxExC = _choose(scores_NxExS, self.top_k)
         num_images, num_experts, capacity = place_NxExC.shape
         place_NxA = place_NxExC.reshape(num_images, -1)

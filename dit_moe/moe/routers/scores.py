@@ -1,15 +1,20 @@
 """What routers share: how tokens are scored, and how many of them an expert may choose."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-ACTIVATIONS = {
-    "identity": lambda similarity: similarity,
+from dit_moe.config.routers import Gate, GatedSettings
+from dit_moe.moe import losses
+
+GATES: dict[Gate, Callable[[jax.Array], jax.Array]] = {
+    "identity": lambda logits: logits,
     "softmax": jax.nn.softmax,
     "sigmoid": jax.nn.sigmoid,
 }
-"""What makes scores of cosines, over the last axis."""
+"""What makes scores of logits or cosines, over the last axis."""
 
 
 def linear_scores(x_TxD: jax.Array, kernel_DxE: jax.Array) -> jax.Array:
@@ -17,14 +22,29 @@ def linear_scores(x_TxD: jax.Array, kernel_DxE: jax.Array) -> jax.Array:
     return jnp.matmul(x_TxD, kernel_DxE, precision=jax.lax.Precision.HIGHEST)
 
 
-def softmax_scores(x_TxD: jax.Array, kernel_DxE: jax.Array) -> jax.Array:
-    """Softmax over experts of a linear map: float32 [T, E]."""
-    return jax.nn.softmax(linear_scores(x_TxD, kernel_DxE))
+def z_term(coef: float, logits_TxE: jax.Array) -> dict[str, jax.Array]:
+    """The router z-loss, scaled, by the name that the log has for it; nothing where coef is 0."""
+    return {"router_z": coef * losses.z_loss(logits_TxE)} if coef else {}
+
+
+def gated_scores(
+    x_TxD: jax.Array, kernel_DxE: jax.Array, settings: GatedSettings
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The gate's values of a linear map, float32 [T, E], and the router z-loss as `z_term`."""
+    logits_TxE = linear_scores(x_TxD, kernel_DxE)
+    return GATES[settings.gate](logits_TxE), z_term(settings.z_coef, logits_TxE)
 
 
 def init_kernel(num_experts: int, width: int, rngs: nnx.Rngs) -> nnx.Param:
     """The linear map [D, E] of the routers in which experts choose (EC-DiT, DiffMoE)."""
     init = jax.nn.initializers.normal(0.006)
+    return nnx.Param(init(rngs.params(), (width, num_experts), jnp.float32), axes=("embed", None))
+
+
+def init_top_k_kernel(num_experts: int, width: int, rngs: nnx.Rngs) -> nnx.Param:
+    """The linear map [D, E] of the routers in which tokens choose (DiT-MoE)."""
+    # Kaiming uniform with a = sqrt(5): the bound is sqrt(6 / ((1 + a^2) fan_in)).
+    init = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
     return nnx.Param(init(rngs.params(), (width, num_experts), jnp.float32), axes=("embed", None))
 
 

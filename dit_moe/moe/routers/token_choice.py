@@ -13,69 +13,62 @@ from dit_moe.config import (
     TopKRouterConfig,
 )
 from dit_moe.moe import losses
-from dit_moe.moe.routers.scores import ACTIVATIONS, init_prototypes, linear_scores, softmax_scores
+from dit_moe.moe.routers.choice import GatedTokenChoice, TokenChoice
+from dit_moe.moe.routers.scores import (
+    GATES,
+    init_prototypes,
+    init_top_k_kernel,
+    linear_scores,
+    z_term,
+)
 from dit_moe.moe.routing import Conditioning, Routing
 
 
-class TopKRouter(nnx.Module):
-    """Softmax over a linear map; each token goes to its top_k experts (DiT-MoE, eq. 3 to 5).
+class TopKRouter(GatedTokenChoice):
+    """A gate of a linear map; each token goes to its top_k experts.
 
-    The weights are the softmax values of the chosen experts, not renormalised.
+    With softmax it is DiT-MoE's (eq. 3 to 5), with sigmoid that of BASE and StableMoE.
     """
 
     def __init__(self, config: MoEConfig, settings: TopKRouterConfig, width: int, rngs: nnx.Rngs):
-        self.top_k, self.choice = config.top_k, config.choice
-        self.balance_coef = settings.balance_coef
-        # Kaiming uniform with a = sqrt(5): the bound is sqrt(6 / ((1 + a^2) fan_in)).
-        init = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-        kernel_DxE = init(rngs.params(), (width, config.scored_experts), jnp.float32)
-        self.kernel = nnx.Param(kernel_DxE, axes=("embed", None))
+        super().__init__(config, settings)
+        self.kernel = init_top_k_kernel(config.scored_experts, width, rngs)
 
-    def __call__(self, x_TxD: jax.Array, conditioning: Conditioning) -> Routing:
-        del conditioning
-        scores_TxE = softmax_scores(x_TxD.astype(jnp.float32), self.kernel[...])
-        best_TxK, expert_TxK = choose(scores_TxE, self.top_k, self.choice)
-        weight_TxK = jnp.take_along_axis(scores_TxE, best_TxK, axis=-1)
-        balance = self.balance_coef * losses.balance_loss(scores_TxE, expert_TxK)
-        return token_choice(expert_TxK, weight_TxK, scores_TxE, {"balance": balance})
+    def logits(self, x_TxD: jax.Array) -> jax.Array:
+        """The linear map."""
+        return linear_scores(x_TxD, self.kernel[...])
 
 
-class SigmoidTopKRouter(nnx.Module):
+class SigmoidTopKRouter(TokenChoice):
     """Sigmoid of a linear map; a bias per expert evens the load (DSMoE, after DeepSeek-V3).
 
     Each token goes to the top_k experts of score plus bias. The weights are their scores without
     the bias, which sum to `scale` where there are two or more (one expert has `scale` times its
-    score). After a step, the bias of every expert with less than the mean load grows by
-    `bias_rate`, that of one with more shrinks (Wang et al. 2024, algorithm 1).
+    score).
     """
 
     def __init__(
         self, config: MoEConfig, settings: SigmoidTopKRouterConfig, width: int, rngs: nnx.Rngs
     ):
-        self.num_experts = config.scored_experts
-        self.top_k, self.choice = config.top_k, config.choice
+        super().__init__(config, settings)
         self.settings = settings
         init = jax.nn.initializers.variance_scaling(2.0, "fan_in", "normal")  # Kaiming normal
         kernel_DxE = init(rngs.params(), (width, config.scored_experts), jnp.float32)
         self.kernel = nnx.Param(kernel_DxE, axes=("embed", None))
-        # Updated through `Routing.next_state`; its gradient is 0.
-        self.bias = nnx.Param(jnp.zeros(config.scored_experts), axes=(None,))
 
     def __call__(self, x_TxD: jax.Array, conditioning: Conditioning) -> Routing:
-        scores_TxE = jax.nn.sigmoid(linear_scores(x_TxD.astype(jnp.float32), self.kernel[...]))
-        best_TxK, expert_TxK = choose(scores_TxE + self.bias[...], self.top_k, self.choice)
+        logits_TxE = linear_scores(x_TxD.astype(jnp.float32), self.kernel[...])
+        scores_TxE = jax.nn.sigmoid(logits_TxE)
+        best_TxK, expert_TxK = self.choose(scores_TxE)
         weight_TxK = jnp.take_along_axis(scores_TxE, best_TxK, axis=-1)
-        if self.top_k > 1:
+        if self.config.top_k > 1:
             weight_TxK /= weight_TxK.sum(axis=-1, keepdims=True) + 1e-20
-        routing = token_choice(expert_TxK, self.settings.scale * weight_TxK, scores_TxE, {})
-        if not conditioning.train:
-            return routing
-        load_E = losses.assignment_counts(expert_TxK, self.num_experts)
-        bias_E = self.bias[...] + self.settings.bias_rate * jnp.sign(load_E.mean() - load_E)
-        return dataclasses.replace(routing, next_state={"bias": jax.lax.stop_gradient(bias_E)})
+        auxiliary = z_term(self.settings.z_coef, logits_TxE)
+        weight_TxK *= self.settings.scale
+        return self.record(expert_TxK, weight_TxK, scores_TxE, auxiliary, train=conditioning.train)
 
 
-class PrototypeRouter(nnx.Module):
+class PrototypeRouter(TokenChoice):
     """ProMoE's two-step router (section 4).
 
     Step 1, conditional routing: tokens of images with the null label go to the unconditional
@@ -86,56 +79,33 @@ class PrototypeRouter(nnx.Module):
     def __init__(
         self, config: MoEConfig, settings: PrototypeRouterConfig, width: int, rngs: nnx.Rngs
     ):
-        self.num_experts = config.num_experts
-        self.top_k, self.choice = config.top_k, config.choice
-        self.unconditional_expert = config.unconditional_expert
+        super().__init__(config, settings)
         self.settings = settings
         self.prototypes = init_prototypes(config.num_experts, width, rngs)
 
     def __call__(self, x_TxD: jax.Array, conditioning: Conditioning) -> Routing:
         x_TxD = x_TxD.astype(jnp.float32)
         similarity_TxE = losses.cosine_similarity(x_TxD, self.prototypes[...])
-        scores_TxE = ACTIVATIONS[self.settings.activation](similarity_TxE)
-        best_TxK, expert_TxK = choose(scores_TxE, self.top_k, self.choice)
+        scores_TxE = GATES[self.settings.activation](similarity_TxE)
+        best_TxK, expert_TxK = self.choose(scores_TxE)
         weight_TxK = jnp.take_along_axis(scores_TxE, best_TxK, axis=-1)
-        if self.unconditional_expert:
+        if self.config.unconditional_expert:
+            num_experts = self.config.num_experts
             is_null_Tx1 = conditioning.is_null[:, None]
             # One expert computes the token once; the other slots point past all experts.
-            first_K = jnp.arange(self.top_k) == 0
-            unconditional_K = jnp.where(first_K, self.num_experts, self.num_experts + 1)
+            first_K = jnp.arange(self.config.top_k) == 0
+            unconditional_K = jnp.where(first_K, num_experts, num_experts + 1)
             expert_TxK = jnp.where(is_null_Tx1, unconditional_K, expert_TxK)
             weight_TxK = jnp.where(is_null_Tx1, first_K.astype(jnp.float32), weight_TxK)
         contrastive = self.settings.contrastive_coef * losses.routing_contrastive_loss(
             x_TxD, self.prototypes[...], expert_TxK, self.settings.contrastive_temperature
         )
-        routing = token_choice(
-            expert_TxK, weight_TxK, scores_TxE, {"routing_contrastive": contrastive}
+        routing = self.record(
+            expert_TxK,
+            weight_TxK,
+            scores_TxE,
+            {"routing_contrastive": contrastive},
+            train=conditioning.train,
         )
         similarity = losses.mean_similarity(self.prototypes[...])
         return dataclasses.replace(routing, metrics={"prototype_similarity": similarity})
-
-
-def choose(scores_TxE: jax.Array, top_k: int, choice: str) -> tuple[jax.Array, jax.Array]:
-    """The top_k experts of every token by score, whose scores are its weights, and those that it
-    goes to: the same, or by `MoEConfig.choice` those with the lowest scores."""
-    _, best_TxK = jax.lax.top_k(scores_TxE, top_k)
-    if choice == "least_likely":
-        return best_TxK, jax.lax.top_k(-scores_TxE, top_k)[1]
-    return best_TxK, best_TxK
-
-
-def token_choice(
-    expert_TxK: jax.Array,
-    weight_TxK: jax.Array,
-    scores_TxE: jax.Array,
-    auxiliary: dict[str, jax.Array],
-) -> Routing:
-    """The record in which every token has K assignments, in token order."""
-    num_tokens, top_k = expert_TxK.shape
-    return Routing(
-        token=jnp.repeat(jnp.arange(num_tokens, dtype=jnp.int32), top_k),
-        expert=expert_TxK.reshape(-1),
-        weight=weight_TxK.reshape(-1),
-        scores=scores_TxE,
-        losses=auxiliary,
-    )
