@@ -66,7 +66,8 @@ jax.jit(lambda x: x + 1)(jnp.zeros(3))
 
 def test_the_flag_keeps_no_programs(tmp_path):
     environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
-    del environment["JAX_COMPILATION_CACHE_DIR"]
+    for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE"):
+        environment.pop(name, None)
     for flags, kept in [(["--no_compilation_cache"], False), ([], True)]:
         subprocess.run([sys.executable, "-c", PROGRAMS, *flags], env=environment, check=True)
         assert any(tmp_path.rglob("*-cache")) == kept

@@ -30,7 +30,7 @@ _REMAT_POLICIES = {
 }
 
 SHALLOW = 8
-"""Units of a stack that CPUs run unrolled; deeper ones would compile for too long."""
+"""Units of a stack that CPUs train unrolled; deeper ones would compile for too long."""
 
 Previous = dict[str, jax.Array]
 
@@ -132,20 +132,20 @@ def _scan(
         run = jax.checkpoint(run, policy=_REMAT_POLICIES[remat], prevent_cse=False)
     repeats = len(jax.tree.leaves(parameters)[0])
     (x_NxSxD, previous), routing = jax.lax.scan(
-        run, (x_NxSxD, previous), parameters, unroll=_unroll(repeats, remat)
+        run, (x_NxSxD, previous), parameters, unroll=_unroll(repeats, remat, given.train)
     )
     return x_NxSxD, previous, routing
 
 
-def _unroll(repeats: int, remat: str) -> int:
+def _unroll(repeats: int, remat: str, train: bool) -> int:
     """How many units each turn of the scan runs.
 
-    On CPU all of a shallow stack: its parameters and gradients are then not copied out of stacks
-    and into them (`python -m benchmarks.unrolled`). Unrolled, XLA merges what is computed again
-    with what was computed at first, and saves no memory.
+    On CPU a training step runs all of a shallow stack: its parameters and gradients are then not
+    copied out of stacks and into them (docs/benchmarks.md). Unrolled, XLA merges what is computed
+    again with what was computed at first, and saves no memory.
     """
     shallow = repeats <= SHALLOW and remat != "full"
-    return repeats if shallow and jax.default_backend() == "cpu" else 1
+    return repeats if train and shallow and jax.default_backend() == "cpu" else 1
 
 
 def _check_handed(handed: Mapping[str, jax.Array], told: Mapping[str, jax.Array]) -> None:

@@ -32,7 +32,8 @@ from dit_moe.runs.loading import load_run
 from dit_moe.runs.weights import write_weights
 from dit_moe.runs.writer import InMemory, write_run
 from dit_moe.sampling.run_sampler import RunSampler
-from dit_moe.training.origin import start_parameters
+from dit_moe.training.label_rows import LabelRows
+from dit_moe.training.origin import Start, start_parameters
 from tests.convert.converted import imported
 
 NAME = "promoe_tiny"
@@ -158,8 +159,11 @@ def test_one_of_average_and_parameters(exported, run, tmp_path, capsys):
     # What does not ask for one of them takes what there is.
     assert command.main([f"--workdir={output}", f"--output={tmp_path / 'again'}"]) == 0
     assert_same_run(tmp_path / "again", run, ema=False)
-    like = on_one_device(abstract_parameters(load_run(run).config.model))
-    started = start_parameters(str(output), tmp_path / "new", like)
+    config = load_run(run).config
+    like = on_one_device(abstract_parameters(config.model))
+    same = tuple(range(config.model.num_classes))
+    start = Start(str(output), {}, config, LabelRows(same, same))
+    started = start_parameters(start, tmp_path / "new", like)
     np.testing.assert_array_equal(started["label.table"], load_run(run).parameters["label.table"])
     assert f"Starts from the parameters of {output}" in capsys.readouterr().out
 

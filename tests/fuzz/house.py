@@ -223,6 +223,8 @@ class _Extractor:
 
 
 STUBS = {
+    # It would last for the tests that follow.
+    "dit_moe.config.command_line.keep_no_programs": lambda: None,
     "dit_moe.training.session.init_state": _begin,
     "dit_moe.training.session.device_batches": _begin,
     "jax.distributed.initialize": _begin,

@@ -426,7 +426,8 @@ def test_a_grid_that_a_kill_prevented_is_drawn_by_the_next_start(
 ):
     drawn = []
 
-    def draw(self, state, path):
+    def draw(self, state, path, classes):
+        assert classes.numbers == tuple(range(10))
         drawn.append((int(state.step), path.name))
         path.parent.mkdir(exist_ok=True)
         path.touch()
