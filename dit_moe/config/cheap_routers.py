@@ -41,9 +41,8 @@ class NullTopKRouterConfig(BiasSettings, LinearScores, LogitSettings):
         "loose_balance_coef",
         "tight_updates",
         "balance",
-        "z_coef",
-        "bias_rate",
-        "mean_experts",
+        *LogitSettings.free,
+        *BiasSettings.free,
     )
     fresh_scale: ClassVar[float] = 0.01
 
@@ -90,9 +89,8 @@ class MixedTopKRouterConfig(BiasSettings, LinearScores, LogitSettings):
     free: ClassVar[tuple[str, ...]] = (
         "balance_coef",
         "tau",
-        "z_coef",
-        "bias_rate",
-        "mean_experts",
+        *LogitSettings.free,
+        *BiasSettings.free,
     )
     fresh_scale: ClassVar[float] = 0.01
 

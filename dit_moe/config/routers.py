@@ -114,6 +114,8 @@ class LogitSettings(RouterSettings):
     z_coef: NonNegativeFloat = 0.0
     """Factor of the router z-loss, which keeps logits small (ST-MoE; 0.001 there); 0: without."""
 
+    free: ClassVar[tuple[str, ...]] = ("z_coef",)
+
 
 @dataclass(frozen=True, config=RULES)
 class BiasSettings(RouterSettings):
@@ -130,6 +132,8 @@ class BiasSettings(RouterSettings):
     mean_experts: PositiveFloat | None = None
     """Routed experts of a token that `share` aims at where others are cheap; none: as an even load
     over all has it."""
+
+    free: ClassVar[tuple[str, ...]] = ("bias_rate", "mean_experts")
 
     def parameters(self, width: int, moe: Mixture) -> int:
         """A bias of every scored expert beside what else there is."""
@@ -203,7 +207,11 @@ class TopKRouterConfig(BiasSettings, GatedSettings):
     """Factor of the balance loss, whose probabilities are a softmax whatever the gate."""
 
     chooser: ClassVar[Chooser] = "token"
-    free: ClassVar[tuple[str, ...]] = ("balance_coef", "z_coef", "bias_rate", "mean_experts")
+    free: ClassVar[tuple[str, ...]] = (
+        "balance_coef",
+        *LogitSettings.free,
+        *BiasSettings.free,
+    )
     fresh_scale: ClassVar[float] = 0.01
 
 
@@ -220,7 +228,7 @@ class SigmoidTopKRouterConfig(BiasSettings, LinearScores, LogitSettings):
     """With 0, as in DSMoE's public code, the biases stay as they are."""
 
     chooser: ClassVar[Chooser] = "token"
-    free: ClassVar[tuple[str, ...]] = ("bias_rate", "mean_experts", "z_coef")
+    free: ClassVar[tuple[str, ...]] = (*BiasSettings.free, *LogitSettings.free)
     fresh_scale: ClassVar[float] = 0.01
 
     def weight_sum(self, moe: Mixture) -> float:
@@ -265,7 +273,7 @@ class PrototypeRouterConfig(BiasSettings, PrototypeSettings):
     name: Literal["prototype"] = "prototype"
 
     chooser: ClassVar[Chooser] = "token"
-    free: ClassVar[tuple[str, ...]] = (*PrototypeSettings.free, "bias_rate", "mean_experts")
+    free: ClassVar[tuple[str, ...]] = (*PrototypeSettings.free, *BiasSettings.free)
 
     def weight_sum(self, moe: Mixture) -> float | None:
         """The sum where cosines are near 0; cosines themselves sum to nothing that is known."""
@@ -280,7 +288,6 @@ class ExpertChoiceRouterConfig(GatedSettings):
     name: Literal["expert_choice"] = "expert_choice"
 
     chooser: ClassVar[Chooser] = "image"
-    free: ClassVar[tuple[str, ...]] = ("z_coef",)
     fresh_scale: ClassVar[float] = 1.0
 
 
@@ -316,7 +323,12 @@ class BatchPoolRouterConfig(GatedSettings):
     pass, but those with the highest scores of the batch."""
 
     chooser: ClassVar[Chooser] = "batch"
-    free: ClassVar[tuple[str, ...]] = ("capacity_coef", "threshold_decay", "inference", "z_coef")
+    free: ClassVar[tuple[str, ...]] = (
+        "capacity_coef",
+        "threshold_decay",
+        "inference",
+        *LogitSettings.free,
+    )
     fresh_scale: ClassVar[float] = 1.0
 
     def parameters(self, width: int, moe: Mixture) -> int:

@@ -31,7 +31,11 @@ class NoisyTopKRouterConfig(BiasSettings, LinearScores, LogitSettings):
     balance_coef: NonNegativeFloat = 0.01
 
     chooser: ClassVar[Chooser] = "token"
-    free: ClassVar[tuple[str, ...]] = ("balance_coef", "z_coef", "bias_rate", "mean_experts")
+    free: ClassVar[tuple[str, ...]] = (
+        "balance_coef",
+        *LogitSettings.free,
+        *BiasSettings.free,
+    )
     fresh_scale: ClassVar[float] = 0.01
 
     def weight_sum(self, moe: Mixture) -> float | None:
@@ -70,9 +74,8 @@ class CosineRouterConfig(BiasSettings, GatedSettings):
     free: ClassVar[tuple[str, ...]] = (
         "initial_scale",
         "balance_coef",
-        "z_coef",
-        "bias_rate",
-        "mean_experts",
+        *LogitSettings.free,
+        *BiasSettings.free,
     )
     fresh_scale: ClassVar[float] = 0.01
     """Vectors are compared by their direction alone; the scale comes near 1."""

@@ -9,6 +9,8 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 _XAVIER = jax.nn.initializers.xavier_uniform()
+KAIMING = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+"""Kaiming uniform with a = sqrt(5): the bound is sqrt(6 / ((1 + a^2) fan_in))."""
 
 PRODUCT_RESIDUAL = "product"
 """The name under which rematerialisation finds the results of this module's products."""
@@ -75,32 +77,37 @@ Kept = tuple[jax.Array, jax.Array]
 
 @jax.custom_vjp
 def _affine(x: jax.Array, w_DxG: jax.Array, b_G: jax.Array) -> jax.Array:
-    return _dot(x, w_DxG, (x.ndim - 1,), (0,)) + b_G
+    return _narrow_dot(x, w_DxG, (x.ndim - 1,), (0,)) + b_G
 
 
 def _affine_backward(kept: Kept, dy: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     rows = tuple(range(dy.ndim - 1))
-    db_G = _dot(jnp.ones(dy.shape[:-1], dy.dtype), dy, rows, rows)
+    db_G = _narrow_dot(jnp.ones(dy.shape[:-1], dy.dtype), dy, rows, rows)
     return *_product_backward(kept, dy), db_G
 
 
 @jax.custom_vjp
 def _product(x: jax.Array, w_DxG: jax.Array) -> jax.Array:
-    return _dot(x, w_DxG, (x.ndim - 1,), (0,))
+    return _narrow_dot(x, w_DxG, (x.ndim - 1,), (0,))
 
 
 def _product_backward(kept: Kept, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, w_DxG = kept
     rows = tuple(range(dy.ndim - 1))
-    return _dot(dy, w_DxG, (dy.ndim - 1,), (1,)), _dot(x, dy, rows, rows)
+    return _narrow_dot(dy, w_DxG, (dy.ndim - 1,), (1,)), _narrow_dot(x, dy, rows, rows)
 
 
 _affine.defvjp(lambda x, w, b: (_affine(x, w, b), (x, w)), _affine_backward)
 _product.defvjp(lambda x, w: (_product(x, w), (x, w)), _product_backward)
 
 
-def _dot(a: jax.Array, b: jax.Array, of_a: tuple[int, ...], of_b: tuple[int, ...]) -> jax.Array:
-    """Contracts axes of two arrays; sums in float32 or wider."""
+def dot(a: jax.Array, b: jax.Array, of_a: tuple[int, ...], of_b: tuple[int, ...]) -> jax.Array:
+    """Contracts axes of two arrays, which share a dtype; the sum in float32 or wider."""
     wide = jnp.promote_types(a.dtype, jnp.float32)
-    result = lax.dot_general(a, b, ((of_a, of_b), ((), ())), preferred_element_type=wide)
-    return result.astype(a.dtype)
+    return lax.dot_general(a, b, ((of_a, of_b), ((), ())), preferred_element_type=wide)
+
+
+def _narrow_dot(
+    a: jax.Array, b: jax.Array, of_a: tuple[int, ...], of_b: tuple[int, ...]
+) -> jax.Array:
+    return dot(a, b, of_a, of_b).astype(a.dtype)

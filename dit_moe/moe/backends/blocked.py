@@ -23,18 +23,9 @@ from dit_moe.moe.assignments import sort_by_expert
 from dit_moe.moe.backends.residuals import keep
 from dit_moe.moe.experts.bank import ExpertBank
 from dit_moe.nn.feed_forward import ExpertWeights
+from dit_moe.nn.linear import dot
 
 Carry = TypeVar("Carry")
-
-
-def dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
-    """Matrix product over axis contract[0] of `a` and contract[1] of `b`, summed in >= float32."""
-    return lax.dot_general(
-        a,
-        b,
-        (((contract[0],), (contract[1],)), ((), ())),
-        preferred_element_type=jnp.promote_types(a.dtype, jnp.float32),
-    )
 
 
 BLOCK_ROWS = (512, 128, 64, 32)
@@ -162,11 +153,11 @@ def _forward(
             y_TxD, h_AxG = carry
             token_B = _rows(plan.token, start, mask_B)
             weight_B = _rows(plan.weight, start, mask_B) * mask_B
-            h_BxG = dot(x_TxD[token_B], own.w_in, (1, 0))
+            h_BxG = dot(x_TxD[token_B], own.w_in, (1,), (0,))
             if own.b_in is not None:
                 h_BxG = h_BxG + own.b_in
             h_BxG = h_BxG.astype(dtype)
-            out_BxD = dot(own.kind.activation(h_BxG), own.w_out, (1, 0))
+            out_BxD = dot(own.kind.activation(h_BxG), own.w_out, (1,), (0,))
             if own.b_out is not None:
                 out_BxD = out_BxD + own.b_out
             y_TxD = y_TxD.at[token_B].add(out_BxD * weight_B[:, None])
@@ -207,20 +198,20 @@ def _backward(
             act_BxF, pull = jax.vjp(own.kind.activation, _rows(h_AxG, start, mask_B))
             # The gradient of the weight is <dy, out> = <dy w_out^T, act> + <dy, b_out>: with the
             # weight applied after this product, `out` need not be computed again.
-            dact_BxF = dot(dy_BxD, own.w_out, (1, 1))
+            dact_BxF = dot(dy_BxD, own.w_out, (1,), (1,))
             dweight_B = jnp.sum(act_BxF * dact_BxF, axis=1)
             if own.b_out is not None:
                 dweight_B = dweight_B + jnp.sum(dy_BxD * own.b_out, axis=1, dtype=wide)
             (dh_BxG,) = pull((dact_BxF * weight_Bx1).astype(dtype))
             dout_BxD = dy_BxD * weight_Bx1
             block_grads = ExpertWeights(
-                w_in=dot(x_BxD, dh_BxG, (0, 0)),
-                w_out=dot(act_BxF, dout_BxD.astype(dtype), (0, 0)),
+                w_in=dot(x_BxD, dh_BxG, (0,), (0,)),
+                w_out=dot(act_BxF, dout_BxD.astype(dtype), (0,), (0,)),
                 b_in=None if own.b_in is None else jnp.sum(dh_BxG, axis=0, dtype=wide),
                 b_out=None if own.b_out is None else jnp.sum(dout_BxD, axis=0),
                 activation=own.activation,
             )
-            dx_TxD = dx_TxD.at[token_B].add(dot(dh_BxG, own.w_in, (1, 1)))
+            dx_TxD = dx_TxD.at[token_B].add(dot(dh_BxG, own.w_in, (1,), (1,)))
             dweight_A = _write(dweight_A, dweight_B, start)
             return dx_TxD, dweight_A, jax.tree.map(jnp.add, down, block_grads)
 

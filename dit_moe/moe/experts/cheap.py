@@ -9,8 +9,7 @@ from flax import nnx
 
 from dit_moe.moe.assignments import ExpertRanges
 from dit_moe.moe.routing import Routing
-
-_KAIMING = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+from dit_moe.nn.linear import KAIMING
 
 
 class CheapExperts(nnx.Module):
@@ -24,7 +23,7 @@ class CheapExperts(nnx.Module):
         self.ranges = ranges
         constants = ranges.cheap.count("constant")
         if constants:
-            kernel = _KAIMING(rngs.params(), (constants, width, 2), jnp.float32)
+            kernel = KAIMING(rngs.params(), (constants, width, 2), jnp.float32)
             self.kernel = nnx.Param(kernel, axes=(None, "embed", None))
             vector = jax.random.normal(rngs.params(), (constants, width))
             self.vector = nnx.Param(vector, axes=(None, "embed"))

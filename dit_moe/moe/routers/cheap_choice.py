@@ -12,9 +12,7 @@ from dit_moe.moe.assignments import ExpertRanges
 from dit_moe.moe.routers.choice import TokenChoice
 from dit_moe.moe.routers.scores import init_top_k_kernel, linear_scores, z_term
 from dit_moe.moe.routing import Conditioning, Routing
-
-# Kaiming uniform with a = sqrt(5): the bound is sqrt(6 / ((1 + a^2) fan_in)).
-_KAIMING = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+from dit_moe.nn.linear import KAIMING
 
 
 class NullTopKRouter(TokenChoice):
@@ -95,7 +93,7 @@ class MixedTopKRouter(TokenChoice):
         super().__init__(config, settings)
         self.settings = settings
         self.kernels = nnx.List(
-            nnx.Param(_KAIMING(rngs.params(), shape, jnp.float32), axes=axes)
+            nnx.Param(KAIMING(rngs.params(), shape, jnp.float32), axes=axes)
             for shape, axes in zip(
                 settings.own_matrices(width, config), (("embed", None), (None, None)), strict=False
             )

@@ -8,6 +8,7 @@ from flax import nnx
 
 from dit_moe.config.routers import Gate, GatedSettings
 from dit_moe.moe import losses
+from dit_moe.nn.linear import KAIMING
 
 GATES: dict[Gate, Callable[[jax.Array], jax.Array]] = {
     "identity": lambda logits: logits,
@@ -43,9 +44,9 @@ def init_kernel(num_experts: int, width: int, rngs: nnx.Rngs) -> nnx.Param:
 
 def init_top_k_kernel(num_experts: int, width: int, rngs: nnx.Rngs) -> nnx.Param:
     """The linear map [D, E] of the routers in which tokens choose (DiT-MoE)."""
-    # Kaiming uniform with a = sqrt(5): the bound is sqrt(6 / ((1 + a^2) fan_in)).
-    init = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-    return nnx.Param(init(rngs.params(), (width, num_experts), jnp.float32), axes=("embed", None))
+    return nnx.Param(
+        KAIMING(rngs.params(), (width, num_experts), jnp.float32), axes=("embed", None)
+    )
 
 
 def init_prototypes(num_experts: int, width: int, rngs: nnx.Rngs) -> nnx.Param:
