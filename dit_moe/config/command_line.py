@@ -244,7 +244,7 @@ def add_guidance_flags(parser: argparse.ArgumentParser, *, scales: bool = False)
     add(
         "--weak_routing",
         metavar="ROUTING",
-        help="with self_contrast: least_likely or top_1",
+        help="with self_contrast: least_likely, random, top_1, or rank_2 and so on",
     )
     add("--guide", metavar="RUN", help="with auto: run folder, exported folder or hub name")
     add(

@@ -7,6 +7,7 @@ import pydantic
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from dit_moe.config.moe import rank_of
 from dit_moe.config.rules import RULES, ConfigError, Listed, Probability, describe, require
 
 GUIDES = ("cfg", "auto", "self_contrast")
@@ -19,8 +20,9 @@ GUIDES_OF_RUNS = ("cfg", "self_contrast")
 GUIDANCE_SCHEDULES = ("constant", "linear", "cosine")
 GUIDANCE_CHANNELS = ("all", "first_three")
 
-WEAK_ROUTINGS = ("least_likely", "top_1")
-"""What `self_contrast` routes by: the experts with the lowest scores, or the best one alone."""
+WEAK_ROUTINGS = ("least_likely", "random", "top_1")
+"""What `self_contrast` routes by, beside `rank_R`, the expert of place R by score alone: the
+experts with the lowest scores, one by lot, or the best one alone with its own weight."""
 
 MAX_SCALE = 1000
 """Beyond, nothing is left of a picture, and numbers overflow."""
@@ -51,17 +53,23 @@ class GuidanceConfig:
     channels: str = "all"
     """One of `GUIDANCE_CHANNELS`; `first_three` is the habit of DiT's published samples."""
     weak_routing: str | None = None
-    """One of `WEAK_ROUTINGS`, with guide `self_contrast`; None: the first that the model allows."""
+    """One of `WEAK_ROUTINGS`, or `rank_R`, such as `rank_2` (SCMoE's), with guide `self_contrast`;
+    None: the first of these."""
 
     def __post_init__(self) -> None:
         for name, table in (
             ("guide", GUIDES),
             ("schedule", GUIDANCE_SCHEDULES),
             ("channels", GUIDANCE_CHANNELS),
-            ("weak_routing", (None, *WEAK_ROUTINGS)),
         ):
-            value, allowed = getattr(self, name), ", ".join(filter(None, table))
-            require(value in table, f"{name} is {value!r}; allowed: {allowed}")
+            value = getattr(self, name)
+            require(value in table, f"{name} is {value!r}; allowed: {', '.join(table)}")
+        routing = self.weak_routing
+        require(
+            routing is None or routing in WEAK_ROUTINGS or rank_of(routing) is not None,
+            f"weak_routing is {routing!r}; allowed: {', '.join(WEAK_ROUTINGS)}, or rank_R, such as "
+            "rank_2 for the second best expert",
+        )
         require(
             0 <= self.scale <= MAX_SCALE,
             f"scale is {self.scale}; allowed: 0 to {MAX_SCALE} (1 is no guidance)",

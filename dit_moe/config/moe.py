@@ -1,5 +1,6 @@
 """Mixtures of experts."""
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator
@@ -23,6 +24,16 @@ def _known_expert(name: str) -> str:
         allowed = ", ".join(map(repr, EXPERTS))
         raise PydanticCustomError("unknown_expert", "allowed: {allowed}", {"allowed": allowed})
     return name
+
+
+CHOICES = ("most_likely", "least_likely", "random")
+"""How tokens choose, beside `rank_R`, the expert of place R by score."""
+
+
+def rank_of(choice: str) -> int | None:
+    """R of the choice `rank_R`, such as 3 of `rank_3`; None for another one."""
+    found = re.fullmatch(r"rank_([1-9]\d{0,5})", choice)
+    return int(found[1]) if found else None
 
 
 ExpertName = Annotated[str, AfterValidator(_known_expert)]
@@ -53,9 +64,11 @@ class MoEConfig:
     tokens choose, each takes a column of the router's scores (`experts.CHEAP_EXPERTS`)."""
     every: PositiveInt = 1
     """The last of each `every` blocks is MoE: 1 for all blocks, 2 for the odd ones."""
-    choice: Literal["most_likely", "least_likely"] = "most_likely"
-    """Where tokens choose experts: those with the highest scores, or, with the weights of these,
-    those with the lowest. The latter is no way to train, but the weak network of self-contrast."""
+    choice: str = "most_likely"
+    """Where tokens choose experts: those with the highest scores. Others are no way to train, but
+    the weak networks of self-contrast: with the weights of these, those with the lowest
+    (`least_likely`); or with the sum of these weights a single one, that of place R by score
+    (`rank_R`, `rank_1` the highest) or one by lot (`random`)."""
 
     def __post_init__(self) -> None:
         self.router.check(self)
@@ -68,6 +81,12 @@ class MoEConfig:
             not self.unconditional_expert or self.router.unconditional,
             f"unconditional_expert is true with router {self.router.name!r}; "
             f"allowed: true only with router {able}",
+        )
+        require(
+            self.choice in CHOICES
+            or (rank_of(self.choice) or 0) in range(1, self.scored_experts + 1),
+            f"choice is {self.choice!r}; allowed: {', '.join(CHOICES)}, or rank_1 to "
+            f"rank_{self.scored_experts}",
         )
         require(
             self.choice == "most_likely" or self.tokens_choose,
@@ -87,6 +106,11 @@ class MoEConfig:
         return self.router.chooser == "token"
 
     @property
+    def one_expert(self) -> bool:
+        """The choice leaves every token a single expert, whatever `top_k`."""
+        return self.choice == "random" or rank_of(self.choice) is not None
+
+    @property
     def scored_experts(self) -> int:
         """The router's columns: routed experts, then cheap ones."""
         return self.num_experts + len(self.cheap_experts)
@@ -99,4 +123,6 @@ class MoEConfig:
     @property
     def computed_experts(self) -> float:
         """Experts of the stack that compute a token, on average if the load is as it should be."""
+        if self.one_expert:
+            return self.num_experts / self.scored_experts
         return self.router.computed(self)

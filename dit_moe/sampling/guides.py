@@ -13,6 +13,7 @@ from dit_moe.config import (
     ModelConfig,
     MoEConfig,
 )
+from dit_moe.config.moe import rank_of
 from dit_moe.diffusion.denoiser import Denoiser
 from dit_moe.diffusion.guidance import against, against_null_label, guide
 from dit_moe.diffusion.integrate import build_objective
@@ -53,7 +54,7 @@ def build_weak_network(
 
 def weakly_routed(model: ModelConfig, weak_routing: str) -> ModelConfig:
     """The model whose parameters are the same and whose tokens go to other experts."""
-    change = {"top_k": 1} if weak_routing == "top_1" else {"choice": "least_likely"}
+    change = {"top_k": 1} if weak_routing == "top_1" else {"choice": weak_routing}
 
     def weakened(moe: MoEConfig | None) -> MoEConfig | None:
         if moe is None:
@@ -121,13 +122,18 @@ def _weak_routing(model: ModelConfig, weak_routing: str | None) -> str:
             f"guidance.guide is 'self_contrast' but the model {what}; allowed: a model whose "
             f"tokens choose experts (routers {', '.join(able[:-1])} and {able[-1]})"
         )
-    top_k = min(moe.top_k for moe in model.mixtures)
-    allowed = WEAK_ROUTINGS if top_k > 1 else WEAK_ROUTINGS[:1]
     weak_routing = weak_routing or WEAK_ROUTINGS[0]
-    if weak_routing not in allowed:
+    top_k = min(moe.top_k for moe in model.mixtures)
+    experts = min(moe.scored_experts for moe in model.mixtures)
+    rank = rank_of(weak_routing)
+    # The best expert alone is what a token has anyway.
+    itself = top_k == 1 and (weak_routing == "top_1" or rank == 1)
+    if itself or (rank or 1) > experts:
+        names, first = (WEAK_ROUTINGS, 1) if top_k > 1 else (WEAK_ROUTINGS[:2], 2)
+        allowed = [*names, *([f"rank_{first} to rank_{experts}"] if experts >= first else [])]
         raise ConfigError(
-            f"guidance.weak_routing is {weak_routing!r} for a model with top_k {top_k}; "
-            f"allowed: {', '.join(allowed)}"
+            f"guidance.weak_routing is {weak_routing!r} for a model with top_k {top_k} of "
+            f"{experts} experts; allowed: {', '.join(allowed)}"
         )
     return weak_routing
 

@@ -13,9 +13,11 @@ from dit_moe.config import (
     ConfigError,
     CosineRouterConfig,
     DDPMConfig,
+    MixedTopKRouterConfig,
     ModelConfig,
     MoEConfig,
     NoisyTopKRouterConfig,
+    NullTopKRouterConfig,
     PrototypeRouterConfig,
     SigmoidTopKRouterConfig,
     TopKRouterConfig,
@@ -25,6 +27,7 @@ from dit_moe.diffusion.solvers import step_noise
 from dit_moe.models.parameters import functional, init_parameters
 from dit_moe.moe.routers import build_router
 from dit_moe.moe.routing import Conditioning
+from dit_moe.plan.flops import image_flops
 from dit_moe.sampling import sampler as sampling
 from dit_moe.sampling.guides import check_guide, weakly_routed
 from dit_moe.sampling.request import build_request, function_evaluations
@@ -153,6 +156,94 @@ def test_the_least_likely_experts_take_the_weights_of_the_likeliest(router):
     assert weakly_routed(model, "top_1").moe == dataclasses.replace(moe, top_k=1)
 
 
+TOKEN_ROUTERS = [
+    TopKRouterConfig(),
+    SigmoidTopKRouterConfig(scale=2.0),
+    NoisyTopKRouterConfig(),
+    CosineRouterConfig(),
+    PrototypeRouterConfig(),
+    NullTopKRouterConfig(),
+    MixedTopKRouterConfig(weights="non_zero", gating_residual=False),
+]
+
+
+@pytest.mark.parametrize("router", TOKEN_ROUTERS, ids=lambda router: router.name)
+def test_one_expert_by_rank_or_by_lot_takes_the_weights_of_all(router):
+    """In loops; six images of three tokens, so that lots repeat."""
+    moe = MoEConfig(router=router, num_experts=5, top_k=2)
+    model = ModelConfig(width=8, depth=1, heads=1, moe=moe)
+    x_TxD = jax.random.normal(jax.random.key(0), (18, 8))
+    conditioning = Conditioning(is_null=jnp.zeros(18, bool), tokens_per_image=3)
+
+    def route(moe):
+        return build_router(moe, 8, nnx.Rngs(0))(x_TxD, conditioning)
+
+    strong = route(moe)
+    total_T = strong.weight.reshape(18, 2).sum(axis=1)
+    for rank in range(1, 6):
+        weak = route(weakly_routed(model, f"rank_{rank}").moe)
+        np.testing.assert_array_equal(weak.token, np.arange(18))
+        for t in range(18):
+            best = sorted(range(5), key=lambda e, t=t: -strong.scores[t, e])
+            assert weak.expert[t] == best[rank - 1]
+        np.testing.assert_allclose(weak.weight, total_T, rtol=1e-6)
+    lots = route(weakly_routed(model, "random").moe)
+    by_place = np.asarray(lots.expert).reshape(6, 3)
+    np.testing.assert_array_equal(by_place, by_place[:1].repeat(6, axis=0))
+    np.testing.assert_allclose(lots.weight, total_T, rtol=1e-6)
+    if router.name in ("noisy_top_k", "null_top_k", "mixed_top_k"):
+        np.testing.assert_allclose(lots.weight, 1.0, rtol=1e-6)
+
+
+def test_lots_are_even():
+    moe = dataclasses.replace(DIT_MOE, choice="random")
+    conditioning = Conditioning(jnp.zeros(4096, bool), tokens_per_image=4096)
+    routing = build_router(moe, 8, nnx.Rngs(0))(jnp.ones((4096, 8)), conditioning)
+    np.testing.assert_allclose(np.bincount(routing.expert, minlength=4) / 4096, 0.25, atol=0.03)
+
+
+def test_contrast_of_like_experts_is_none():
+    """Whoever computes, the result is the same where all experts are and weights sum alike; and
+    with a single expert of weight 1, the best one is the network itself."""
+    for moe, routings in (
+        (DIT_MOE, ("rank_1", "rank_3", "random")),
+        (dataclasses.replace(DIT_MOE, top_k=1), ("rank_1",)),
+    ):
+        config = tiny(moe)
+        parameters = random_parameters(config)
+        if moe.top_k > 1:
+            for path in [path for path in parameters if ".feed_forward.experts." in path]:
+                first = parameters[path][:, :1]
+                parameters[path] = jnp.broadcast_to(first, parameters[path].shape)
+        plain = draw(config, parameters)
+        for routing in routings:
+            guidance = {"guide": "self_contrast", "scale": 5.0}
+            weak = draw(config, parameters, guidance=guidance, weak_routing=routing)
+            np.testing.assert_allclose(weak, plain, rtol=1e-4, atol=1e-4)
+
+
+def test_contrast_grows_with_the_scale_alone(dit_moe):
+    """Affine in scale - 1 where one step is all."""
+    config, parameters, _ = dit_moe
+    for weak_routing in ("rank_2", "random"):
+        guidance = {"guide": "self_contrast", "weak_routing": weak_routing}
+        one, two, four = (
+            draw(config, parameters, steps=1, guidance={**guidance, "scale": scale})
+            for scale in (1.0, 2.0, 4.0)
+        )
+        np.testing.assert_allclose(four - one, 3 * (two - one), rtol=1e-3, atol=1e-4)
+        assert np.abs(two - one).max() > 1e-4
+
+
+def test_a_weak_pass_of_one_expert_is_cheaper():
+    model = tiny(DIT_MOE).model
+    strong = image_flops(model)
+    for weak_routing, share in (("rank_3", 0.5), ("random", 0.5), ("least_likely", 1.0)):
+        weak = image_flops(weakly_routed(model, weak_routing))
+        assert weak.experts == share * strong.experts
+        assert weak.total - weak.experts == strong.total - strong.experts
+
+
 @pytest.mark.parametrize(
     ("settings", "passes"),
     [
@@ -199,7 +290,22 @@ def test_passes_are_counted(settings, passes, monkeypatch):
         (
             PROMOE,
             {"guidance": {"guide": "self_contrast", "weak_routing": "top_1"}},
-            "with top_k 1; allowed",
+            "with top_k 1 of 4 experts; allowed: least_likely, random, rank_2 to rank_4",
+        ),
+        (
+            PROMOE,
+            {"guidance": {"guide": "self_contrast", "weak_routing": "rank_1"}},
+            "guidance.weak_routing is 'rank_1' for a model with top_k 1 of 4 experts; allowed",
+        ),
+        (
+            DIT_MOE,
+            {"guidance": {"guide": "self_contrast", "weak_routing": "rank_5"}},
+            "top_k 2 of 4 experts; allowed: least_likely, random, top_1, rank_1 to rank_4",
+        ),
+        (
+            DIT_MOE,
+            {"guidance": {"guide": "self_contrast", "weak_routing": "rank_0"}},
+            "guidance.weak_routing is 'rank_0'; allowed: least_likely, random, top_1, or rank_R",
         ),
         (
             EC_DIT,

@@ -34,7 +34,7 @@ class NullTopKRouter(TokenChoice):
     def __call__(self, x_TxD: jax.Array, conditioning: Conditioning) -> Routing:
         logits_TxE = linear_scores(x_TxD.astype(jnp.float32), self.kernel[...])
         scores_TxE = jax.nn.softmax(logits_TxE)
-        best_TxK, expert_TxK = self.choose(scores_TxE)
+        best_TxK, expert_TxK = self.choose(scores_TxE, conditioning)
         score_TxK = jnp.take_along_axis(scores_TxE, best_TxK, axis=-1)
         true_TxK = expert_TxK < self.config.num_experts
         counted_TxK = true_TxK if self.settings.sum_over == "true" else jnp.ones_like(true_TxK)
@@ -109,7 +109,7 @@ class MixedTopKRouter(TokenChoice):
         if settings.gating_residual:
             logits_TxE += linear_scores(conditioning.previous["logits"], self.residual[...])
         scores_TxE = jax.nn.softmax(logits_TxE)
-        best_TxK, expert_TxK = self.choose(scores_TxE)
+        best_TxK, expert_TxK = self.choose(scores_TxE, conditioning)
         weight_TxK = jnp.take_along_axis(scores_TxE, best_TxK, axis=-1)
         if settings.weights == "non_zero":
             zero_E = jnp.array([False] * ranges.stack + [kind == "zero" for kind in ranges.cheap])

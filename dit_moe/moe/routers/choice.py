@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dit_moe.config import BiasSettings, CosineRouterConfig, MoEConfig, TopKRouterConfig
+from dit_moe.config.moe import rank_of
 from dit_moe.moe import losses
 from dit_moe.moe.routers.load_bias import next_bias
 from dit_moe.moe.routers.scores import GATES, z_term
@@ -21,15 +22,26 @@ class TokenChoice(nnx.Module):
         biases = balance.biases(config)
         self.bias = nnx.Param(jnp.zeros(biases), axes=(None,)) if biases else None
 
-    def choose(self, scores_TxE: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def choose(
+        self, scores_TxE: jax.Array, conditioning: Conditioning
+    ) -> tuple[jax.Array, jax.Array]:
         """The top_k experts of every token by score and bias, whose scores are its weights, and
-        those that it goes to: the same, or by `MoEConfig.choice` the last of all."""
+        those that it goes to: the same, or others by `MoEConfig.choice`, where a single one stands
+        in all places."""
         if self.bias is not None:
             scores_TxE += self.bias[...]
         _, best_TxK = jax.lax.top_k(scores_TxE, self.config.top_k)
-        if self.config.choice == "least_likely":
+        choice, rank = self.config.choice, rank_of(self.config.choice)
+        if choice == "least_likely":
             return best_TxK, jax.lax.top_k(-scores_TxE, self.config.top_k)[1]
-        return best_TxK, best_TxK
+        if choice == "random":
+            num_tokens, num_experts = scores_TxE.shape
+            one_T = _by_lot(num_tokens, num_experts, conditioning.tokens_per_image)
+        elif rank is not None:
+            one_T = jax.lax.top_k(scores_TxE, rank)[1][:, -1]
+        else:
+            return best_TxK, best_TxK
+        return best_TxK, jnp.broadcast_to(one_T[:, None], best_TxK.shape)
 
     def record(
         self,
@@ -40,7 +52,11 @@ class TokenChoice(nnx.Module):
         *,
         train: bool,
     ) -> Routing:
-        """Every token has K assignments, in token order; a training step moves the biases."""
+        """Every token has K assignments, in token order; a training step moves the biases. Where
+        its expert is a single one, it has one, with the sum of the weights."""
+        if self.config.one_expert:
+            expert_TxK = expert_TxK[:, :1]
+            weight_TxK = weight_TxK.sum(axis=-1, keepdims=True)
         num_tokens, top_k = expert_TxK.shape
         state = {}
         if train and self.bias is not None:
@@ -53,6 +69,16 @@ class TokenChoice(nnx.Module):
             losses=auxiliary,
             next_state=state,
         )
+
+
+def _by_lot(num_tokens: int, num_experts: int, tokens_per_image: int) -> jax.Array:
+    """An expert for every token, int32 [T]: by its place in the image alone, always the same one.
+
+    Drawn anew at every evaluation, the field that is integrated would jump, and solvers of higher
+    order would gain nothing; drawn for an image, it would depend on the others of its batch.
+    """
+    lot_S = jax.random.randint(jax.random.key(0), (tokens_per_image,), 0, num_experts)
+    return jnp.tile(lot_S, num_tokens // tokens_per_image)
 
 
 class GatedTokenChoice(TokenChoice):
@@ -75,7 +101,7 @@ class GatedTokenChoice(TokenChoice):
         logits_TxE = self.logits(x_TxD.astype(jnp.float32))
         p_TxE = jax.nn.softmax(logits_TxE)
         scores_TxE = p_TxE if settings.gate == "softmax" else GATES[settings.gate](logits_TxE)
-        best_TxK, expert_TxK = self.choose(scores_TxE)
+        best_TxK, expert_TxK = self.choose(scores_TxE, conditioning)
         weight_TxK = jnp.take_along_axis(scores_TxE, best_TxK, axis=-1)
         balance = settings.balance_coef * losses.balance_loss(p_TxE, expert_TxK)
         auxiliary = {"balance": balance, **z_term(settings.z_coef, logits_TxE)}

@@ -47,7 +47,7 @@ class NoisyTopKRouter(TokenChoice):
             scale_TxE = jax.nn.softplus(linear_scores(x_TxD, self.noise_kernel[...]))
             logits_TxE += noise_TxE * scale_TxE
         scores_TxE = jax.nn.softmax(logits_TxE)
-        best_TxK, expert_TxK = self.choose(scores_TxE)
+        best_TxK, expert_TxK = self.choose(scores_TxE, conditioning)
         chosen_TxK = jnp.take_along_axis(logits_TxE, best_TxK, axis=-1)
         balance = self.settings.balance_coef * losses.balance_loss(scores_TxE, expert_TxK)
         routing = self.record(

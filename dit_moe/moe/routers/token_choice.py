@@ -59,7 +59,7 @@ class SigmoidTopKRouter(TokenChoice):
     def __call__(self, x_TxD: jax.Array, conditioning: Conditioning) -> Routing:
         logits_TxE = linear_scores(x_TxD.astype(jnp.float32), self.kernel[...])
         scores_TxE = jax.nn.sigmoid(logits_TxE)
-        best_TxK, expert_TxK = self.choose(scores_TxE)
+        best_TxK, expert_TxK = self.choose(scores_TxE, conditioning)
         weight_TxK = jnp.take_along_axis(scores_TxE, best_TxK, axis=-1)
         if self.config.top_k > 1:
             weight_TxK /= weight_TxK.sum(axis=-1, keepdims=True) + 1e-20
@@ -87,7 +87,7 @@ class PrototypeRouter(TokenChoice):
         x_TxD = x_TxD.astype(jnp.float32)
         similarity_TxE = losses.cosine_similarity(x_TxD, self.prototypes[...])
         scores_TxE = GATES[self.settings.activation](similarity_TxE)
-        best_TxK, expert_TxK = self.choose(scores_TxE)
+        best_TxK, expert_TxK = self.choose(scores_TxE, conditioning)
         weight_TxK = jnp.take_along_axis(scores_TxE, best_TxK, axis=-1)
         if self.config.unconditional_expert:
             num_experts = self.config.num_experts
