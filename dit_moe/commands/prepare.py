@@ -55,6 +55,11 @@ def build_parser(program: str, description: str | None) -> argparse.ArgumentPars
         default="train",
         help="of a TFDS data set; parts too: train[:10%%] (default: train)",
     )
+    add(
+        "--follow_links",
+        action="store_true",
+        help="of a folder: follow links, wherever they lead (default: class folders alone may be)",
+    )
     add("--name", help="of the data set: a-z, 0-9, _ (default: from the output folder)")
     add(
         "--images_per_shard",
@@ -151,6 +156,7 @@ def _settings(arguments: argparse.Namespace) -> "Settings":
         batch_size=arguments.batch_size,
         images_per_shard=arguments.images_per_shard,
         validation_share=arguments.validation_share,
+        follow_links=arguments.follow_links,
     )
 
 

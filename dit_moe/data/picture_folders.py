@@ -12,16 +12,18 @@ from dit_moe.storage.pictures import ImageError
 
 @dataclass(frozen=True)
 class Folder:
-    """Files below a folder. A folder of the first level may be a link; other links stay inside."""
+    """Files below a folder. A folder of the first level may be a link; other links stay inside,
+    unless they are to be followed."""
 
     root: Path
     """Resolved."""
+    follow_links: bool = False
 
     def read(self, name: str) -> bytes:
         """See `Files`."""
         try:
             path = (self.root / name).resolve(strict=True)
-            if not path.is_relative_to(self.root):
+            if not self.follow_links and not path.is_relative_to(self.root):
                 first = (self.root / name.partition("/")[0]).resolve()
                 if "/" not in name or not path.is_relative_to(first):
                     raise ImageError("link out of the input")
@@ -36,11 +38,15 @@ class Folder:
             raise ImageError("unreadable") from None
 
 
-def list_folder(path: Path) -> Listing:
+def list_folder(path: Path, *, follow_links: bool = False) -> Listing:
     """Lists a folder.
 
+    Args:
+      path: the folder.
+      follow_links: files and folders at any depth may be links, wherever they lead.
+
     Raises:
-      FilesError: it cannot be listed, or has a folder that is a link to itself.
+      FilesError: it cannot be listed, or a link that is followed leads back to where it lies.
     """
 
     def fail(error: OSError) -> None:
@@ -50,7 +56,8 @@ def list_folder(path: Path) -> Listing:
     names: list[str] = []
     folders: list[str] = []
 
-    def walk(top: str) -> None:
+    def walk(top: str, through: tuple[Path, ...]) -> None:
+        """Lists what is below `top`, to which the links in the folders `through` lead."""
         for place, inner, files in os.walk(os.path.join(root, top), onerror=fail):
             relative = os.path.relpath(place, root)
             prefix = "" if relative == os.curdir else relative.replace(os.sep, "/") + "/"
@@ -58,17 +65,20 @@ def list_folder(path: Path) -> Listing:
             links = [name for name in inner if os.path.islink(os.path.join(place, name))]
             if not prefix:
                 folders.extend(inner)
+            if not prefix or follow_links:
+                here = (*through, Path(place).resolve())
                 # os.walk does not enter linked folders.
                 for name in links:
-                    if root.is_relative_to((root / name).resolve()):
+                    target = Path(place, name).resolve()
+                    if any(folder.is_relative_to(target) for folder in here):
                         raise FilesError(
-                            f"{str(path)!r} has the folder {name!r}, which is a link to the folder "
-                            "that it lies in; allowed: links to other folders"
+                            f"{str(path)!r} has the folder {prefix + name!r}, which is a link to "
+                            "the folder that it lies in; allowed: links to other folders"
                         )
-                    walk(name)
+                    walk(prefix + name, here)
                 links = []
             # Deeper ones are listed, to be refused by name.
             names.extend(prefix + name for name in [*files, *links] if is_visible(name))
 
-    walk("")
-    return Listing(Folder(root), sorted(names), folders)
+    walk("", ())
+    return Listing(Folder(root, follow_links), sorted(names), folders)

@@ -1,18 +1,19 @@
 """From the bytes of an image file to a picture, or why not: the reader of all commands."""
 
+import functools
 import io
 import warnings
 
 import numpy as np
-from PIL import Image, ImageFile, PngImagePlugin
+from PIL import Image, ImageFile, PngImagePlugin, features
 
 from dit_moe.storage.colours import ColourError, opaque
 
 # Formats that Pillow decodes itself: PostScript, for one, would start another program.
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP", "AVIF")
 SUFFIXES = (
-    *(".avif", ".bmp", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm"),
-    *(".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
+    *(".avif", ".bmp", ".gif", ".heic", ".heif", ".hif", ".j2k", ".jfif", ".jp2", ".jpe"),
+    *(".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
 )
 """How their files' names end. Content decides; names count only where a folder also holds other
 things."""
@@ -21,6 +22,9 @@ MAX_PIXELS = 2**26
 _MAX_TEXT = 2**26
 # Pillow's own limit, 1 MiB, is less than what image generators store beside a picture.
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = _MAX_TEXT
+# Brands of ISO base media files (ISO/IEC 23008-12, annex B; AV1 Image File Format, section 6).
+_HEIC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
+_AVIF = {b"avif", b"avis"}
 
 _ORIENTATION = 0x0112  # EXIF 2.32, table 4
 _UPRIGHT = {
@@ -42,8 +46,8 @@ def read_picture(data: bytes | np.ndarray) -> Image.Image:
     """Decodes one picture.
 
     Args:
-      data: a file of one of `FORMATS` (its content decides, not its name), or pixels: uint8
-        [H, W], [H, W, 1], [H, W, 3] or [H, W, 4].
+      data: a file of one of `FORMATS`, or HEIC where pillow-heif is installed (its content
+        decides, not its name), or pixels: uint8 [H, W], [H, W, 1], [H, W, 3] or [H, W, 4].
 
     Returns:
       The first frame, upright, in sRGB with 8 bits a channel, on white where it is transparent; of
@@ -71,9 +75,10 @@ def read_picture(data: bytes | np.ndarray) -> Image.Image:
 def _load(data: bytes) -> Image.Image:
     if not data:
         raise ImageError("empty file")
+    formats = _formats(data)
     # Pillow's readers raise almost anything on damaged input, so the exceptions are not listed.
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(data), formats=formats)
     except Image.DecompressionBombError:
         raise ImageError("too many pixels") from None
     except Exception as error:
@@ -86,6 +91,36 @@ def _load(data: bytes) -> Image.Image:
     except Exception as error:
         raise ImageError(_reason(error, "truncated or damaged")) from None
     return image
+
+
+def _formats(data: bytes) -> tuple[str, ...]:
+    """The formats to try; raises ImageError where what reads this one is not installed."""
+    brands = _brands(data)
+    if brands & _HEIC:
+        if not _reads_heic():
+            raise ImageError("HEIC, for which pillow-heif is needed: pip install 'dit-moe[heif]'")
+        return ("HEIF",)
+    if brands & _AVIF and not features.check("avif"):
+        raise ImageError("AVIF, for which Pillow 11.3 or newer is needed")
+    return FORMATS
+
+
+def _brands(data: bytes) -> set[bytes]:
+    """What an ISO base media file says it can be read as; none for other files."""
+    if data[4:8] != b"ftyp":
+        return set()
+    end = min(int.from_bytes(data[:4], "big"), 1024)
+    return {data[i : i + 4] for i in (8, *range(16, end, 4))}
+
+
+@functools.cache
+def _reads_heic() -> bool:
+    try:
+        import pillow_heif
+    except ImportError:
+        return False
+    pillow_heif.register_heif_opener()
+    return True
 
 
 def _reason(error: Exception, otherwise: str) -> str:

@@ -1,5 +1,6 @@
 import io
 import struct
+import sys
 import zlib
 
 import numpy as np
@@ -94,6 +95,46 @@ def test_lossless_formats(file_format, options):
 def test_avif():
     file = encoded(Image.fromarray(NOISE), "AVIF", quality=100, subsampling="4:4:4")
     assert np.abs(decode(file, 32).astype(int) - NOISE).max() <= 4
+
+
+def test_avif_that_this_pillow_cannot_read_is_named(monkeypatch):
+    monkeypatch.setattr(pictures.features, "check", lambda feature: None)
+    with pytest.raises(ImageError, match=r"AVIF, for which Pillow 11\.3 or newer is needed"):
+        read_picture(b"\0\0\0\x1cftypmif1\0\0\0\0avifmif1miaf" + bytes(100))
+
+
+def heic(image: Image.Image, **options: object) -> bytes:
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    return encoded(image, "HEIF", **options)
+
+
+def test_heic():
+    """As the photograph was, and upright as its orientation says."""
+    sides = PHOTOGRAPH.resize((48, 32))
+    file = heic(sides, quality=-1, chroma=444)
+    assert np.abs(np.asarray(read_picture(file)).astype(int) - np.asarray(sides)).max() <= 4
+    turned = sides.transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upright = read_picture(heic(turned, quality=-1, chroma=444, exif=exif.tobytes()))
+    assert upright.size == sides.size
+    assert np.abs(np.asarray(upright).astype(int) - np.asarray(sides)).max() <= 4
+
+
+def test_heic_that_cannot_be_read(monkeypatch):
+    file = heic(PHOTOGRAPH)
+    for cut in (len(file) // 2, 100):
+        with pytest.raises(ImageError, match=r"damaged|not an image"):
+            read_picture(file[:cut])
+    with monkeypatch.context() as patch:
+        patch.setattr(pictures, "MAX_PIXELS", 1000)
+        with pytest.raises(ImageError, match="too many pixels"):
+            read_picture(file)
+    pictures._reads_heic.cache_clear()
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(ImageError, match=r"HEIC, for which pillow-heif is needed: pip install"):
+        read_picture(file)
+    pictures._reads_heic.cache_clear()
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"quality": 30}])

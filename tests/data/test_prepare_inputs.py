@@ -149,6 +149,28 @@ def test_class_folders_may_be_links(tmp_path):
     assert "folder 'loop', which is a link to the folder that it lies in" in refusal("auto", root)
 
 
+def test_links_are_followed_on_request(tmp_path):
+    root = tmp_path / "in"
+    fill(tmp_path, ["in/cat/a.png", "store/b.png", "store/deep/c.png"])
+    (root / "cat/b.png").symlink_to(tmp_path / "store/b.png")
+    (root / "cat/more").symlink_to(tmp_path / "store")
+    (root / "cat/gone").symlink_to(root / "nothing")
+    found = open_input("auto", str(root), "train", follow_links=True)
+    keys = ["cat/a.png", "cat/b.png", "cat/gone", "cat/more/b.png", "cat/more/deep/c.png"]
+    assert [entry.key for entry in found.entries] == keys
+    read = {key: found.reader.read(Entry(key, 0))[0] for key in keys if key != "cat/gone"}
+    assert list(read.values()) == [png(0), png(1), png(1), png(2)]
+    assert reason(found, "cat/gone") == "unreadable"
+
+    # Two folders that hold links to each other.
+    (tmp_path / "store/deep/back").symlink_to(root / "cat")
+    with pytest.raises(ConfigError, match="'cat/more/deep/back', which is a link to the folder"):
+        open_input("auto", str(root), "train", follow_links=True)
+    path = zipped(tmp_path / "a.zip", ["cat/a.png"])
+    with pytest.raises(ConfigError, match="follow_links is given for an input of zip"):
+        open_input("auto", str(path), "train", follow_links=True)
+
+
 def test_what_is_no_file_is_not_opened(tmp_path):
     fill(tmp_path, ["cat/a.png", "cat/gone.png"])
     os.mkfifo(tmp_path / "cat/pipe")

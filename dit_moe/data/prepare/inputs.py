@@ -8,22 +8,27 @@ from dit_moe.data.prepare.input import Input, Kind
 from dit_moe.data.prepare.inputs_files import open_image_folder, open_zip
 
 
-def open_input(source: Kind | Literal["auto"], path: str, split: str) -> Input:
+def open_input(
+    source: Kind | Literal["auto"], path: str, split: str, *, follow_links: bool = False
+) -> Input:
     """Lists what is to be prepared.
 
     Args:
       source: its kind; "auto" tells it from the path.
       path: a folder of class folders, a .zip of one, or a TFDS folder or name.
       split: of a TFDS data set, such as "train" or "train[:10%]"; unused by the others.
+      follow_links: whether links in a folder of class folders are followed, wherever they lead.
 
     Raises:
       ConfigError: it cannot be used; the message is one sentence.
     """
     if source == "auto":
         source = _guess(Path(path))
+    if follow_links and source != "image_folder":
+        raise ConfigError(f"follow_links is given for an input of {source}; allowed: image_folder")
     match source:
         case "image_folder":
-            found = open_image_folder(Path(path))
+            found = open_image_folder(Path(path), follow_links=follow_links)
         case "zip":
             found = open_zip(Path(path))
         case "tfds":

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from dit_moe.config import ConfigError
@@ -21,7 +22,7 @@ class _FileReader:
         return self.files.read(entry.key), entry.label
 
 
-def open_image_folder(path: Path) -> Input:
+def open_image_folder(path: Path, *, follow_links: bool = False) -> Input:
     """Lists a folder of class folders; see `inputs.open_input`."""
     if not path.exists():
         raise ConfigError(f"input {str(path)!r} does not exist; allowed: a folder of class folders")
@@ -29,7 +30,7 @@ def open_image_folder(path: Path) -> Input:
         raise ConfigError(
             f"input {str(path)!r} is a file; allowed for image_folder: a folder of class folders"
         )
-    return _input("image_folder", path, list_folder)
+    return _input("image_folder", path, partial(list_folder, follow_links=follow_links))
 
 
 def open_zip(path: Path) -> Input:

@@ -54,6 +54,8 @@ class Settings:
     images_per_shard: int
     validation_share: float = 0.0
     """Share of the pictures that are held out."""
+    follow_links: bool = False
+    """Of a folder: links are followed, wherever they lead."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.validation_share < 1:
@@ -91,7 +93,9 @@ class Job:
 
     def __init__(self, settings: Settings):
         self.settings = settings
-        self.input = open_input(settings.source, settings.input, settings.split)
+        self.input = open_input(
+            settings.source, settings.input, settings.split, follow_links=settings.follow_links
+        )
         self.loaded: Loaded | None = None
         self.autoencoder: AutoencoderCard | None = None
         size = settings.image_size
@@ -156,6 +160,8 @@ class Job:
         }
         if settings.validation_share:
             identity["validation_share"] = settings.validation_share
+        if settings.follow_links:
+            identity["follow_links"] = True
         if self.input.kind == "tfds":
             identity["split"] = settings.split
         if self.autoencoder is not None:
