@@ -20,6 +20,7 @@ from dit_moe.config.rules import listing
 from dit_moe.config.verbs import spoken
 from dit_moe.data.classes import model_classes
 from dit_moe.report.chart import Chart, Line, draw, drawable
+from dit_moe.report.history import told_history
 from dit_moe.report.metrics import Metrics, group, read_metrics
 from dit_moe.report.pictures import data_uri
 from dit_moe.report.results import find_results
@@ -48,7 +49,7 @@ def render(workdir: Path, analysis: Path | None, results: Sequence[Path]) -> str
         raise ConfigError(f"workdir is {str(workdir)!r}, which is not a folder; allowed: a run")
     config = load_json(workdir / "config.json")
     metrics = read_metrics(workdir / "metrics.csv")
-    tables = find_results(workdir, results)
+    history, tables = told_history(workdir), find_results(workdir, results)
     folder = analysis
     if folder is None and config.model.mixtures:
         folder = _analysed(workdir)
@@ -64,6 +65,7 @@ def render(workdir: Path, analysis: Path | None, results: Sequence[Path]) -> str
         metrics=_metrics_table(metrics) if metrics else [],
         rows=len(metrics.steps) if metrics else 0,
         grids=_grids(workdir / "samples"),
+        history=history,
         analysis=found,
         titles=TITLES,
         pictures=_pictures(folder, found) if folder and found else [],

@@ -4,8 +4,12 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import pydantic
+from pydantic.dataclasses import dataclass
+
 from dit_moe.config import Config, ConfigError
 from dit_moe.config.files import differences, flat
+from dit_moe.config.rules import RULES
 from dit_moe.storage.files import FilePath, atomic
 from dit_moe.storage.records import shown
 
@@ -25,6 +29,19 @@ is, and what is told of the state (such as what its average holds of its start) 
 
 Changes = Mapping[str, tuple[Any, Any]]
 """Fields by dotted name, each with its value of before and the one from now on."""
+
+
+_FILE = "history.jsonl"
+
+
+@dataclass(frozen=True, config=RULES)
+class Change:
+    """A line of the history."""
+
+    step: int
+    """Of the checkpoint from which the run went on."""
+    changed: dict[str, tuple[Any, Any]]
+    """See `Changes`."""
 
 
 def check_override(names: tuple[str, ...]) -> None:
@@ -65,10 +82,28 @@ def write_change(workdir: FilePath, step: int, changes: Changes) -> None:
     Raises:
       OSError: it cannot be written; the lines of before are then as they were.
     """
-    path = workdir / "history.jsonl"
+    path = workdir / _FILE
     lines = path.read_text().splitlines() if path.exists() else []
     line = json.dumps({"step": step, "changed": changes})
     if lines[-1:] == [line]:
         return
     with atomic(path) as temporary:
         temporary.write_text("".join(f"{text}\n" for text in [*lines, line]))
+
+
+def read_changes(workdir: FilePath) -> list[Change]:
+    """The run's history; none where no setting ever changed.
+
+    Raises:
+      ConfigError: a line is none of `write_change`; the message names it.
+    """
+    path, kind = workdir / _FILE, pydantic.TypeAdapter(Change)
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    changes = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            changes.append(kind.validate_json(line))
+        except pydantic.ValidationError as error:
+            reason = error.errors()[0]["msg"]
+            raise ConfigError(f"{path} cannot be read: line {number}: {reason}") from None
+    return changes

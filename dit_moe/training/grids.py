@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import jax
 from etils import epath
 from jax.sharding import Mesh
+from PIL.Image import Image
 
 from dit_moe.autoencoder.latent_space import LatentSpace
 from dit_moe.autoencoder.sources import is_local
@@ -64,8 +65,11 @@ class GridSampler:
         self.request = request
         self.sampler = sampling.build_sampler(config, request)
 
-    def draw(self, state: TrainState, path: epath.Path, classes: ModelClasses) -> None:
+    def draw(self, state: TrainState, path: epath.Path, classes: ModelClasses) -> Image | None:
         """Writes a grid of samples from the state to `path`, with what the classes are called.
+
+        Returns:
+          The grid; None in processes other than the lead.
 
         Raises:
           OSError: it cannot be written.
@@ -78,9 +82,10 @@ class GridSampler:
         )
         pictures = self.render(x_NxHxWxC)
         if not hosts.is_lead():
-            return
+            return None
         if warning := start_warning(self.config, int(state.step)):
             hosts.say(f"{path.name}: {warning}")
         grid = images.grid(pictures, classes.titles(self.request.labels()))
         with atomic(path) as temporary, temporary.open("wb") as file:
             grid.save(file, "PNG")
+        return grid

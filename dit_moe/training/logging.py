@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import tensorboardX
 from etils import epath
+from PIL.Image import Image
 
 from dit_moe.storage.files import is_remote
 from dit_moe.training.metrics_table import MetricsTable
@@ -83,3 +84,14 @@ class MetricsWriter:
         self._tensorboard.flush()
         if self._wandb is not None:
             self._wandb.log(step, {k: v for k, v in scalars.items() if not math.isnan(v)})
+
+    def show(self, step: int, grid: Image) -> None:
+        """Adds a grid of samples to TensorBoard and W&B.
+
+        Raises:
+          OSError: somewhere it could not be added.
+        """
+        self._tensorboard.add_image("samples", np.asarray(grid), step, dataformats="HWC")
+        self._tensorboard.flush()
+        if self._wandb is not None:
+            self._wandb.show(step, grid)

@@ -5,6 +5,7 @@ from types import MappingProxyType
 
 import jax
 from etils import epath
+from PIL.Image import Image
 
 from dit_moe.config import Config, ConfigError
 from dit_moe.data.array_records import RecordError
@@ -68,6 +69,11 @@ def train(
         profile_steps=profile_steps,
         wandb=wandb,
     ) as session:
+        _show(
+            session,
+            session.first_step,
+            session.milestones.resume(session.first_step, session.state),
+        )
         stopped_by = 0
         for number in range(session.first_step + 1, steps + 1):
             metrics = _advance(session, number)
@@ -112,7 +118,15 @@ def _record(session: Session, number: int, *, last: bool) -> None:
             session.checkpoints.save(session.state)
     if session.milestones.due(number):
         with session.window.paused():
-            session.milestones.write(number, session.state)
+            _show(session, number, session.milestones.write(number, session.state))
+
+
+def _show(session: Session, number: int, grid: Image | None) -> None:
+    """Hands the samples of step `number`, if there are any, to the logs."""
+    if grid is not None:
+        for writer in session.writers:
+            with hosts.surviving("samples"):
+                writer.show(number, grid)
 
 
 def _log(session: Session, number: int) -> None:

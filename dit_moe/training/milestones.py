@@ -2,6 +2,7 @@
 
 from etils import epath
 from jax.sharding import Mesh
+from PIL.Image import Image
 
 from dit_moe.autoencoder.latent_space import LatentSpace
 from dit_moe.config import Config
@@ -40,22 +41,23 @@ class Milestones:
         """Whether there is anything to write after step `number`."""
         return self._grid_due(number) or self._snapshot_due(number)
 
-    def write(self, number: int, state: TrainState) -> None:
-        """Writes what is due after step `number`, of which the state is."""
+    def write(self, number: int, state: TrainState) -> Image | None:
+        """Writes what is due after step `number`, of which the state is; returns a grid if the
+        lead process drew one."""
         if self._snapshot_due(number):
             save_snapshot(self._workdir, number, state.tracks)
-        if self._grid_due(number):
-            self._draw(number, state)
+        return self._draw(number, state) if self._grid_due(number) else None
 
-    def resume(self, number: int, state: TrainState) -> None:
+    def resume(self, number: int, state: TrainState) -> Image | None:
         """Removes snapshots of later steps, which will be done again, and makes up for what was
-        due at this one: the run may have been killed after its checkpoint."""
+        due at this one, as `write`: the run may have been killed after its checkpoint."""
         if self._settings.post_hoc_ema:
             drop_snapshots_after(self._workdir, number)
         if self._snapshot_due(number) and number not in snapshot_steps(self._workdir):
             save_snapshot(self._workdir, number, state.tracks)
         if self._grid_due(number) and hosts.any_process(not self._grid(number).exists()):
-            self._draw(number, state)
+            return self._draw(number, state)
+        return None
 
     def _grid_due(self, number: int) -> bool:
         return self._grids is not None and self._due(number, self._settings.sample_every)
@@ -70,8 +72,8 @@ class Milestones:
     def _grid(self, number: int) -> epath.Path:
         return self._workdir / "samples" / f"step_{number:08d}.png"
 
-    def _draw(self, number: int, state: TrainState) -> None:
+    def _draw(self, number: int, state: TrainState) -> Image | None:
         assert self._grids is not None
         with hosts.surviving("samples"):
             classes = model_classes(self._config.data, self._config.model, self._workdir)
-            self._grids.draw(state, self._grid(number), classes)
+            return self._grids.draw(state, self._grid(number), classes)

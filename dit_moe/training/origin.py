@@ -18,6 +18,7 @@ from dit_moe.devices import hosts
 from dit_moe.models.parameters import Parameters
 from dit_moe.runs.loading import load_run, locate
 from dit_moe.runs.weights import has_average
+from dit_moe.storage.files import FilePath
 from dit_moe.storage.records import read_record, write_record
 from dit_moe.training.label_rows import LABEL_TABLE, LabelRows, find_rows, sentence
 
@@ -135,7 +136,7 @@ def prepare_origin(
         return
     if init_from is None:
         return
-    known = read_record(path, Origin) if path.exists() else None
+    known = read_origin(workdir)
     if known is None or known.init_from not in (init_from, _identity(init_from)):
         began = "random parameters" if known is None else repr(known.init_from)
         raise ConfigError(
@@ -148,6 +149,16 @@ def prepare_origin(
             f"that started with {_pairs(known.init_classes)}; allowed: the same, none, or another "
             "--workdir"
         )
+
+
+def read_origin(workdir: FilePath) -> Origin | None:
+    """What a run started from; None where it is not noted: from random parameters, for one.
+
+    Raises:
+      ConfigError: the file cannot be read.
+    """
+    path = workdir / _FILE
+    return read_record(path, Origin) if path.exists() else None
 
 
 def start_parameters(

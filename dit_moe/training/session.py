@@ -109,10 +109,10 @@ def open_session(
             Checkpoints(workdir, settings.keep_checkpoints, settings.keep_every)
         )
         like = abstract_state(config.model, settings, mesh)
-        state, milestones = _begin(
+        state = _begin(
             config, workdir, parts, checkpoints, like, init_from, init_classes, override_resume
         )
-        first_step = int(state.step)
+        first_step, space = int(state.step), parts.sources[0].latent_space
         writers: list[MetricsWriter] = []
         hosts.on_lead(
             lambda: writers.append(held.enter_context(MetricsWriter(workdir, first_step, wandb)))
@@ -133,7 +133,7 @@ def open_session(
                 batch_sharding(mesh),
             ),
             checkpoints=checkpoints,
-            milestones=milestones,
+            milestones=Milestones(config, parts.request, space, mesh, workdir),
             validation=Validation(config, parts.heldout, mesh) if parts.heldout else None,
             window=Window(settings.batch_size, parts.plan.flops_per_image, parts.plan.peak),
             skips=Skips(settings.max_skipped, hosts.say),
@@ -185,15 +185,13 @@ def _begin(
     init_from: str | None,
     init_classes: Mapping[str, str],
     override_resume: tuple[str, ...],
-) -> tuple[TrainState, Milestones]:
-    """Makes the folder the run's, and its state; milestones that a kill prevented are made up."""
+) -> TrainState:
+    """Makes the folder the run's, and its state."""
     newest = checkpoints.latest_step()
     resuming = newest is not None
-    space = parts.sources[0].latent_space
     start = None
     if init_from is not None and not resuming:
         start = find_start(init_from, init_classes, config, parts.sources)
-    milestones = Milestones(config, parts.request, space, parts.mesh, workdir)
 
     def prepare_folder() -> None:
         write_run(
@@ -223,8 +221,7 @@ def _begin(
         state = start_state(config.model, config.train, parts.mesh, parameters)
     else:
         state = init_state(config.model, config.train, parts.mesh, config.seed)
-    milestones.resume(int(state.step), state)
-    return state, milestones
+    return state
 
 
 def _compiled(config: Config, like: TrainState, mesh: Mesh) -> _Step:

@@ -1,10 +1,12 @@
 """Weights & Biases, where it is asked for: it costs no training."""
 
+import contextlib
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from etils import epath
+from PIL.Image import Image
 
 from dit_moe.config import ConfigError
 from dit_moe.devices import hosts
@@ -15,8 +17,8 @@ from dit_moe.storage.records import read_json
 class WandbRun:
     """A run of W&B; it raises an OSError where W&B raises anything, like the other logs."""
 
-    def __init__(self, run: Any):
-        self._run = run
+    def __init__(self, run: Any, to_picture: Callable[[Image], Any]):
+        self._run, self._to_picture = run, to_picture
 
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
         """Records the scalars of one step.
@@ -24,10 +26,17 @@ class WandbRun:
         Raises:
           OSError: W&B does not take them.
         """
-        try:
+        with _as_os_error():
             self._run.log(dict(scalars), step=step)
-        except Exception as error:
-            raise OSError(f"W&B: {error}") from error
+
+    def show(self, step: int, grid: Image) -> None:
+        """Records a grid of samples.
+
+        Raises:
+          OSError: W&B does not take it.
+        """
+        with _as_os_error():
+            self._run.log({"samples": self._to_picture(grid)}, step=step)
 
     def finish(self) -> None:
         """Ends the run; that it cannot be ended is printed."""
@@ -35,6 +44,14 @@ class WandbRun:
             self._run.finish()
         except Exception as error:
             hosts.say(f"W&B could not end its run: {error}")
+
+
+@contextlib.contextmanager
+def _as_os_error() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise OSError(f"W&B: {error}") from error
 
 
 def start_wandb(workdir: epath.Path, project: str) -> WandbRun:
@@ -59,16 +76,15 @@ def start_wandb(workdir: epath.Path, project: str) -> WandbRun:
         with atomic(path) as temporary:
             temporary.write_text(secrets.token_hex(8))
     try:
-        return WandbRun(
-            wandb.init(
-                project=project,
-                id=path.read_text().strip(),
-                resume="allow",
-                name=workdir.name,
-                dir=str(workdir),
-                config=read_json(workdir / "config.json"),
-            )
+        run = wandb.init(
+            project=project,
+            id=path.read_text().strip(),
+            resume="allow",
+            name=workdir.name,
+            dir=str(workdir),
+            config=read_json(workdir / "config.json"),
         )
+        return WandbRun(run, lambda grid: wandb.Image(grid))
     except Exception as error:
         raise _unusable(project, error) from error
 

@@ -23,6 +23,9 @@ from dit_moe.report import page
 from dit_moe.report.chart import Line, draw
 from dit_moe.report.metrics import Metrics, group, read_metrics
 from dit_moe.report.pictures import data_uri
+from dit_moe.runs.history import write_change
+from dit_moe.storage.records import write_record
+from dit_moe.training.origin import Origin
 from tests.analysis.fresh_run import write_fresh_run
 from tests.damaged_picture import write_damaged_png
 from tests.tiny import tiny
@@ -98,6 +101,9 @@ def run(tmp_path_factory) -> Path:
     (workdir / "samples").mkdir()
     for step in range(0, 90, 10):
         Image.new("RGB", (8, 8), (step, 0, 0)).save(workdir / f"samples/step_{step:08d}.png")
+    write_change(workdir, 10, {"train.steps": (20, 40), "train.learning_rate": (1e-3, 1e-4)})
+    write_change(workdir, 30, {"train.schedule": ("constant", HOSTILE)})
+    write_record(workdir / "origin.json", Origin("/runs/animals", 1200, {"fox": "dog"}))
     result = {
         "metrics": {
             "fid": {"value": 12.3456789, "features": "pool"},
@@ -169,6 +175,17 @@ def test_numbers_are_those_of_the_files(run, found):
         assert table[1][:5] == ["1", *shares, f"{layer['balance']:.3f}"]
 
 
+def test_its_history(found):
+    (table,) = [t for t in found.tables if t[0] == ["setting", "from step", "was", "is"]]
+    assert table[1:] == [
+        ["train.steps", "10", "20", "40"],
+        ["train.learning_rate", "10", "0.001", "0.0001"],
+        ["train.schedule", "30", "'constant'", repr(HOSTILE)],
+    ]
+    origin = "Started from the parameters of /runs/animals at step 1,200"
+    assert f"{origin}, with the classes fox from dog." in found.texts
+
+
 def test_pictures(text, found):
     images = [a for a in found.addresses if a.startswith("data:")]
     assert len(images) == page.MAX_GRIDS + 10
@@ -211,6 +228,7 @@ def test_a_dense_model_without_anything(tmp_path):
     texts = "".join(found.texts)
     assert "The model is dense: it has no experts." in texts
     assert "The run folder has no metrics.csv." in texts
+    assert "notes no model that it started from, and no setting that changed." in texts
     assert found.tables == [[["", "samples", "heldout"], ["count", "3", "4"]]]
     assert shlex.join(["python", "-m", "dit_moe.report", *arguments]) in texts
 
@@ -241,6 +259,11 @@ def test_errors(run, text, tmp_path, capsys):
         (copy / "metrics.csv").write_bytes(content)
         assert main(["--workdir", str(copy)]) == 2
         assert "is no table of numbers by step" in capsys.readouterr().err
+    shutil.copy(run / "metrics.csv", copy)
+    for line in (b"{", b"\xff", b'{"step": 1}', b'{"step": 1, "changed": {"a": [1]}}'):
+        (copy / "history.jsonl").write_bytes(b'{"step": 1, "changed": {}}\n' + line)
+        assert main(["--workdir", str(copy)]) == 2
+        assert "history.jsonl cannot be read: line 2: " in capsys.readouterr().err
     assert not list(tmp_path.glob("**/*.html"))
 
 

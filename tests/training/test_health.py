@@ -4,6 +4,7 @@ import sys
 import types
 
 import pytest
+from PIL import Image
 
 from dit_moe.config import ConfigError
 from dit_moe.runs.checkpoints import TrainingError
@@ -112,12 +113,15 @@ def test_wandb_receives_the_metrics_of_one_run(tmp_path, monkeypatch):
     )
     module = types.ModuleType("wandb")
     module.init = lambda **arguments: (inits.append(arguments), run)[1]
+    module.Image = lambda picture: ("picture", picture.size)
     monkeypatch.setitem(sys.modules, "wandb", module)
     (tmp_path / "config.json").write_text('{"name": "x"}')
     for first_step in (0, 1):
         with MetricsWriter(tmp_path, first_step, "project") as writer:
             writer.write(first_step + 1, {"loss": 0.5, "images_per_second": float("nan")})
-    assert logged == [(1, {"loss": 0.5}), (2, {"loss": 0.5})]
+            writer.show(first_step + 1, Image.new("RGB", (4, 3)))
+    grid = {"samples": ("picture", (4, 3))}
+    assert logged == [(1, {"loss": 0.5}), (1, grid), (2, {"loss": 0.5}), (2, grid)]
     assert inits[0]["project"] == "project"
     assert inits[0]["config"] == {"name": "x"}
     assert inits[0]["id"] == inits[1]["id"]
@@ -159,10 +163,12 @@ def test_wandb_that_does_not_start(tmp_path, monkeypatch, code, why):
 def test_wandb_that_fails_later_costs_no_training(tmp_path, monkeypatch, capsys):
     run = types.SimpleNamespace(log=raises(ValueError("gone")), finish=raises(ValueError("gone")))
     module = types.ModuleType("wandb")
-    module.init = lambda **_: run
+    module.init, module.Image = lambda **_: run, lambda picture: picture
     monkeypatch.setitem(sys.modules, "wandb", module)
     (tmp_path / "config.json").write_text("{}")
     with MetricsWriter(tmp_path, 0, "p") as writer, pytest.raises(OSError, match="W&B: gone"):
         writer.write(1, {"loss": 0.5})
+    with MetricsWriter(tmp_path, 1, "p") as writer, pytest.raises(OSError, match="W&B: gone"):
+        writer.show(1, Image.new("RGB", (4, 3)))
     assert (tmp_path / "metrics.csv").read_text() == "step,loss\n1,0.5\n"
-    assert capsys.readouterr().out == "W&B could not end its run: gone\n"
+    assert capsys.readouterr().out == "W&B could not end its run: gone\n" * 2

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from PIL import Image
 
 from dit_moe.config import (
     Config,
@@ -44,6 +45,7 @@ from dit_moe.training.grids import GridSampler, grid_request
 from dit_moe.training.loop import train
 from dit_moe.training.step import build_step
 from tests.tiny import DIT_MOE, PROMOE, tiny
+from tests.training.event_files import pictures
 
 
 def batch(size: int) -> tuple[jax.Array, jax.Array]:
@@ -419,6 +421,11 @@ def test_old_checkpoints_are_removed_and_grids_drawn(tmp_path, capsys):
     names = sorted(p.name for p in (tmp_path / "samples").iterdir())
     assert names == ["step_00000002.png", "step_00000004.png"]
     assert "step_00000002.png: The moving average of step 2 still is 81%" in capsys.readouterr().out
+    shown = pictures(tmp_path)
+    for step, name in zip((2, 4), names, strict=True):
+        grid = np.asarray(Image.open(tmp_path / "samples" / name))
+        np.testing.assert_array_equal(shown.pop(step), grid)
+    assert not shown
 
 
 def test_a_grid_that_a_kill_prevented_is_drawn_by_the_next_start(
@@ -431,12 +438,15 @@ def test_a_grid_that_a_kill_prevented_is_drawn_by_the_next_start(
         drawn.append((int(state.step), path.name))
         path.parent.mkdir(exist_ok=True)
         path.touch()
+        return Image.new("RGB", (4, 4))
 
     monkeypatch.setattr(GridSampler, "draw", draw)
+
     workdir = shutil.copytree(undisturbed, tmp_path / "run")
     for _ in range(2):
         train(tiny(sample_every=3), workdir)
         assert drawn == [(6, "step_00000006.png")]
+        assert pictures(workdir).keys() == {6}
     shutil.rmtree(workdir / "samples")
     train(tiny(sample_every=4), workdir)  # at the end, though 6 is no multiple
     assert len(drawn) == 2
