@@ -23,7 +23,7 @@ SETS = {
     "cpu": [
         "moe_layer --experts 8,32,64 --loads balanced,zipf --peers torch --repeats 3",
         "moe_layer --experts 32 --loads one-hot --peers torch --repeats 3",
-        "train_step --models DiT-S/2 DiT-MoE-S/2-16E2A ProMoE-S/2 --repeats 2",
+        "train_step --models DiT-S/2 ProMoE-S/2 DiT-MoE-S/2-16E2A --repeats 2",
         "sample_beside_torch",
         "sample",
         "rematerialisation",

@@ -3,13 +3,14 @@
 Both run the same network from the same parameters under rectified flow with AdamW and a moving
 average of the parameters; before timing, their losses on one batch are compared. PyTorch's experts
 run as the peers' do, in a loop, and its AdamW is the fused one. Freed memory stays with the
-process, as in this package's commands, for both. Each is timed in turns with a plain matmul, and
-the fastest repeat counts; ratios are of times over that matmul's.
+process, as in this package's commands, for both. Each has a process of its own, where it is timed
+in turns with a plain matmul; the fastest repeat counts, and ratios are of times over that matmul's.
 """
 
 import argparse
 import dataclasses
 import importlib.util
+import json
 import subprocess
 import sys
 import zlib
@@ -54,7 +55,7 @@ columns
 """
 MODELS = ("DiT-S/2", "DiT-MoE-S/2-8E2A", "DiT-MoE-S/2-16E2A", "DiT-MoE-S/2-32E2A", "ProMoE-S/2")
 BASE = "DiT-MoE-S/2-8E2A"
-PEAK_REPEATS = 20
+MATMUL_REPEATS = 20
 FAMILIES = {"top_k": "dit-moe", "prototype": "promoe"}
 
 
@@ -185,22 +186,61 @@ def theirs(config: Config) -> Timed:
     return step
 
 
-def peak_of(name: str, side: str, args: argparse.Namespace) -> float:
-    """GiB of a process that makes two steps and nothing else."""
-    command = [sys.executable, "-m", "benchmarks.train_step", "--models", name, "--peak_of", side]
-    command += [f"--batch_size={args.batch_size}", f"--dtype={args.dtype}"]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+def measure(config: Config, side: str, repeats: int) -> dict[str, Any]:
+    """Seconds of one side's programs, in turns with a plain matmul, and what a step uses.
+
+    The process that calls it is that side's alone: its peak of memory is taken after two steps.
+    """
+    if side == "torch":
+        programs = {"step": theirs(config)}
+    else:
+        programs = dict(zip(("step", "gradient"), ours(config), strict=True))
+    step = programs["step"]
+    step()
+    step()
+    peak = peak_rss() / 2**30
+    # A few times the matmul alone would not show the machine's peak.
+    counts = {"matmul": MATMUL_REPEATS, **dict.fromkeys(programs, repeats)}
+    seconds = fastest({"matmul": square_matmul(config.model.dtype), **programs}, counts)
+    processor, faults = spent(step)
+    return {"seconds": seconds, "processor": processor, "faults": faults, "peak": peak}
 
 
-def beside_peak(
-    contestants: dict[str, Timed], args: argparse.Namespace
-) -> tuple[dict[str, float], float]:
-    """Seconds of the contestants, and of a plain matmul timed in turns with them."""
-    peak = square_matmul(args.dtype)
-    # A few times the matmul alone would not show the peak.
-    repeats = {"peak": PEAK_REPEATS, **dict.fromkeys(contestants, args.repeats)}
-    seconds = fastest({"peak": peak, **contestants}, repeats)
-    return seconds, seconds["peak"]
+def apart(name: str, side: str, args: argparse.Namespace) -> dict[str, Any]:
+    """`measure` in a process of its own: two large states would not fit into memory.
+
+    Raises:
+      SystemExit: the process failed; with the last thing it said, or that it was killed.
+    """
+    command = [sys.executable, "-m", "benchmarks.train_step", "--models", name, "--side", side]
+    command += [f"--{key}={getattr(args, key)}" for key in ("batch_size", "dtype", "repeats")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or ["killed, as where memory ends"]
+        sys.exit(f"{name}, {side}: {said[-1]}")
+    return json.loads(done.stdout)
+
+
+def row(config: Config, sides: dict[str, dict[str, Any]], base: float) -> list[str]:
+    """The cells of one model behind its name, from what `measure` found; base is BASE's time."""
+    relative = {
+        side: found["seconds"]["step"] / found["seconds"]["matmul"] for side, found in sides.items()
+    }
+    seconds = sides["ours"]["seconds"]
+    flops = image_flops(config.model).training * config.train.batch_size
+    shares = [
+        f"{flops / MATMUL_FLOPS * seconds['matmul'] / seconds[part]:.0%}"
+        for part in ("step", "gradient")
+    ]
+    return [
+        f"{config.train.batch_size / seconds['step']:.2f}",
+        ", ".join(shares),
+        f"{relative['ours'] / base:.2f}",
+        f"{relative['torch'] / relative['ours']:.2f}" if "torch" in sides else "-",
+        ", ".join(f"{found['processor']:.2f}" for found in sides.values()),
+        ", ".join(f"{found['faults']}" for found in sides.values()),
+        ", ".join(f"{found['peak']:.2f}" for found in sides.values()),
+    ]
 
 
 def main() -> None:
@@ -211,15 +251,12 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=8, help="default 8")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--repeats", type=int, default=3, help="default 3")
-    parser.add_argument("--peak_of", choices=["ours", "torch"], help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=["ours", "torch"], help=argparse.SUPPRESS)
     args = parser.parse_args()
-    hold_memory()
-    if args.peak_of:
+    if args.side:
+        hold_memory()
         config = build_config(args.models[0], args.batch_size, args.dtype)
-        run = theirs(config) if args.peak_of == "torch" else ours(config)[0]
-        run()
-        run()
-        print(peak_rss() / 2**30)
+        print(json.dumps(measure(config, args.side, args.repeats)))
         return
 
     with_torch = importlib.util.find_spec("torch") is not None and args.dtype == "float32"
@@ -231,40 +268,11 @@ def main() -> None:
     )
     base = None
     for name in [BASE, *(name for name in args.models if name != BASE)]:
-        config = build_config(name, args.batch_size, args.dtype)
-        # One after the other: two large states would not fit into memory. Every time is taken
-        # beside the machine's peak, and ratios are of times over that.
-        step, gradient = ours(config)
-        seconds, peak = beside_peak({"step": step, "gradient": gradient}, args)
-        used = [spent(step)]
-        del step, gradient
-        jax.clear_caches()
-        peaks = [peak_of(name, "ours", args)]
-        base = base or seconds["step"] / peak
-        torch_ratio = "-"
-        if with_torch:
-            torch_step = theirs(config)
-            torch_seconds, torch_peak = beside_peak({"torch": torch_step}, args)
-            used.append(spent(torch_step))
-            del torch_step
-            peaks.append(peak_of(name, "torch", args))
-            ratio = torch_seconds["torch"] / torch_peak / (seconds["step"] / peak)
-            torch_ratio = f"{ratio:.2f}"
-        flops = image_flops(config.model).training * args.batch_size
-        shares = [
-            f"{flops / MATMUL_FLOPS * peak / seconds[part]:.0%}" for part in ("step", "gradient")
-        ]
-        cells = [
-            name,
-            f"{args.batch_size / seconds['step']:.2f}",
-            ", ".join(shares),
-            f"{seconds['step'] / peak / base:.2f}",
-            torch_ratio,
-            ", ".join(f"{seconds:.2f}" for seconds, _ in used),
-            ", ".join(f"{faults}" for _, faults in used),
-            ", ".join(f"{peak:.2f}" for peak in peaks),
-        ]
-        print(f"| {' | '.join(cells)} |", flush=True)
+        sides = {side: apart(name, side, args) for side in ("ours", "torch")[: 1 + with_torch]}
+        seconds = sides["ours"]["seconds"]
+        base = base or seconds["step"] / seconds["matmul"]
+        cells = row(build_config(name, args.batch_size, args.dtype), sides, base)
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Every benchmark at its tiniest prints its table. What it measures there means nothing."""
 
 import dataclasses
-import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -133,7 +133,7 @@ def small_models(monkeypatch):
         return dataclasses.replace(config, model=dataclasses.replace(config.model, **shape))
 
     monkeypatch.setattr(train_step, "preset", small)
-    monkeypatch.setattr(train_step, "PEAK_REPEATS", 1)
+    monkeypatch.setattr(train_step, "MATMUL_REPEATS", 1)
     for program in (train_step, sample_beside_torch):  # it would last for the tests that follow
         monkeypatch.setattr(program, "hold_memory", lambda: False)
 
@@ -149,17 +149,23 @@ def call(program, line, monkeypatch):
     [pytest.param("ours", marks=pytest.mark.slow), pytest.param("torch", marks=pytest.mark.peers)],
 )
 def test_train_step(side, monkeypatch, capsys):
-    call(train_step, f"--models ProMoE-S/2 --repeats 1 --peak_of {side}", monkeypatch)
-    peak = capsys.readouterr().out.strip()
-    assert float(peak) > 0.1
-    monkeypatch.setattr(train_step, "peak_of", lambda *_: float(peak))
-    call(train_step, "--models ProMoE-S/2 --repeats 1", monkeypatch)
+    call(train_step, f"--models ProMoE-S/2 --repeats 1 --side {side}", monkeypatch)
+    found = json.loads(capsys.readouterr().out)
+    assert found["peak"] > 0.1
+    assert found["processor"] > 0
+    programs = {"ours": {"step", "gradient"}, "torch": {"step"}}[side]
+    assert found["seconds"].keys() == {"matmul"} | programs
+
+
+@pytest.mark.usefixtures("small_models")
+def test_the_table_of_train_step(monkeypatch, capsys):
+    seconds = {"step": 2.0, "gradient": 1.0, "matmul": 0.5}
+    found = {"seconds": seconds, "processor": 3.0, "faults": 7, "peak": 1.5}
+    monkeypatch.setattr(train_step, "apart", lambda *_: found)
+    monkeypatch.setattr(train_step.importlib.util, "find_spec", lambda _: True)
+    call(train_step, "--models ProMoE-S/2", monkeypatch)
     *_, base, row = capsys.readouterr().out.splitlines()
-    number = r"[\d.]+" if side == "torch" else r"[\d.-]+"
-    both = importlib.util.find_spec("torch") is not None
-    spent = r"[\d.]+, [\d.]+" if both else r"[\d.]+"
-    peaks = ", ".join([f"{float(peak):.2f}"] * (1 + both))
-    cells = rf" \| [\d.]+ \| \d+%, \d+% \| [\d.]+ \| {number} \| {spent} \| {spent} \| {peaks} \|"
+    cells = r" \| 4.00 \| \d+%, \d+% \| 1.00 \| 1.00 \| 3.00, 3.00 \| 7, 7 \| 1.50, 1.50 \|"
     assert re.match(r"\| DiT-MoE-S/2-8E2A" + cells, base)
     assert re.match(r"\| ProMoE-S/2" + cells, row)
 
