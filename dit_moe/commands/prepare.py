@@ -23,11 +23,12 @@ examples:
   python -m dit_moe.data.prepare --source tfds --input imagenet2012 --output data/imagenet256 \\
       --autoencoder stabilityai/sd-vae-ft-mse --image_size 256 --dtype bfloat16
 
-The input is a folder with one folder per class or with EDM's dataset.json, a .zip of one, or a
-TFDS data set stored as array_record. Every picture is cut to a centred square. Pictures that cannot
-be used are left out and listed in rejected.csv with the reason. A run that was interrupted goes on
-where it stopped when the same command is given again; on a finished set the command verifies every
-file.
+The input is a folder with one folder per class or with EDM's dataset.json, a .zip of one, a TFDS
+data set stored as array_record, or files of WebDataset (.tar) or of the Hugging Face hub
+(.parquet): one, a pattern such as 'train-{000..123}.tar', or a folder of them. Every picture is cut
+to a centred square. Pictures that cannot be used are left out and listed in rejected.csv with the
+reason. A run that was interrupted goes on where it stopped when the same command is given again; on
+a finished set the command verifies every file.
 docs/data.md says more.
 """
 
@@ -36,7 +37,7 @@ def build_parser(program: str, description: str | None) -> argparse.ArgumentPars
     """The flags that all ways of running the work share."""
     parser = command_parser(f"python -m {program}", description, EPILOG)
     add = parser.add_argument
-    add("--input", required=True, help="folder, .zip file, or TFDS folder or name")
+    add("--input", required=True, help="folder, .zip, .tar or .parquet files, or TFDS name")
     add("--output", required=True, type=Path, help="folder for the data set: new, or to go on with")
     add(
         "--autoencoder",
@@ -46,14 +47,15 @@ def build_parser(program: str, description: str | None) -> argparse.ArgumentPars
     add("--image_size", required=True, type=int, help="side of the square pictures, in pixels")
     add(
         "--source",
-        choices=("auto", "image_folder", "zip", "tfds"),
+        choices=("auto", "image_folder", "zip", "tfds", "webdataset", "parquet"),
         default="auto",
         help="what the input is (default: auto, by its looks)",
     )
     add(
         "--split",
         default="train",
-        help="of a TFDS data set; parts too: train[:10%%] (default: train)",
+        help="of a TFDS data set (parts too: train[:10%%]) or of files whose names tell splits "
+        "(default: train)",
     )
     add(
         "--follow_links",

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
-Kind = Literal["image_folder", "zip", "tfds"]
+Kind = Literal["image_folder", "zip", "tfds", "webdataset", "parquet"]
 
 
 class Entry(NamedTuple):
@@ -18,6 +18,8 @@ class Entry(NamedTuple):
     """Names it in its source: a path with slashes, or the number of a record."""
     label: int | None
     """None: its record holds it."""
+    place: tuple[int, int] | None = None
+    """Where it lies in its shard, for readers that need to be told."""
 
 
 class Reader(Protocol):
@@ -50,5 +52,7 @@ def listing_digest(lines: Iterable[object]) -> str:
     """SHA-256 of all that the order and the labels of a listing depend on."""
     digest = hashlib.sha256()
     for line in lines:
+        if isinstance(line, Entry) and line.place is None:
+            line = line[:2]  # as before there were places: sets that were begun go on
         digest.update(json.dumps(line).encode() + b"\n")
     return digest.hexdigest()

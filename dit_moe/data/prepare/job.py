@@ -17,7 +17,7 @@ from dit_moe.autoencoder.latent_space import AutoencoderCard
 from dit_moe.config import ConfigError
 from dit_moe.data import prepared
 from dit_moe.data.picture_files import printable
-from dit_moe.data.prepare.input import Entry
+from dit_moe.data.prepare.input import Entry, Kind
 from dit_moe.data.prepare.inputs import open_input
 from dit_moe.data.prepared import Card, Shard
 from dit_moe.storage.files import atomic, lock, sha256
@@ -39,7 +39,7 @@ class PrepareError(RuntimeError):
 class Settings:
     """What is asked for."""
 
-    source: Literal["auto", "image_folder", "zip", "tfds"]
+    source: Kind | Literal["auto"]
     input: str
     split: str
     output: Path
