@@ -111,7 +111,8 @@ def ours(config: Config) -> tuple[Timed, Timed]:
         def gradient(parameters):
             return jax.value_and_grad(lambda p: objective.loss(bind(p), key_N, x, y)[0])(parameters)
 
-        state = start_state(config.model, config.train, mesh, random_parameters(config.model))
+        parameters = random_parameters(config.model)
+        state = start_state(config.model, config.train, mesh, parameters, config.seed)
 
     def run_step() -> None:
         nonlocal state

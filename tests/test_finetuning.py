@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from configs.digits import get_config
-from dit_moe.commands import sample, train
+from dit_moe.commands import convert, sample, train
 from dit_moe.config.data import SOURCES
+from dit_moe.config.files import load_json
 from dit_moe.models.frozen import split_frozen
 from dit_moe.models.parameters import abstract_parameters
-from dit_moe.runs.loading import load_run
+from dit_moe.runs.loading import load_kept, load_run
 from tests.test_extending import SMALL
 
 PAGE = (Path(__file__).parent.parent / "docs" / "finetuning.md").read_text()
@@ -22,7 +23,7 @@ STILL = [*SMALL, "--config.train.learning_rate=1e-30"]
 def commands() -> list[list[str]]:
     """Those that need no model of others."""
     text = PAGE[PAGE.index("## Other classes") :].replace("\\\n", "")
-    found = re.findall(r"^python (?:train|sample)\.py (.*)", text, re.MULTILINE)
+    found = re.findall(r"^python (?:\w+\.py|-m dit_moe\.convert) (.*)", text, re.MULTILINE)
     return [shlex.split(flags) for flags in found]
 
 
@@ -31,7 +32,7 @@ def test_digits_become_letters(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(SOURCES, "letters", False)  # which goes with the test
     ((title, code),) = re.findall(r'```python title="(.*?)"\n(.*?)```', PAGE, re.DOTALL)
     Path(title).write_text(code)
-    digits, letters, draw, few = commands()
+    digits, letters, draw, few, lora, merged, apart, draw_lora = commands()
     assert train.main([*digits, *SMALL]) == 0
     assert train.main([*letters, *STILL]) == 0
     said = re.search("^Label embeddings: .*", PAGE, re.M)
@@ -55,6 +56,18 @@ def test_digits_become_letters(tmp_path, monkeypatch, capsys):
     moved = {path for path in old if not np.array_equal(new[path], old[path])}
     assert {"label.table", "patch_out.kernel"} <= moved
     assert not any(".attention." in path or path.startswith("timestep.") for path in moved)
+
+    assert train.main([*lora, *SMALL]) == 0
+    kept = load_kept(
+        Path("runs/letters-lora"), load_json(Path("runs/letters-lora/config.json")), ema=True
+    )
+    for path, p in old.items():
+        assert np.array_equal(kept[1][path], p) == (path != "label.table"), path
+    assert convert.main(merged) == convert.main(apart) == 0
+    expected = load_run("exported/letters").parameters
+    for path, p in load_run("exported/letters-lora").parameters.items():
+        np.testing.assert_allclose(p, expected[path], atol=1e-7, err_msg=path)
+    assert sample.main([*draw_lora, "--steps", "2"]) == 0
 
 
 def test_the_patterns_of_the_page():

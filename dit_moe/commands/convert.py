@@ -60,9 +60,9 @@ def main(argv: list[str] | None = None) -> int:
     exporting = parser.add_argument_group("with --workdir")
     exporting.add_argument(
         "--format",
-        choices=("safetensors", "diffusers", *FAMILIES),
-        help="a folder of safetensors, of diffusers, or a family's state_dict in .pt or "
-        ".safetensors (default: safetensors)",
+        choices=("safetensors", "lora", "diffusers", *FAMILIES),
+        help="a folder of safetensors, of low-rank additions alone (lora), of diffusers, or a "
+        "family's state_dict in .pt or .safetensors (default: safetensors)",
     )
     exporting.add_argument(
         "--upload", metavar="USER/NAME", help="put the folder on the Hugging Face hub, too"

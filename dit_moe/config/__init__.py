@@ -9,6 +9,7 @@ from dit_moe.config.cheap_routers import MixedTopKRouterConfig, NullTopKRouterCo
 from dit_moe.config.data import DataConfig
 from dit_moe.config.experts import CHEAP_EXPERTS, EXPERTS, ExpertKind, register_expert
 from dit_moe.config.guidance import GUIDES, WEAK_ROUTINGS, GuidanceConfig
+from dit_moe.config.low_rank import LowRankConfig
 from dit_moe.config.mesh import MeshConfig
 from dit_moe.config.model import ModelConfig, SegmentConfig
 from dit_moe.config.moe import MoEConfig
@@ -61,6 +62,7 @@ __all__ = [
     "ExpertKind",
     "GatedSettings",
     "GuidanceConfig",
+    "LowRankConfig",
     "MeshConfig",
     "MixedTopKRouterConfig",
     "Mixture",

@@ -21,6 +21,7 @@ from dit_moe.config import (
     SOLVER_OPTIONS,
     Config,
     ConfigError,
+    LowRankConfig,
     MoEConfig,
 )
 from dit_moe.config.rules import describe
@@ -33,6 +34,9 @@ hold is called or means something else. A folder without a number is of format 1
 
 _ABSENT = {"train": {"ema_warmup": False}}
 """What runs did that were made before these fields were, and so lack them in their config.json."""
+
+_WITH_A_FIELD = {"moe": MoEConfig, "lora": LowRankConfig}
+"""What is none until one of its fields is set on the command line: a dense model becomes sparse."""
 
 _OTHERWISE = "train again, or read it with dit_moe 0.1.0"
 
@@ -167,8 +171,8 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
         where = "config"
         for parent in parents:
             where = _check_field(node, parent, where)
-            if node.get(parent) is None and parent == "moe":
-                node[parent] = dataclasses.asdict(MoEConfig())  # a dense model becomes sparse
+            if node.get(parent) is None and parent in _WITH_A_FIELD:
+                node[parent] = dataclasses.asdict(_WITH_A_FIELD[parent]())
             node = node[parent]
         _check_field(node, name, where)
         if _VARIANT.match(text):

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
+from dit_moe.config.low_rank import LowRankConfig
 from dit_moe.config.rules import (
     RULES,
     Decay,
@@ -41,6 +42,9 @@ class TrainConfig:
     freeze: Listed[str] = ()
     """Parameters that stay as they are, by patterns of their dotted paths (parameters.txt), such as
     trunk.*,timestep.*; * stands for any text. Blocks of a segment are one parameter each."""
+    lora: LowRankConfig | None = None
+    """Learns additions of low rank alone, to the matrices of a model that the run starts from
+    (docs/finetuning.md). None: the matrices themselves."""
     max_skipped: PositiveInt = 10
     """Updates with a loss or gradient that is not finite are skipped; after this many in a row,
     training stops."""
@@ -83,4 +87,13 @@ class TrainConfig:
         require(
             len(set(self.post_hoc_ema)) == len(self.post_hoc_ema),
             f"post_hoc_ema is {', '.join(map(str, self.post_hoc_ema))}; allowed: every width once",
+        )
+        require(
+            self.lora is None or not self.freeze,
+            f"freeze is {', '.join(self.freeze)} with lora, which freezes all but its additions; "
+            "allowed: no freeze, and lora.whole for what learns beside them",
+        )
+        require(
+            self.lora is None or not self.post_hoc_ema,
+            f"post_hoc_ema is {', '.join(map(str, self.post_hoc_ema))} with lora; allowed: none",
         )

@@ -10,8 +10,8 @@ from typing import Literal
 import numpy as np
 
 from dit_moe.autoencoder.latent_space import read_latent_space, write_latent_space
-from dit_moe.config import ConfigError
-from dit_moe.config.files import to_json
+from dit_moe.config import Config, ConfigError
+from dit_moe.config.files import load_json, to_json
 from dit_moe.convert import Family
 from dit_moe.convert.clocks import exchange_clocks
 from dit_moe.convert.constructors import constructor_arguments
@@ -19,15 +19,18 @@ from dit_moe.convert.diffusers_format import STEM, diffusers_config, to_diffuser
 from dit_moe.convert.formats import PEERS
 from dit_moe.convert.peers import to_peer
 from dit_moe.data.classes import read_classes, write_classes
-from dit_moe.runs.loading import Run, load_run, locate
+from dit_moe.runs.additions import Base, write_additions
+from dit_moe.runs.fingerprint import fingerprints
+from dit_moe.runs.loading import Run, load_kept, load_run, locate
 from dit_moe.runs.open_folder import write_shards, write_tensors
 from dit_moe.runs.tensor_files import write_safetensors
 from dit_moe.runs.weights import has_average
 from dit_moe.storage.files import atomic, new_folder
 from dit_moe.storage.hub import reason
 from dit_moe.storage.records import read_json
+from dit_moe.training.origin import read_origin
 
-Format = Literal["safetensors", "diffusers"] | Family
+Format = Literal["safetensors", "lora", "diffusers"] | Family
 
 
 def export_run(workdir: str | Path, output: Path, form: Format, *, ema: bool | None = None) -> bool:
@@ -38,7 +41,8 @@ def export_run(workdir: str | Path, output: Path, form: Format, *, ema: bool | N
       output: for `safetensors` and `diffusers` a new folder; else a new `.safetensors` file, or
         `.pt` or `.pth` where PyTorch is installed. The constructor's arguments are written beside
         it, as `.json`.
-      form: `safetensors`, `diffusers`, or the family whose names the tensors shall have.
+      form: `safetensors`, `lora` (the additions alone that a run with `train.lora` learnt, for the
+        model that it started from), `diffusers`, or the family whose names the tensors shall have.
       ema: the moving average of the parameters rather than the parameters; None: where there is
         one.
 
@@ -47,9 +51,12 @@ def export_run(workdir: str | Path, output: Path, form: Format, *, ema: bool | N
       OSError: the output cannot be written.
     """
     folder = locate(workdir)
-    if form not in ("safetensors", "diffusers"):
+    if form not in ("safetensors", "lora", "diffusers"):
         _check_file(output)
     ema = has_average(folder) if ema is None else ema
+    if form == "lora":
+        _write_additions(folder, output, ema=ema)
+        return ema
     run = load_run(folder, ema)
     if form == "safetensors":
         _write_open_folder(run, folder, output, ema=ema)
@@ -64,14 +71,34 @@ def _write_open_folder(run: Run, workdir: Path, output: Path, *, ema: bool) -> N
     with new_folder(output) as target:
         parameters = {path: np.asarray(p) for path, p in run.parameters.items()}
         write_tensors(target, parameters, ema=ema)
-        with atomic(target / "config.json") as temporary:
-            temporary.write_text(to_json(run.config))
-        write_latent_space(target, read_latent_space(workdir), resuming=False)
-        write_classes(target, read_classes(workdir))
+        _write_beside(run.config, workdir, target)
         with atomic(target / "README.md") as temporary:
             card = model_card(run, workdir, ema=ema, name=output.name)
             # The folder's name need not be text in UTF-8.
             temporary.write_text(card, encoding="utf-8", errors="backslashreplace")
+
+
+def _write_additions(workdir: Path, output: Path, *, ema: bool) -> None:
+    config, origin = load_json(workdir / "config.json"), read_origin(workdir)
+    if config.train.lora is None or origin is None:
+        raise ConfigError(
+            f"format is 'lora', but {workdir} is no run that learnt additions to a model "
+            "(config.train.lora); allowed: safetensors, which holds all parameters"
+        )
+    _, kept = load_kept(workdir, config, ema=ema)
+    found = fingerprints(kept)
+    tensors = {p: np.asarray(kept[p]) for p in kept if found[p] != origin.fingerprints.get(p)}
+    with new_folder(output) as target:
+        write_additions(target, tensors, Base(origin.init_from, origin.fingerprints), ema=ema)
+        _write_beside(config, workdir, target)
+
+
+def _write_beside(config: Config, workdir: Path, target: Path) -> None:
+    """What is not of the parameters: config, latents and classes."""
+    with atomic(target / "config.json") as temporary:
+        temporary.write_text(to_json(config))
+    write_latent_space(target, read_latent_space(workdir), resuming=False)
+    write_classes(target, read_classes(workdir))
 
 
 def _write_diffusers(run: Run, output: Path) -> None:

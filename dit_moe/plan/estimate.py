@@ -52,7 +52,7 @@ class Estimate:
     def peak(self) -> float | None:
         """FLOP/s of all devices together, for model FLOP utilisation; None where the device is not
         known, or the model FLOPs are not, as parts are frozen."""
-        if self.config.train.freeze:
+        if self.config.train.freeze or self.config.train.lora:
             return None
         return self.device and self.num_devices * self.device.peak(self.config.model.dtype)
 
@@ -88,7 +88,7 @@ class Estimate:
             f"{self.bytes_per_device / 1e9:.3g} GB a device ({parts}); "
             f"{self.flops_per_image / 1e9:,.4g} GFLOPs a training image"
         )
-        if train.freeze:
+        if train.freeze or train.lora:
             text += ", fewer as part is frozen"
         if self.device is not None and not self.fits:
             usable = USABLE * self.device.memory / 1e9
@@ -118,8 +118,8 @@ def estimate(
       device: the accelerator; None where it is not known, for memory and FLOPs alone.
 
     Raises:
-      ConfigError: the mesh does not divide the model or the batch, or `train.freeze` does not fit
-        the model.
+      ConfigError: the mesh does not divide the model or the batch, or `train.freeze` or
+        `train.lora` does not fit the model.
     """
     model, train = config.model, config.train
     mesh = abstract_mesh(mesh_shape)
@@ -161,7 +161,7 @@ def _step_seconds(
 ) -> tuple[float, float]:
     data, fsdp, expert = (mesh.shape[axis] for axis in ("data", "fsdp", "expert"))
     images = train.batch_size / mesh.size
-    parameters = parameter_bytes(model, mesh, train.freeze)
+    parameters = parameter_bytes(model, mesh, train)
     learning = parameters.learning / parameters.stored
 
     compute = images * flops_per_image / (UTILISATION * device.peak(model.dtype))

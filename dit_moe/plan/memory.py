@@ -7,19 +7,20 @@ keeps, measured in docs/scale.md.
 import collections
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-import jax
 from jax.sharding import AbstractMesh, AxisType
 
 from dit_moe.config import EXPERTS, ModelConfig, MoEConfig, SegmentConfig, TrainConfig
 from dit_moe.devices.mesh import AXES, parameter_shardings
-from dit_moe.models.frozen import split_frozen
-from dit_moe.models.parameters import abstract_parameters, logical_axes, stack_of
+from dit_moe.models.frozen import split_learning
+from dit_moe.models.low_rank import is_addition, matrices_of, shapes_and_axes
+from dit_moe.models.parameters import stack_of
 from dit_moe.plan.flops import dispatch_in_rounds
 
 FLOAT32 = 4
+_ALL_LEARN = TrainConfig()
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,12 @@ class ParameterBytes:
     stored: float
     """Its shards."""
     learning: float
-    """Of these, what `train.freeze` leaves to learn."""
+    """Of these, what `train.freeze` or `train.lora` leaves to learn."""
+    merged: float
+    """Of these, the matrices that have additions."""
     used: float
-    """What it computes with in a whole step: all, but for the experts of other devices."""
+    """What it computes with in a whole step: all of the network, but for the experts of other
+    devices."""
     unit_used: float
     """The same of one unit of blocks, the largest, which is what exists at a time."""
     unit_learning: float
@@ -45,24 +49,28 @@ def abstract_mesh(shape: Mapping[str, int]) -> AbstractMesh:
 
 
 def parameter_bytes(
-    model: ModelConfig, mesh: AbstractMesh, freeze: Sequence[str] = ()
+    model: ModelConfig, mesh: AbstractMesh, train: TrainConfig = _ALL_LEARN
 ) -> ParameterBytes:
     """Counts by the table that also places the parameters of a run (devices/mesh.py).
 
     Raises:
-      ConfigError: see `split_frozen`.
+      ConfigError: see `split_learning` and `low_rank.shapes_and_axes`.
     """
-    parameters, axes = _parameters(model)
+    parameters, axes = _parameters(model, train.lora)
     shardings = parameter_shardings(mesh, parameters, axes)
     shards = mesh.shape["expert"]
-    learns = split_frozen(parameters, freeze)[0]
-    stored = learning = used = 0.0
+    learns = split_learning(parameters, train)[0]
+    gains = matrices_of(parameters)
+    stored = learning = merged = used = 0.0
     units: dict[str, float] = collections.defaultdict(float)
     learning_units = units.copy()
     for path, parameter in parameters.items():
         shard = math.prod(shardings[path].shard_shape(parameter.shape)) * FLOAT32
         stored += shard
         learning += shard * (path in learns)
+        if is_addition(path):
+            continue
+        merged += shard * (path in gains)
         size = parameter.size * FLOAT32
         if "expert" in axes[path]:
             experts = parameter.shape[axes[path].index("expert")]
@@ -70,16 +78,12 @@ def parameter_bytes(
         used += size
         if (stack := stack_of(path)) is not None:
             units[stack] += size / parameter.shape[0]
-            learning_units[stack] += size / parameter.shape[0] * (path in learns)
+            learning_units[stack] += size / parameter.shape[0] * (path in learns or path in gains)
     largest, largest_learning = max(units.values()), max(learning_units.values())
-    return ParameterBytes(stored, learning, used, largest, largest_learning)
+    return ParameterBytes(stored, learning, merged, used, largest, largest_learning)
 
 
-@functools.cache
-def _parameters(
-    model: ModelConfig,
-) -> tuple[dict[str, jax.ShapeDtypeStruct], dict[str, tuple[str | None, ...]]]:
-    return abstract_parameters(model), logical_axes(model)
+_parameters = functools.cache(shapes_and_axes)
 
 
 def device_bytes(
@@ -96,12 +100,14 @@ def device_bytes(
     Returns:
       parameters, EMA, optimizer: the state; exact. The EMA is 0 where it is on the host.
       gradients: float32, in shards like the parameters that learn; twice with accumulation.
+      merged: with `train.lora` alone, matrices with their additions in them, and their gradients.
       activations: what is kept for the backward pass, see `saved_bytes`.
       working set: of one unit of blocks: what is recomputed, the parameters as it computes with
         them where they are stored in shards or in another type, and their gradients.
       batch: noisy input, target and noise included.
     """
-    parameters = parameter_bytes(model, mesh, train.freeze)
+    parameters = parameter_bytes(model, mesh, train)
+    averaged = parameters.stored if train.lora is None else parameters.learning
     part_images = train.batch_size / train.accumulation / mesh.size
     expert_parallel = dispatch_in_rounds(model, mesh.shape)
     saved = saved_bytes(model, fused_attention=fused_attention, expert_parallel=expert_parallel)
@@ -117,11 +123,13 @@ def device_bytes(
         copied = parameters.used if model.remat == "none" else parameters.unit_used
         weights += copied * itemsize(model) / FLOAT32
     pixels = model.image_size**2 * (model.channels * 3 + model.out_channels)
+    merged = {} if train.lora is None else {"merged": 2 * parameters.merged}
     return {
         "parameters": parameters.stored,
-        "EMA": 0 if train.averages_on_host else (1 + len(train.post_hoc_ema)) * parameters.stored,
+        "EMA": 0 if train.averages_on_host else (1 + len(train.post_hoc_ema)) * averaged,
         "optimizer": parameters.learning * (1.5 if train.first_moment_dtype == "bfloat16" else 2),
         "gradients": parameters.learning * (1 if train.accumulation == 1 else 2),
+        **merged,
         "activations": part_images * saved,
         "working set": part_images * recomputed + weights,
         "batch": train.batch_size / mesh.size * pixels * FLOAT32,

@@ -24,6 +24,7 @@ from dit_moe.report.history import told_history
 from dit_moe.report.metrics import Metrics, group, read_metrics
 from dit_moe.report.pictures import data_uri
 from dit_moe.report.results import find_results
+from dit_moe.runs.additions import holds_additions
 from dit_moe.runs.checkpoints import Checkpoints
 from dit_moe.runs.open_folder import is_published
 from dit_moe.storage.files import new_folder
@@ -100,7 +101,7 @@ def _template() -> jinja2.Template:
 def _analysed(workdir: Path) -> Path:
     """The analysis of the newest checkpoint, made if it is not there yet."""
     step = 0
-    if not is_published(workdir):
+    if not (is_published(workdir) or holds_additions(workdir)):
         with Checkpoints(workdir) as checkpoints:
             step = checkpoints.latest_step()
         if step is None:

@@ -14,12 +14,16 @@ from dit_moe.config.files import load_json
 from dit_moe.config.presets import preset
 from dit_moe.devices import hosts
 from dit_moe.models.dit import DiT
+from dit_moe.models.frozen import split_learning
+from dit_moe.models.low_rank import merge_on_devices, shapes_and_axes
 from dit_moe.models.parameters import Parameters, abstract_parameters, functional
+from dit_moe.runs import additions
 from dit_moe.runs import open_folder as published
 from dit_moe.runs.checkpoints import Checkpoints, on_one_device
 from dit_moe.runs.ema_snapshots import RECIPE_FILE
 from dit_moe.runs.ema_start import start_share, start_warning
-from dit_moe.runs.weights import check_weights
+from dit_moe.runs.fingerprint import fingerprints
+from dit_moe.runs.weights import check_weights, has_average
 from dit_moe.storage.hub import is_hub_name
 
 
@@ -74,15 +78,16 @@ def load_run(
     check_weights(workdir, ema=ema)
     config = load_json(workdir / "config.json")
     like = like or on_one_device(abstract_parameters(config.model))
+    if additions.holds_additions(workdir):
+        return Run(config, 0, _onto_base(workdir, config, like))
     if published.is_published(workdir):
         tensors = published.read_tensors(workdir, config.model)
         # One by one, so that little is in memory twice.
         return Run(config, 0, {path: _place(tensors.pop(path), p) for path, p in like.items()})
     with Checkpoints(workdir) as checkpoints:
-        step = checkpoints.latest_step()
-        if step is None:
-            raise ConfigError(f"workdir {str(workdir)!r} has no checkpoint yet; train it first")
-        parameters = checkpoints.restore_parameters(step, like, ema)
+        step = _newest(checkpoints, workdir)
+        kept = _restore_kept(checkpoints, step, config, like, ema)
+    parameters = merge_on_devices(kept, config.train.lora) if config.train.lora else kept
     wrong = [path for path, is_finite in _finite(parameters).items() if not is_finite]
     if wrong:
         raise ConfigError(
@@ -94,6 +99,83 @@ def load_run(
     if warning := start_warning(config.train, step):
         hosts.say(f"{workdir}: {warning}")
     return Run(config, step, parameters, start_share(config.train, step))
+
+
+def load_kept(workdir: Path, config: Config, *, ema: bool) -> tuple[int, Parameters]:
+    """The step of a run's newest checkpoint, and all that it keeps there: with additions
+    (`train.lora`), these apart and the averages of what learns.
+
+    Raises:
+      ConfigError: as of `load_run`.
+    """
+    check_weights(workdir, ema=ema)
+    with Checkpoints(workdir) as checkpoints:
+        step = _newest(checkpoints, workdir)
+        like = on_one_device(abstract_parameters(config.model))
+        return step, _restore_kept(checkpoints, step, config, like, ema)
+
+
+def _newest(checkpoints: Checkpoints, workdir: Path) -> int:
+    step = checkpoints.latest_step()
+    if step is None:
+        raise ConfigError(f"workdir {str(workdir)!r} has no checkpoint yet; train it first")
+    return step
+
+
+def _restore_kept(
+    checkpoints: Checkpoints,
+    step: int,
+    config: Config,
+    like: Mapping[str, jax.ShapeDtypeStruct],
+    ema: bool,
+) -> Parameters:
+    train = config.train
+    if train.lora is None:
+        return checkpoints.restore_parameters(step, like, ema)
+    shapes, _ = shapes_and_axes(config.model, train.lora)
+    everywhere = _everywhere(like)
+    kept = {
+        path: like.get(path, jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=everywhere))
+        for path, p in shapes.items()
+    }
+    parameters = checkpoints.restore_parameters(step, kept, ema=False)
+    if ema:
+        learnt, _ = split_learning(kept, train)
+        parameters |= checkpoints.restore_parameters(step, learnt, ema=True)
+    return parameters
+
+
+def _onto_base(
+    folder: Path, config: Config, like: Mapping[str, jax.ShapeDtypeStruct]
+) -> Parameters:
+    """The network's parameters of a folder of additions, on the model that they are for."""
+    tensors = additions.read_additions(folder, config)
+    base = additions.read_base(folder)
+    place = locate(base.base, f"base of {folder / 'lora.json'}")
+    theirs = load_json(place / "config.json").model
+    everywhere = _everywhere(like)
+    # Of other classes, perhaps, and so of another shape.
+    of_base = {
+        path: jax.ShapeDtypeStruct(
+            p.shape, p.dtype, sharding=like[path].sharding if path in like else everywhere
+        )
+        for path, p in abstract_parameters(theirs).items()
+    }
+    parameters = load_run(place, has_average(place), of_base).parameters
+    additions.check_base(folder, base, base.base, fingerprints(parameters))
+    for path, tensor in tensors.items():
+        kept = jax.ShapeDtypeStruct(tensor.shape, tensor.dtype, sharding=everywhere)
+        parameters[path] = _place(tensor, like.get(path, kept))
+    return merge_on_devices(parameters, config.train.lora)
+
+
+def _everywhere(like: Mapping[str, jax.ShapeDtypeStruct]) -> jax.sharding.Sharding:
+    """Whole on each of the devices that `like` is spread over."""
+    sharding = next(iter(like.values())).sharding
+    if isinstance(sharding, jax.sharding.NamedSharding):
+        return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
+    assert isinstance(sharding, jax.sharding.Sharding)
+    return sharding
 
 
 @jax.jit

@@ -1,6 +1,7 @@
 """Everything that changes during training and is saved: a pytree."""
 
 import functools
+from typing import TypeVar
 
 import flax.struct
 import jax
@@ -10,10 +11,13 @@ from jax.sharding import Mesh
 
 from dit_moe.config import ModelConfig, TrainConfig
 from dit_moe.devices.mesh import parameter_shardings, replicated
-from dit_moe.models.frozen import split_frozen
-from dit_moe.models.parameters import Parameters, abstract_parameters, init_parameters, logical_axes
+from dit_moe.models.frozen import split_learning
+from dit_moe.models.low_rank import init_additions, merge_on_devices, shapes_and_axes
+from dit_moe.models.parameters import Parameters, init_parameters
 from dit_moe.runs.ema_tracks import Tracks, init_tracks
 from dit_moe.runs.optimizer import build_optimizer
+
+T = TypeVar("T")
 
 
 @flax.struct.dataclass
@@ -27,7 +31,9 @@ class TrainState:
     step: jax.Array
     """int32 scalar: optimiser steps done."""
     parameters: Parameters
+    """All of the network, and its additions of low rank (`train.lora`)."""
     ema: Parameters
+    """Of all of them; with additions, of those that learn."""
     optimizer: optax.OptState
     """Of the parameters that learn."""
     tracks: Tracks = flax.struct.field(default_factory=dict)
@@ -42,12 +48,21 @@ def init_state(model: ModelConfig, train: TrainConfig, mesh: Mesh, seed: int) ->
 
 
 def start_state(
-    model: ModelConfig, train: TrainConfig, mesh: Mesh, parameters: Parameters
+    model: ModelConfig, train: TrainConfig, mesh: Mesh, parameters: Parameters, seed: int
 ) -> TrainState:
-    """The state of step 0 with these parameters, which lie on the mesh and are donated."""
-    build = functools.partial(_build, train)
+    """The state of step 0 with these parameters of the network, which lie on the mesh and are
+    donated; what is added to them follows from the seed."""
+    build = functools.partial(_build, model, train)
     shardings = state_shardings(model, train, mesh)
-    return jax.jit(build, out_shardings=shardings, donate_argnums=0)(parameters)
+    key = jax.random.key(seed)
+    return jax.jit(build, out_shardings=shardings, donate_argnums=0)(parameters, key)
+
+
+def network_average(state: TrainState, train: TrainConfig) -> Parameters:
+    """The averaged parameters of the network, whose additions the state may hold apart."""
+    if train.lora is None:
+        return state.ema
+    return merge_on_devices({**state.parameters, **state.ema}, train.lora)
 
 
 def abstract_state(model: ModelConfig, train: TrainConfig, mesh: Mesh) -> TrainState:
@@ -60,19 +75,28 @@ def abstract_state(model: ModelConfig, train: TrainConfig, mesh: Mesh) -> TrainS
 
 
 def _init(model: ModelConfig, train: TrainConfig, key: jax.Array) -> TrainState:
-    return _build(train, init_parameters(model, key))
+    return _build(model, train, init_parameters(model, key), key)
 
 
-def _build(train: TrainConfig, parameters: Parameters) -> TrainState:
-    learning, _ = split_frozen(parameters, train.freeze)
+def _build(
+    model: ModelConfig, train: TrainConfig, network: Parameters, key: jax.Array
+) -> TrainState:
+    key = jax.random.fold_in(key, 1)  # the network has drawn from it
+    parameters = {**network, **init_additions(model, train.lora, key)}
+    learning, _ = split_learning(parameters, train)
     return TrainState(
         step=jnp.int32(0),
         parameters=parameters,
         # A copy, so that both can be donated.
-        ema={path: jnp.copy(value) for path, value in parameters.items()},
+        ema={path: jnp.copy(value) for path, value in _averaged(parameters, train).items()},
         optimizer=build_optimizer(train).init(learning),
         tracks=init_tracks(train.post_hoc_ema, parameters),
     )
+
+
+def _averaged(parameters: dict[str, T], train: TrainConfig) -> dict[str, T]:
+    """Those that an average is kept of."""
+    return parameters if train.lora is None else split_learning(parameters, train)[0]
 
 
 def state_shardings(model: ModelConfig, train: TrainConfig, mesh: Mesh) -> TrainState:
@@ -81,20 +105,20 @@ def state_shardings(model: ModelConfig, train: TrainConfig, mesh: Mesh) -> Train
     Averages and the optimiser's moments live where their parameters live, or averages in the
     memory of that device's host (`train.averages_on_host`).
     """
-    parameters = abstract_parameters(model)
-    by_path = parameter_shardings(mesh, parameters, logical_axes(model))
+    parameters, axes = shapes_and_axes(model, train.lora)
+    by_path = parameter_shardings(mesh, parameters, axes)
     everywhere = replicated(mesh)
     optimizer = build_optimizer(train)
     moments = optax.tree_map_params(
         optimizer,
         lambda _, sharding: sharding,
-        jax.eval_shape(optimizer.init, split_frozen(parameters, train.freeze)[0]),
-        split_frozen(by_path, train.freeze)[0],
+        jax.eval_shape(optimizer.init, split_learning(parameters, train)[0]),
+        split_learning(by_path, train)[0],
         transform_non_params=lambda _: everywhere,
     )
-    averages = by_path
+    averages = _averaged(by_path, train)
     if train.averages_on_host:
-        averages = {path: s.with_memory_kind("pinned_host") for path, s in by_path.items()}
+        averages = {path: s.with_memory_kind("pinned_host") for path, s in averages.items()}
     return TrainState(
         step=everywhere,  # pyright: ignore[reportArgumentType]
         parameters=by_path,  # pyright: ignore[reportArgumentType]

@@ -5,6 +5,7 @@ compress to nothing, in chunks of one piece each; the pieces are then written ov
 TensorStore.
 """
 
+import dataclasses
 import json
 import math
 import os
@@ -56,6 +57,7 @@ def write_run(
     """Writes a run folder whose checkpoint, of step 0, holds the source.
 
     At step 0 a run's parameters and their moving average are the same; they are the same files.
+    Nothing is added to them: `train.lora` of the config is left out.
 
     Args:
       output: the folder, which must not hold anything.
@@ -70,7 +72,8 @@ def write_run(
     """
     with new_folder(output) as folder:
         with atomic(folder / "config.json") as temporary:
-            temporary.write_text(to_json(config))
+            train = dataclasses.replace(config.train, lora=None)
+            temporary.write_text(to_json(dataclasses.replace(config, train=train)))
         write_latent_space(folder, space, resuming=False)
         if only_average:
             write_weights(folder, ema=True)

@@ -1,5 +1,6 @@
 """Grids of samples during training."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import jax
@@ -15,7 +16,7 @@ from dit_moe.devices import hosts
 from dit_moe.devices.mesh import batch_sharding
 from dit_moe.models.parameters import Parameters
 from dit_moe.runs.ema_start import start_warning
-from dit_moe.runs.state import TrainState
+from dit_moe.runs.state import TrainState, network_average
 from dit_moe.sampling import sampler as sampling
 from dit_moe.sampling.rendering import build_renderer
 from dit_moe.sampling.request import Request, build_request
@@ -76,9 +77,11 @@ class GridSampler:
           NotFiniteError: the samples hold no pictures.
         """
         batch_size = sampling.round_up(self.request.num_samples, self.sharding.num_devices)
-        ema = _onto_devices(state.ema) if self.config.averages_on_host else state.ema
+        if self.config.averages_on_host:
+            state = dataclasses.replace(state, ema=_onto_devices(state.ema))
+        average = network_average(state, self.config)
         (x_NxHxWxC,) = sampling.generate(
-            self.sampler, ema, self.request, batch_size, sharding=self.sharding
+            self.sampler, average, self.request, batch_size, sharding=self.sharding
         )
         pictures = self.render(x_NxHxWxC)
         if not hosts.is_lead():

@@ -16,6 +16,7 @@ from dit_moe.data.classes import count_classes, model_classes, named_classes, re
 from dit_moe.data.sources import Source
 from dit_moe.devices import hosts
 from dit_moe.models.parameters import Parameters
+from dit_moe.runs.fingerprint import fingerprints
 from dit_moe.runs.loading import load_run, locate
 from dit_moe.runs.weights import has_average
 from dit_moe.storage.files import FilePath
@@ -44,6 +45,9 @@ class Origin:
     """Where its checkpoint was saved; 0 for a folder that was exported."""
     init_classes: dict[str, str] = dataclasses.field(default_factory=dict)
     """For classes of the run, which of the model's each started from, as the user said."""
+    fingerprints: dict[str, int] = dataclasses.field(default_factory=dict)
+    """Of each of the model's parameters by path (runs/fingerprint.py), where additions are learnt
+    to them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +166,11 @@ def read_origin(workdir: FilePath) -> Origin | None:
 
 
 def start_parameters(
-    start: Start, workdir: epath.Path, like: Mapping[str, jax.ShapeDtypeStruct]
+    start: Start,
+    workdir: epath.Path,
+    like: Mapping[str, jax.ShapeDtypeStruct],
+    *,
+    fingerprinted: bool = False,
 ) -> Parameters:
     """Reads a model's parameters, averaged where it has an average, and keeps in the run folder
     whose they are.
@@ -170,7 +178,8 @@ def start_parameters(
     Args:
       start: the model.
       workdir: of the run that starts.
-      like: of the run's parameters; they are read to where these are.
+      like: of the run's parameters of the network; they are read to where these are.
+      fingerprinted: keeps their fingerprints, too.
 
     Raises:
       ConfigError: it has no checkpoint, or the newest is damaged.
@@ -184,7 +193,8 @@ def start_parameters(
     take = jax.jit(start.rows.take, out_shardings=table.sharding)
     parameters = {**run.parameters, LABEL_TABLE: take(run.parameters[LABEL_TABLE])}
     averaged = "averaged " if ema else ""
-    origin = Origin(_identity(init_from), run.step, dict(start.init_classes))
+    found = fingerprints(run.parameters) if fingerprinted else {}
+    origin = Origin(_identity(init_from), run.step, dict(start.init_classes), found)
     hosts.on_lead(lambda: write_record(workdir / _FILE, origin))
     hosts.say(f"Starts from the {averaged}parameters of {init_from} at step {run.step:,}.")
     return parameters

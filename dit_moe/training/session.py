@@ -17,6 +17,7 @@ from dit_moe.data.sources import Source, build_sources
 from dit_moe.devices import hosts
 from dit_moe.devices.accelerators import find_device
 from dit_moe.devices.mesh import batch_sharding, build_mesh, check_mesh, replicated
+from dit_moe.models.low_rank import is_addition
 from dit_moe.plan.estimate import Estimate, estimate
 from dit_moe.plan.host import check_host_memory
 from dit_moe.runs.checkpoints import Checkpoints
@@ -190,6 +191,11 @@ def _begin(
     newest = checkpoints.latest_step()
     resuming = newest is not None
     start = None
+    if config.train.lora is not None and init_from is None and not resuming:
+        raise ConfigError(
+            "config.train.lora is given without init_from; allowed: both, as it learns additions "
+            "to a model that there is"
+        )
     if init_from is not None and not resuming:
         start = find_start(init_from, init_classes, config, parts.sources)
 
@@ -213,12 +219,14 @@ def _begin(
     if state is not None:
         hosts.say(f"Resuming {workdir} from step {int(state.step):,}.")
     elif start is not None:
+        network = {path: p for path, p in like.parameters.items() if not is_addition(path)}
         parameters = start_parameters(
             start,
             workdir,
-            like.parameters,  # pyright: ignore[reportArgumentType]
+            network,  # pyright: ignore[reportArgumentType]
+            fingerprinted=config.train.lora is not None,
         )
-        state = start_state(config.model, config.train, parts.mesh, parameters)
+        state = start_state(config.model, config.train, parts.mesh, parameters, config.seed)
     else:
         state = init_state(config.model, config.train, parts.mesh, config.seed)
     return state

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dit_moe.config import ModelConfig, ObjectiveConfig, TrainConfig
+from dit_moe.config import LowRankConfig, ModelConfig, ObjectiveConfig, TrainConfig
 from dit_moe.diffusion.integrate import build_objective
-from dit_moe.models.frozen import split_frozen
-from dit_moe.models.parameters import Parameters, functional, router_prefixes
+from dit_moe.models.frozen import split_learning
+from dit_moe.models.low_rank import functional_merged
+from dit_moe.models.parameters import Parameters, router_prefixes
 from dit_moe.moe.routing import Routing
 from dit_moe.moe.statistics import layer_statistics
 from dit_moe.nn.embeddings import drop_labels
@@ -42,14 +43,14 @@ def build_step(
     What routers keep beside the gradient (`Routing.next_state`) is taken over as it is, by the
     EMA too; with accumulation, the mean over the parts.
 
-    Parameters that `train.freeze` names stay as they are, in the averages too.
+    Parameters that `train.freeze` names stay as they are, in the averages too; with `train.lora`
+    all but the additions and what it names to learn.
 
     When the loss or the norm of its gradient is not finite, everything but the step's number stays
     as it was, and the metric `skipped` is `SKIPPED`, or `SKIPPED_FOR_DATA` where x is not finite
     itself; otherwise it is 0.
     """
-    loss = _build_loss(model, objective)
-    gradients = _build_gradients(loss, train.freeze, train.accumulation)
+    gradients = _build_gradients(_build_loss(model, objective, train.lora), train)
     update, schedule = _build_update(train), build_schedule(train)
     base_key = jax.random.key(seed)
 
@@ -92,9 +93,11 @@ def mean_of_parts(metrics: Metrics) -> Metrics:
     return {name: mean(name, value) for name, value in metrics.items()}
 
 
-def _build_loss(model: ModelConfig, objective: ObjectiveConfig) -> _Loss:
+def _build_loss(
+    model: ModelConfig, objective: ObjectiveConfig, lora: LowRankConfig | None
+) -> _Loss:
     """The loss of a batch, and beside it the metrics and what the routers keep."""
-    bind, measure = functional(model), build_objective(objective).loss
+    bind, measure = functional_merged(model, lora), build_objective(objective).loss
     mixtures = [segment.moe for segment in model.trunk if segment.moe is not None]
     prefixes = router_prefixes(model)
 
@@ -112,13 +115,12 @@ def _build_loss(model: ModelConfig, objective: ObjectiveConfig) -> _Loss:
     return loss
 
 
-def _build_gradients(
-    loss: _Loss, freeze: Sequence[str], parts: int
-) -> Callable[..., tuple[Parameters, _Beside]]:
+def _build_gradients(loss: _Loss, train: TrainConfig) -> Callable[..., tuple[Parameters, _Beside]]:
     """The gradient by what learns, with what is beside it, of a batch that is cut into parts."""
+    parts = train.accumulation
 
     def gradients(parameters: Parameters, *batch: jax.Array) -> tuple[Parameters, _Beside]:
-        learning, frozen = split_frozen(parameters, freeze)
+        learning, frozen = split_learning(parameters, train)
         compute = jax.grad(
             lambda learning, *part: loss({**learning, **frozen}, *part), has_aux=True
         )
@@ -143,7 +145,7 @@ def _build_update(config: TrainConfig) -> Callable[..., TrainState]:
     optimizer = build_optimizer(config)
 
     def update(state: TrainState, gradient: Parameters, router_state: Parameters) -> TrainState:
-        learning, frozen = split_frozen(state.parameters, config.freeze)
+        learning, frozen = split_learning(state.parameters, config)
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, learning)
         learning = cast(Parameters, optax.apply_updates(learning, updates))
         beside = {**router_state, **frozen}
@@ -153,8 +155,10 @@ def _build_update(config: TrainConfig) -> Callable[..., TrainState]:
         if config.averages_on_host:
             averages = jax.device_put(averages, jax.memory.Space.Device)
         ema, tracks = averages
-        ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema, parameters)
-        averages = ema | beside, update_tracks(tracks, parameters, number)
+        # Of all parameters, or of some.
+        ema = {path: decay * e + (1 - decay) * parameters[path] for path, e in ema.items()}
+        ema |= {path: p for path, p in beside.items() if path in ema}
+        averages = ema, update_tracks(tracks, parameters, number)
         if config.averages_on_host:
             averages = jax.device_put(averages, jax.memory.Space.Host)
         ema, tracks = averages

@@ -9,14 +9,22 @@ from collections.abc import Callable, Sequence
 import jax
 from jax.sharding import Mesh
 
-from dit_moe.config import Config, ConfigError, DataConfig, ModelConfig, ObjectiveConfig
+from dit_moe.config import (
+    Config,
+    ConfigError,
+    DataConfig,
+    LowRankConfig,
+    ModelConfig,
+    ObjectiveConfig,
+)
 from dit_moe.data.array_records import RecordError
 from dit_moe.data.pipeline import batches
 from dit_moe.data.sources import Source, build_sources, check_heldout
 from dit_moe.devices.mesh import batch_sharding, replicated
 from dit_moe.diffusion.integrate import build_objective
 from dit_moe.diffusion.objective import TIME_BINS, Network
-from dit_moe.models.parameters import Parameters, functional
+from dit_moe.models.low_rank import functional_merged
+from dit_moe.models.parameters import Parameters
 from dit_moe.models.prediction import Prediction
 from dit_moe.runs.checkpoints import TrainingError
 from dit_moe.training.logging import summarize
@@ -84,7 +92,9 @@ class Validation:
             self._batches = [*itertools.islice(stream, settings.validation_batches)]
         except RecordError as error:
             raise TrainingError(str(error)) from error
-        loss = build_validation_loss(config.model, config.objective, settings.accumulation)
+        loss = build_validation_loss(
+            config.model, config.objective, settings.accumulation, settings.lora
+        )
         self._loss = jax.jit(loss, out_shardings=replicated(mesh))
 
     def due(self, number: int) -> bool:
@@ -107,12 +117,14 @@ NOT_MEASURED = dict.fromkeys(NAMES, math.nan)
 """What a row of the metrics has where nothing was measured."""
 
 
-def build_validation_loss(model: ModelConfig, objective: ObjectiveConfig, parts: int) -> Loss:
+def build_validation_loss(
+    model: ModelConfig, objective: ObjectiveConfig, parts: int, lora: LowRankConfig | None = None
+) -> Loss:
     """The function from parameters, a key and a batch to the metrics of the objective alone.
 
     A batch is cut into the parts that training cuts it into, and needs less memory than that.
     """
-    bind, objective_loss = functional(model), build_objective(objective).loss
+    bind, objective_loss = functional_merged(model, lora), build_objective(objective).loss
 
     def loss(
         parameters: Parameters, key: jax.Array, x_NxHxWxC: jax.Array, y_N: jax.Array

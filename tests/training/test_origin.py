@@ -61,7 +61,7 @@ def test_the_state_lies_on_the_mesh(form, source, tmp_path):
     like = abstract_state(config.model, config.train, mesh)
     start = find_start(str(folder), {}, config, build_sources(config.data, config.model))
     parameters = start_parameters(start, epath.Path(tmp_path), like.parameters)
-    state = start_state(config.model, config.train, mesh, parameters)
+    state = start_state(config.model, config.train, mesh, parameters, config.seed)
 
     expected = load_run(source, ema=True).parameters
     for tree in (state.parameters, state.ema, state.tracks["0.05"], state.tracks["0.1"]):
@@ -84,6 +84,7 @@ def test_a_run_and_how_it_resumes(source, tmp_path, capsys):
         "init_from": str(origin),
         "step": 2,
         "init_classes": {},
+        "fingerprints": {},
     }
     # The origin is not needed again, and another one is refused.
     shutil.rmtree(origin)
