@@ -1,7 +1,7 @@
 """Handwritten digits, 8x8: a few minutes on two CPU cores.
 
 Argument: promoe, promoe-ec, tc-dit, tc-sigmoid, tc-bias, tc-noisy, x-moe, ec-dit, diffmoe, dit-moe,
-adamoe, moe-plus-plus, ds-moe or dit.
+adamoe, moe-plus-plus, pyramid, pyramid-mix, ds-moe or dit.
 """
 
 from dit_moe.config import (
@@ -13,21 +13,23 @@ from dit_moe.config import (
     SampleConfig,
     TrainConfig,
 )
-from dit_moe.config.presets import small_moe
+from dit_moe.config.presets import small_model
 
 
 def get_config(architecture: str = "promoe") -> Config:
     return Config(
         name=f"digits-{architecture}",
-        model=ModelConfig(
-            image_size=8,
-            channels=1,
-            patch_size=2,
-            num_classes=10,
-            width=128,
-            depth=4,
-            heads=4,
-            moe=small_moe(architecture),
+        model=small_model(
+            architecture,
+            ModelConfig(
+                image_size=8,
+                channels=1,
+                patch_size=2,
+                num_classes=10,
+                width=128,
+                depth=4,
+                heads=4,
+            ),
         ),
         objective=RectifiedFlowConfig(time_scale=1000),
         data=DataConfig(source="digits"),

@@ -1,7 +1,7 @@
 """Colour patches of eight photographs, 32x32: a quarter of an hour on two CPU cores.
 
 Argument: promoe, promoe-ec, tc-dit, tc-sigmoid, tc-bias, tc-noisy, x-moe, ec-dit, diffmoe, dit-moe,
-adamoe, moe-plus-plus, ds-moe or dit.
+adamoe, moe-plus-plus, pyramid, pyramid-mix, ds-moe or dit.
 """
 
 from dit_moe.config import (
@@ -13,21 +13,23 @@ from dit_moe.config import (
     SampleConfig,
     TrainConfig,
 )
-from dit_moe.config.presets import small_moe
+from dit_moe.config.presets import small_model
 
 
 def get_config(architecture: str = "promoe") -> Config:
     return Config(
         name=f"patches-{architecture}",
-        model=ModelConfig(
-            image_size=32,
-            channels=3,
-            patch_size=4,
-            num_classes=8,
-            width=128,
-            depth=6,
-            heads=4,
-            moe=small_moe(architecture),
+        model=small_model(
+            architecture,
+            ModelConfig(
+                image_size=32,
+                channels=3,
+                patch_size=4,
+                num_classes=8,
+                width=128,
+                depth=6,
+                heads=4,
+            ),
         ),
         objective=RectifiedFlowConfig(time_scale=1000),
         data=DataConfig(source="patches", flip=True),

@@ -179,6 +179,11 @@ def test_saved_activations_beside_cheap_experts(architecture, remat, dtype, acce
     assert moe is not None
     model = ModelConfig(width=384, depth=2, heads=6, remat=remat, dtype=dtype, moe=moe)
     plain = dataclasses.replace(model, moe=dataclasses.replace(moe, cheap_experts=()))
+    assert_counted_difference(model, plain)
+
+
+def assert_counted_difference(model: ModelConfig, plain: ModelConfig):
+    """What is counted for the one more than for the other is what JAX keeps more."""
     kept, counted = (
         [count(m) for m in (model, plain)]
         for count in (
@@ -187,6 +192,16 @@ def test_saved_activations_beside_cheap_experts(architecture, remat, dtype, acce
         )
     )
     assert counted[0] - counted[1] == pytest.approx(kept[0] - kept[1], abs=0.005 * kept[0])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("remat", ["none", "dots"])
+def test_saved_activations_of_a_learnt_mix(remat, dtype, accelerator):
+    moe = small_moe("pyramid-mix")
+    assert moe is not None
+    model = ModelConfig(width=384, depth=2, heads=6, remat=remat, dtype=dtype, moe=moe)
+    plain = dataclasses.replace(model, moe=dataclasses.replace(moe, shared_mix="sum"))
+    assert_counted_difference(model, plain)
 
 
 def kept_bytes(model: ModelConfig) -> int:

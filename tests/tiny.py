@@ -13,6 +13,7 @@ from dit_moe.config import (
     NullTopKRouterConfig,
     PrototypeExpertChoiceRouterConfig,
     PrototypeRouterConfig,
+    SegmentConfig,
     TrainConfig,
 )
 
@@ -45,7 +46,15 @@ MOE_PLUS_PLUS = dataclasses.replace(
 )
 
 
-def tiny(moe: MoEConfig | None = PROMOE, **train: object) -> Config:
+# PR-MoE's: more experts in later layers, each beside a fixed one, with learnt shares.
+PYRAMID = tuple(
+    SegmentConfig(1, dataclasses.replace(DIT_MOE, num_experts=n, top_k=1, shared_mix="learnt"))
+    for n in (2, 4)
+)
+
+
+def tiny(moe: MoEConfig | tuple[SegmentConfig, ...] | None = PROMOE, **train: object) -> Config:
+    """A config of two blocks with this mixture in them, or of these segments."""
     settings = {
         "steps": 6,
         "batch_size": 16,
@@ -61,7 +70,14 @@ def tiny(moe: MoEConfig | None = PROMOE, **train: object) -> Config:
     return Config(
         name="tiny",
         model=ModelConfig(
-            image_size=8, channels=1, num_classes=10, width=16, depth=2, heads=2, moe=moe
+            image_size=8,
+            channels=1,
+            num_classes=10,
+            width=16,
+            depth=2,
+            heads=2,
+            moe=None if isinstance(moe, tuple) else moe,
+            segments=moe if isinstance(moe, tuple) else (),
         ),
         train=TrainConfig(**{**settings, **train}),
         mesh=MeshConfig(data=1, fsdp=-1),

@@ -57,6 +57,10 @@ class MoEConfig:
     """Hidden width of a routed expert over the model's width."""
     shared_hidden_ratio: NonNegativeFloat = 2.0
     """Hidden width of the shared expert (every token's) over the model's width; 0: none."""
+    shared_mix: Literal["sum", "learnt"] = "sum"
+    """How the shared expert joins the routed ones (PR-MoE, Rajbhandari et al. 2022). `sum`: as the
+    paper has it. `learnt`: c_0 routed + c_1 shared with c = softmax of a linear map of the token,
+    half and half at first, as its public code has it."""
     unconditional_expert: bool = False
     """One more expert that takes the tokens of images with the null label, and only those."""
     cheap_experts: Listed[Literal["zero", "copy", "constant"]] = ()
@@ -92,6 +96,11 @@ class MoEConfig:
             self.choice == "most_likely" or self.tokens_choose,
             f"choice is {self.choice!r} with router {self.router.name!r}, where experts choose "
             "tokens; allowed: 'most_likely'",
+        )
+        require(
+            self.shared_mix == "sum" or self.shared_hidden_ratio > 0,
+            f"shared_mix is {self.shared_mix!r} with shared_hidden_ratio 0; allowed: 'sum', or a "
+            "shared expert to mix with",
         )
         require(
             not self.cheap_experts or (self.tokens_choose and not self.router.unconditional),

@@ -28,6 +28,7 @@ from dit_moe.config import (
     RectifiedFlowConfig,
     RouterConfig,
     SampleConfig,
+    SegmentConfig,
     SigmoidTopKRouterConfig,
     TopKRouterConfig,
     TrainConfig,
@@ -124,6 +125,10 @@ _SMALL_DIT_MOE = MoEConfig(
     hidden_ratio=1,
     shared_hidden_ratio=1,
 )
+# PR-MoE (Rajbhandari et al. 2022): a fixed feed-forward beside one routed expert of its width.
+_PYRAMID = dataclasses.replace(
+    _eight_experts(TopKRouterConfig()), hidden_ratio=2, shared_hidden_ratio=2
+)
 # For data sets that train in minutes. Active feed-forward parameters per token: 9 width^2 in
 # dit-moe and ds-moe, and in adamoe and moe-plus-plus on average of the load that they aim at;
 # 8 width^2 in the others (to which diffmoe's predictor adds width^2).
@@ -155,6 +160,8 @@ _SMALL_MOE = {
         shared_hidden_ratio=0,
         cheap_experts=("zero", "copy", "constant", "constant"),
     ),
+    "pyramid": _PYRAMID,
+    "pyramid-mix": dataclasses.replace(_PYRAMID, shared_mix="learnt"),
     "ds-moe": MoEConfig(
         router=SigmoidTopKRouterConfig(),
         num_experts=8,
@@ -165,6 +172,7 @@ _SMALL_MOE = {
     ),
     "dit": None,
 }
+_PYRAMIDS = ("pyramid", "pyramid-mix")
 
 _PRESETS: dict[str, tuple[ModelConfig, ObjectiveConfig, TrainConfig]] = {}
 
@@ -283,6 +291,22 @@ def small_moe(architecture: str) -> MoEConfig | None:
     if architecture not in _SMALL_MOE:
         raise ConfigError(f"architecture is {architecture!r}; allowed: {', '.join(_SMALL_MOE)}")
     return _SMALL_MOE[architecture]
+
+
+def small_model(architecture: str, dense: ModelConfig) -> ModelConfig:
+    """A small model, for config files: a dense one with the architecture's mixture in it.
+
+    In a pyramid the last MoE layer has twice as many experts as the others.
+
+    Raises:
+      ConfigError: see `small_moe`.
+    """
+    moe = small_moe(architecture)
+    if moe is None or architecture not in _PYRAMIDS:
+        return dataclasses.replace(dense, moe=moe)
+    top = dataclasses.replace(moe, num_experts=2 * moe.num_experts)
+    segments = SegmentConfig(dense.depth - moe.every, moe), SegmentConfig(moe.every, top)
+    return dataclasses.replace(dense, segments=segments)
 
 
 def preset_from_argument(family: str, argument: str) -> Config:

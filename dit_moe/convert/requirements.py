@@ -42,4 +42,5 @@ class Requirements:
         self.one_of("model.moe.expert", moe.expert, expert)
         self.one_of("model.moe.every", moe.every, *every)
         self.one_of("model.moe.cheap_experts", moe.cheap_experts, ())
+        self.one_of("model.moe.shared_mix", moe.shared_mix, "sum")
         return moe

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec
 
@@ -20,6 +21,7 @@ from dit_moe.moe.experts.cheap import CheapExperts
 from dit_moe.moe.routers import build_router
 from dit_moe.moe.routing import Conditioning, Routing
 from dit_moe.nn.feed_forward import Experts, ExpertWeights, FeedForward
+from dit_moe.nn.linear import linear
 
 
 class MoELayer(nnx.Module):
@@ -40,6 +42,9 @@ class MoELayer(nnx.Module):
         self.shared = (
             FeedForward(config.expert, width, shared_hidden, rngs) if shared_hidden else None
         )
+        zeros = jax.nn.initializers.zeros
+        mixed = config.shared_mix == "learnt"
+        self.mix = linear(width, 2, ("embed", None), rngs, init=zeros) if mixed else None
         self.cheap = CheapExperts(ranges, width, rngs) if ranges.cheap else None
 
     def __call__(self, x_TxD: jax.Array, conditioning: Conditioning) -> tuple[jax.Array, Routing]:
@@ -49,8 +54,16 @@ class MoELayer(nnx.Module):
         if self.cheap is not None:
             y_TxD = y_TxD + self.cheap(x_TxD, routing)
         if self.shared is not None:
-            y_TxD = y_TxD + self.shared(x_TxD)
+            y_TxD = self._mixed(x_TxD, y_TxD, self.shared(x_TxD))
         return y_TxD, routing
+
+    def _mixed(self, x_TxD: jax.Array, routed_TxD: jax.Array, shared_TxD: jax.Array) -> jax.Array:
+        """What the routed experts and the shared one give together, in the dtype of x."""
+        if self.mix is None:
+            return routed_TxD + shared_TxD
+        share_Tx2 = jax.nn.softmax(self.mix(x_TxD.astype(jnp.float32)))
+        y_TxD = share_Tx2[:, :1] * routed_TxD + share_Tx2[:, 1:] * shared_TxD
+        return y_TxD.astype(x_TxD.dtype)
 
 
 def _dispatch_over_mesh(

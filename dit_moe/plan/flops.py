@@ -27,7 +27,7 @@ class ImageFlops:
     """Routed: top_k of them per token, whichever they are (the unconditional one included), and on
     average where experts choose tokens or some are cheap."""
     shared: float
-    """The shared expert."""
+    """The shared expert, and how much of it there is where that is learnt."""
     router: float
     """Scores and whatever else it has (`RouterSettings.flops`), and the cheap experts."""
     modulation: float
@@ -56,6 +56,7 @@ def image_flops(model: ModelConfig) -> ImageFlops:
         kind = EXPERTS[moe.expert]
         experts += s * moe.computed_experts * kind.flops(d, moe.hidden_ratio * d)
         shared += s * kind.flops(d, moe.shared_hidden_ratio * d)
+        shared += s * 2 * d * 2 * (moe.shared_mix == "learnt")
         router += s * moe.router.flops(d, moe)
         router += s * 2 * d * sum(CHEAP_EXPERTS[kind] for kind in moe.cheap_experts)
     dense = EXPERTS[model.mlp_activation].flops(d, model.mlp_ratio * d)

@@ -194,6 +194,7 @@ def _moe_bytes(
     hidden, shared = moe.hidden_ratio * d, moe.shared_hidden_ratio * d
     saved = moe.router.saved(d, moe, products_only=remat == "dots")
     total = (moe.scored_experts + saved) * FLOAT32 + _cheap_bytes(model, moe, remat)
+    total += _mix_bytes(model, moe, remat)
     if remat == "dots":
         total += (kind.in_matrices * shared + (d if shared else 0)) * size
         rows = chosen * (kind.in_matrices * hidden + d) * size
@@ -216,6 +217,17 @@ def _cheap_bytes(model: ModelConfig, moe: MoEConfig, remat: str) -> float:
         return model.width * FLOAT32 if "constant" in moe.cheap_experts else 0
     gives = set(moe.cheap_experts) - {"zero"}
     return model.width * FLOAT32 if gives and itemsize(model) < FLOAT32 else 0
+
+
+def _mix_bytes(model: ModelConfig, moe: MoEConfig, remat: str) -> float:
+    """Bytes per token that a learnt mix with the shared expert keeps: two logits, or, where more
+    than products is kept, what is mixed in float32 and the shares on their way."""
+    if moe.shared_mix == "sum":
+        return 0
+    if remat == "dots":
+        return 2 * FLOAT32
+    mixed = 2 + (itemsize(model) < FLOAT32)  # with the token in float32
+    return (mixed * model.width + 6) * FLOAT32
 
 
 def itemsize(model: ModelConfig) -> int:

@@ -138,8 +138,13 @@ def check(old: Config, new: Config) -> None:
                 f"with ratios that sum to {new.model.mlp_ratio:g}, as the dense network that they "
                 "become"
             )
+        if moe.shared_mix != "sum":
+            raise ConfigError(
+                f"config.model.moe.shared_mix is {moe.shared_mix!r}; allowed: 'sum', as the parts "
+                "of a dense network are summed"
+            )
         return
-    for field in ("expert", "hidden_ratio", "shared_hidden_ratio", "every"):
+    for field in ("expert", "hidden_ratio", "shared_hidden_ratio", "shared_mix", "every"):
         a, b = getattr(source, field), getattr(moe, field)
         if a != b:
             raise ConfigError(

@@ -21,7 +21,7 @@ from dit_moe.devices.mesh import batch_sharding, build_mesh, check_mesh
 from dit_moe.runs.checkpoints import Checkpoints
 from dit_moe.runs.state import TrainState, abstract_state, init_state
 from dit_moe.training.step import build_step
-from tests.tiny import ADAMOE, DIFFMOE, DIT_MOE, MOE_PLUS_PLUS, PROMOE, PROMOE_EC, tiny
+from tests.tiny import ADAMOE, DIFFMOE, DIT_MOE, MOE_PLUS_PLUS, PROMOE, PROMOE_EC, PYRAMID, tiny
 from tests.training.test_training import assert_close, batch, one_device, run_steps
 
 
@@ -35,6 +35,7 @@ from tests.training.test_training import assert_close, batch, one_device, run_st
         (DIFFMOE, (4, 2, 1)),
         (ADAMOE, (2, 2, 2)),
         (MOE_PLUS_PLUS, (2, 2, 2)),
+        (PYRAMID, (2, 2, 2)),
         (dataclasses.replace(DIT_MOE, router=NoisyTopKRouterConfig(z_coef=0.01)), (2, 2, 2)),
         (dataclasses.replace(DIT_MOE, router=CosineRouterConfig(rank=8)), (2, 2, 2)),
         (
@@ -50,6 +51,7 @@ from tests.training.test_training import assert_close, batch, one_device, run_st
         "DiffMoE without an expert axis",
         "AdaMoE",
         "MoE++",
+        "pyramid",
         "noisy",
         "cosine",
         "sigmoid with a bias",

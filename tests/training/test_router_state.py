@@ -82,6 +82,7 @@ def test_resume_is_exact(moe, path, least, tmp_path, monkeypatch):
     [
         *("ec-dit", "promoe-ec", "diffmoe", "ds-moe", "tc-sigmoid", "tc-bias", "tc-noisy", "x-moe"),
         *CHEAP,
+        *("pyramid", "pyramid-mix"),
     ],
 )
 def test_training_on_digits(architecture, tmp_path):
@@ -97,6 +98,8 @@ def test_training_on_digits(architecture, tmp_path):
         "train.checkpoint_every": 150,
         "train.sample_every": 0,
     }
+    if architecture.startswith("pyramid"):
+        del overrides["model.depth"]  # which is that of its segments
     texts = [f"--config.{name}={value}" for name, value in overrides.items()]
     train(load_file(f"configs/digits.py:{architecture}", texts), tmp_path)
     rows = list(csv.DictReader((tmp_path / "metrics.csv").open()))
