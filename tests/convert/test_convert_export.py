@@ -244,6 +244,7 @@ def test_upload(works, run, tmp_path, monkeypatch, capsys):
         assert "401 Unauthorized" in capsys.readouterr().err
 
 
+MIXED = MoEConfig(shared_mix="learnt")
 SIGMOID = dataclasses.replace(TC_DIT, router=TopKRouterConfig(gate="sigmoid"))
 BIASED = dataclasses.replace(TC_DIT, router=TopKRouterConfig(bias="sign"))
 SLOW = dataclasses.replace(DIFFMOE, router=BatchPoolRouterConfig(threshold_decay=0.99))
@@ -262,6 +263,7 @@ def with_model(config, **changes):
         ("dit-moe", "DiT-S/2", {}, "model.moe is None (allowed: a mixture)"),
         ("dit-moe", "ProMoE-S/2", {}, "model.moe.router.name is 'prototype' (allowed: top_k)"),
         ("dit-moe", "DiT-S/2", {"moe": MoEConfig(shared_hidden_ratio=1)}, "(allowed: 2)"),
+        ("dit-moe", "DiT-S/2", {"moe": MIXED}, "shared_mix is 'learnt' (allowed: sum)"),
         ("promoe", "DiT-MoE-S/2-8E2A", {}, "model.moe.expert is 'swiglu' (allowed: gelu)"),
         ("promoe", "ProMoE-S/2", {"num_classes": 10}, "model.num_classes is 10 (allowed: 1000"),
         ("promoe", "ProMoE-EC-L/2", {}, "is 'prototype_expert_choice' (allowed: prototype)"),

@@ -150,6 +150,15 @@ def replaced(config, **model):
             "ratios that sum to 4",
         ),
         (
+            lambda c: replaced(
+                c,
+                moe=dataclasses.replace(
+                    GELU, hidden_ratio=2, shared_hidden_ratio=2, shared_mix="learnt"
+                ),
+            ),
+            "config.model.moe.shared_mix is 'learnt'; allowed: 'sum'",
+        ),
+        (
             lambda c: replaced(c, moe=dataclasses.replace(GELU, router=PrototypeRouterConfig())),
             "router.activation is 'identity'",
         ),
