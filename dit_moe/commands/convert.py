@@ -1,4 +1,5 @@
-"""Converts models: published checkpoints in, open formats out, dense runs to sparse ones."""
+"""Converts models: published checkpoints in, open formats out, dense runs to sparse ones, two
+sparse ones to one."""
 
 import argparse
 import shlex
@@ -24,6 +25,8 @@ examples:
   dense run to sparse run
     python -m dit_moe.convert --upcycle runs/dit-s --config configs/dit_moe.py:S/2-8E2A \\
         --config.model.moe.expert=gelu --config.model.moe.shared_hidden_ratio=0 --output runs/up
+  two sparse runs to one with the experts of both
+    python -m dit_moe.convert --aggregate runs/a runs/b --output runs/ab
 
 The output must be new; a command that fails leaves nothing. No pickled code is ever executed.
 docs/convert.md says more.
@@ -42,6 +45,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     ways.add_argument("--workdir", metavar="RUN", help="to export: a run folder")
     ways.add_argument("--upcycle", metavar="RUN", help="to make sparse: a run folder")
+    ways.add_argument(
+        "--aggregate", nargs=2, metavar="RUN", help="to join: two sparse runs of one network"
+    )
     parser.add_argument("--output", required=True, type=Path, help="what is written; must be new")
     parser.add_argument(
         "--parameters",
@@ -78,6 +84,13 @@ def main(argv: list[str] | None = None) -> int:
         type=float,
         help="added to the experts, in standard deviations of their weights (default: 0)",
     )
+    aggregating = parser.add_argument_group("with --aggregate")
+    aggregating.add_argument(
+        "--keep_top_k",
+        action="store_const",
+        const=True,
+        help="a token goes to as many experts as before (default: to twice as many)",
+    )
     arguments, overrides = parser.parse_known_args(argv)
     _refuse_strangers(parser, arguments, overrides)
     return run_command(lambda: run(arguments, overrides))
@@ -96,6 +109,7 @@ def _refuse_strangers(
         "upload": "workdir",
         "config": "upcycle",
         "noise": "upcycle",
+        "keep_top_k": "aggregate",
     }
     for flag, way in belongs.items():
         given = getattr(arguments, flag) is not None
@@ -113,8 +127,10 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> None:
         _import(arguments)
     elif arguments.workdir is not None:
         _export(arguments)
-    else:
+    elif arguments.upcycle is not None:
         _upcycle(arguments, overrides)
+    else:
+        _aggregate(arguments)
 
 
 def _import(arguments: argparse.Namespace) -> None:
@@ -175,6 +191,20 @@ def _upcycle(arguments: argparse.Namespace, overrides: list[str]) -> None:
     output = shlex.quote(str(arguments.output))
     next_line = "Next: python train.py with the same --config"
     print(spoken(f"{next_line}, --init_from {output} and a --workdir"))
+
+
+def _aggregate(arguments: argparse.Namespace) -> None:
+    from dit_moe.surgery.aggregate import aggregate_runs
+
+    config = aggregate_runs(
+        *arguments.aggregate,
+        arguments.output,
+        keep_top_k=bool(arguments.keep_top_k),
+        ema=_wanted(arguments),
+    )
+    print(f"{config.name}. Wrote {arguments.output}.")
+    output = shlex.quote(str(arguments.output))
+    print(spoken(f"Next: python sample.py --workdir {output} --output out/"))
 
 
 def _wanted(arguments: argparse.Namespace) -> bool | None:

@@ -64,7 +64,7 @@ VERBS = {
     "convert": Verb(
         "dit_moe.commands.convert",
         "python -m dit_moe.convert",
-        "import, export or upcycle a model",
+        "import, export, upcycle or aggregate models",
     ),
     "analyse": Verb(
         "dit_moe.commands.analysis",

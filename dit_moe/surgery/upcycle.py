@@ -34,6 +34,7 @@ from dit_moe.config import (
     ConfigError,
     ModelConfig,
     MoEConfig,
+    ObjectiveConfig,
 )
 from dit_moe.models.parameters import Parameters, Place, abstract_parameters, places
 from dit_moe.moe.routers import build_router
@@ -109,13 +110,11 @@ def check(old: Config, new: Config) -> None:
             raise ConfigError(
                 f"config.model.{field.name} is {b!r}; allowed: {a!r}, as in the run to upcycle"
             )
-    # What the network's time means.
-    for field in ("name", "time_scale", "timesteps"):
+    if (field := other_time(old.objective, new.objective)) is not None:
         a, b = getattr(old.objective, field, None), getattr(new.objective, field, None)
-        if a != b:
-            raise ConfigError(
-                f"config.objective.{field} is {b!r}; allowed: {a!r}, as in the run to upcycle"
-            )
+        raise ConfigError(
+            f"config.objective.{field} is {b!r}; allowed: {a!r}, as in the run to upcycle"
+        )
     if moe.router.weight_sum(moe) is None:
         field = "gate" if hasattr(moe.router, "gate") else "activation"
         raise ConfigError(
@@ -150,6 +149,12 @@ def check(old: Config, new: Config) -> None:
             raise ConfigError(
                 f"config.model.moe.{field} is {b!r}; allowed: {a!r}, as in the run to upcycle"
             )
+
+
+def other_time(a: ObjectiveConfig, b: ObjectiveConfig) -> str | None:
+    """The field by which a network's time means something else under two objectives, if any."""
+    fields = ("name", "time_scale", "timesteps")
+    return next((f for f in fields if getattr(a, f, None) != getattr(b, f, None)), None)
 
 
 class _Block(NamedTuple):

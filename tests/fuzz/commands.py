@@ -70,6 +70,7 @@ COMMANDS = {
         ),
         overrides=True,
     ),
+    "aggregate": Command("dit_moe.commands.convert", ("--aggregate", "run", "run", "--output=new")),
     "analysis": Command("dit_moe.commands.analysis", ("--workdir=run", "--output=new")),
     "report": Command("dit_moe.commands.report", ("--workdir=run", "--output=new.html")),
     "plan": Command("dit_moe.commands.plan", ("--config=tiny.py",), overrides=True),

@@ -41,6 +41,7 @@ READS: dict[str, list[tuple[list[str], list[str]]]] = {
     "convert": [([], ["dit.safetensors", "dit.json"])],
     "export": [([], ["run/*.json"]), (["--workdir=exported"], ["exported/*"])],
     "upcycle": [([], ["dense/*"])],
+    "aggregate": [([], ["run/*.json"])],
     "analysis": [([], ["run/*.json"]), (["--data=set"], ["set/*"])],
     "report": [
         (["--analysis=.", "--results", "results.json"], ["*.json", "run/*", "run/samples/*"])
