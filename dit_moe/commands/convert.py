@@ -196,8 +196,10 @@ def _upcycle(arguments: argparse.Namespace, overrides: list[str]) -> None:
 def _aggregate(arguments: argparse.Namespace) -> None:
     from dit_moe.surgery.aggregate import aggregate_runs
 
+    first, second = arguments.aggregate
     config = aggregate_runs(
-        *arguments.aggregate,
+        first,
+        second,
         arguments.output,
         keep_top_k=bool(arguments.keep_top_k),
         ema=_wanted(arguments),
