@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dit_moe.config import ConfigError
+from dit_moe.storage.colours import MODES, on_white
 
 from .labels import Labels
 
@@ -26,7 +27,7 @@ class ImageSet:
     shape: tuple[int, int, int]
     """(H, W, C), C of 1 or 3."""
     make_batches: Callable[[int, int], Iterator[np.ndarray]]
-    """(batch size, first image) -> uint8 [n, H, W, C]; raises ImageSetError."""
+    """(batch size, first image) -> uint8 [n, H, W, C], or with alpha; raises ImageSetError."""
     make_labels: Callable[[], Labels | None]
     """-> the classes of all images, or None where they are unknown; raises ImageSetError."""
     make_sha256: Callable[[], str]
@@ -53,23 +54,29 @@ class ImageSet:
         Raises:
             ImageSetError: a file is damaged or of another size; the message names it.
         """
-        return self.make_batches(size, start)
+        return map(on_white, self.make_batches(size, start))
 
     def read(self) -> np.ndarray:
         """All images at once, uint8 [N, H, W, C]; raises as `batches`."""
         return np.concatenate(list(self.batches(1024)))
 
 
-def check_shape(path: str, shape: tuple[int, ...]) -> None:
-    """Raises ImageSetError unless `shape` is [N, H, W, C] with N >= 1 and C of 1 or 3."""
-    if len(shape) == 4 and shape[3] not in (1, 3) and shape[1] in (1, 3):
+def check_shape(path: str, shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """(H, W, C) of stored images as they are judged: on white, without alpha (C of 2 or 4).
+
+    Raises:
+        ImageSetError: `shape` is not [N, H, W, C] with N >= 1 and C of 1 to 4.
+    """
+    if len(shape) == 4 and shape[3] not in MODES and shape[1] in MODES:
         raise ImageSetError(
             f"{path}: the images have shape {shape}, which looks like [N, C, H, W], but must be "
             "[N, H, W, C]; transpose them by (0, 2, 3, 1)."
         )
-    if len(shape) != 4 or shape[3] not in (1, 3):
+    if len(shape) != 4 or shape[3] not in MODES:
         raise ImageSetError(
-            f"{path}: the images have shape {shape}, but must be [N, H, W, C] with C of 1 or 3."
+            f"{path}: the images have shape {shape}, but must be [N, H, W, C] with C of 1 to 4."
         )
     if 0 in shape:
         raise ImageSetError(f"{path} holds no images (their shape is {shape}).")
+    _, height, width, channels = shape
+    return height, width, channels - (channels % 2 == 0)

@@ -50,7 +50,7 @@ def open_npz(path: Path) -> ImageSet:
 
     Raises:
         ImageSetError: the file is missing, not an `.npz`, damaged or pickled; `arr_0` is not uint8
-            [N, H, W, C] with N >= 1 and C of 1 or 3; or `arr_1` is not integers [N].
+            [N, H, W, C] with N >= 1 and C of 1 to 4; or `arr_1` is not integers [N].
     """
     if not path.exists():
         raise ImageSetError(f"{path} does not exist.")
@@ -66,14 +66,14 @@ def open_npz(path: Path) -> ImageSet:
         with open_member(path, archive, "arr_0") as (file, shape, dtype):
             if dtype != np.uint8:
                 raise ImageSetError(_wrong_dtype(path, file, shape, dtype))
-            check_shape(f"{path} (arr_0)", shape)
+            shown = check_shape(f"{path} (arr_0)", shape)
         beside = {n: read_member(path, archive, n) for n in _LABELS if f"{n}.npy" in names}
 
     labels = _labels(path, shape[0], **beside)
     return ImageSet(
         path=str(path),
         num=shape[0],
-        shape=(shape[1], shape[2], shape[3]),
+        shape=shown,
         make_batches=lambda size, start: _batches(path, size, start),
         make_labels=lambda: labels,
         make_sha256=lambda: files.sha256(path),

@@ -15,7 +15,7 @@ from dit_moe.sampling.run_sampler import RunSampler
 from dit_moe.sampling.sample_set import write_sample_set
 
 from . import npz_images
-from .image_set import ImageSet, ImageSetError
+from .image_set import ImageSet, ImageSetError, check_shape
 from .labels import of_places
 
 
@@ -55,7 +55,7 @@ def open_run(
     return ImageSet(
         path=f"samples of {workdir}",
         num=sampler.request.num_samples,
-        shape=sampler.image_shape,
+        shape=check_shape(str(workdir), (sampler.request.num_samples, *sampler.image_shape)),
         make_batches=batches,
         make_labels=lambda: of_places(
             sampler.request.labels(), sampler.classes.names, sampler.classes.numbers

@@ -43,8 +43,10 @@ class _Split:
     folder: TfdsFolder
     split: str
     records: Records
-    shape: tuple[int, int, int]
+    stored: tuple[int, ...]
     """(H, W, C) of all images."""
+    shape: tuple[int, int, int]
+    """The same as they are judged, without alpha."""
 
     def batches(self, size: int, start: int) -> Iterator[np.ndarray]:
         num = len(self.records)
@@ -56,10 +58,10 @@ class _Split:
             image_HxWxC = _pixels(self.folder, self.records[index])
         except (RecordError, ImageError) as error:
             raise ImageSetError(f"{self.path}: image {index} cannot be read ({error}).") from error
-        if image_HxWxC.shape != self.shape:
+        if image_HxWxC.shape != self.stored:
             raise ImageSetError(
                 f"{self.path}: image {index} has shape {image_HxWxC.shape}, but image 0 has "
-                f"{self.shape}; all images must be of one size: cut them by python -m "
+                f"{self.stored}; all images must be of one size: cut them by python -m "
                 "dit_moe.data.prepare --autoencoder none, and give its output."
             )
         return image_HxWxC
@@ -109,9 +111,8 @@ def _opened(path: Path, split: str) -> _Split:
         raise ImageSetError(f"{path} cannot be read ({reason}).") from error
     if first.dtype != np.uint8:
         raise ImageSetError(f"{path}: the images are {first.dtype}, but must be uint8, 0 to 255.")
-    check_shape(str(path), (len(records), *first.shape))
-    height, width, channels = first.shape
-    return _Split(path, folder, split, records, (height, width, channels))
+    shown = check_shape(str(path), (len(records), *first.shape))
+    return _Split(path, folder, split, records, first.shape, shown)
 
 
 def _pixels(folder: TfdsFolder, example: dict[str, Any]) -> np.ndarray:

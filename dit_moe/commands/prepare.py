@@ -46,6 +46,13 @@ def build_parser(program: str, description: str | None) -> argparse.ArgumentPars
     )
     add("--image_size", required=True, type=int, help="side of the square pictures, in pixels")
     add(
+        "--channels",
+        type=int,
+        metavar="1|2|3|4",
+        help="grey, grey with alpha, RGB, or RGB with alpha; without alpha what is transparent "
+        "lies on white (default: 3)",
+    )
+    add(
         "--source",
         choices=("auto", "image_folder", "zip", "tfds", "webdataset", "parquet"),
         default="auto",
@@ -155,6 +162,7 @@ def _settings(arguments: argparse.Namespace) -> "Settings":
         autoencoder=None if arguments.autoencoder == "none" else arguments.autoencoder,
         dtype=arguments.dtype,
         image_size=arguments.image_size,
+        channels=arguments.channels,
         batch_size=arguments.batch_size,
         images_per_shard=arguments.images_per_shard,
         validation_share=arguments.validation_share,

@@ -13,6 +13,7 @@ from dit_moe.convert.networks import Network, read_checkpoint
 from dit_moe.convert.peers import Pieces
 from dit_moe.convert.recognise import read_arguments, recognise
 from dit_moe.runs.writer import write_run
+from dit_moe.storage.colours import MODES
 
 _FACTOR = 0.18215
 SD_VAE = LatentSpace(
@@ -71,9 +72,9 @@ def import_checkpoint(
     pieces = Pieces(config.model, network.tensors)
     if PEERS[family].other_clock:  # which only tensors that fit can be changed to
         pieces = Pieces(config.model, exchange_clocks(network.tensors))
-    if config.model.channels not in (1, 3, 4):
+    if config.model.channels not in MODES:
         raise ConfigError(
-            f"channels is {config.model.channels}; allowed: 4 (latents), or 1 or 3 (pictures)"
+            f"channels is {config.model.channels}; allowed: 4 (latents), or 1, 2 or 3 (pictures)"
         )
     space = SD_VAE if config.model.channels == 4 else None
     write_run(output, config, space, pieces, only_average=network.kind == "ema")

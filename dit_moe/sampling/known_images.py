@@ -15,6 +15,7 @@ from dit_moe.data.npz_classes import MEMBERS, stored_classes
 from dit_moe.data.picture_files import has_picture_name
 from dit_moe.diffusion.measurements import BlockMean, ChannelMean, Mask, Measurement
 from dit_moe.storage import images
+from dit_moe.storage.colours import MODES, as_mode
 from dit_moe.storage.npz import NpzError, read_npz
 from dit_moe.storage.pictures import ImageError, read_picture
 
@@ -30,7 +31,8 @@ class SteeringRequest:
     images: Path | None
     """An .npz with arr_0, uint8 [M, H, W, C], and perhaps labels arr_1; or a folder of images.
     Sample i is held to image i % M. Images of the model's size are measured; smaller ones
-    (super-resolution) and grey ones (colourisation) are the measurement itself."""
+    (super-resolution) and grey ones (colourisation) are the measurement itself. Files become grey,
+    or get alpha, as the model draws; a model of RGB takes grey ones as they are."""
     mask: Path | None = None
     """For `inpaint`, a picture of the model's size: white is painted anew, black is kept."""
     factor: int | None = None
@@ -106,7 +108,7 @@ def read_steering(request: SteeringRequest, model: ModelConfig) -> Steering:
                     f"channel{'s' * (channels > 1)}; allowed: a model with 3"
                 )
             measurement, shape = ChannelMean(channels), (side, side, 1)
-    pictures, label_M, classes = _read_images(request.images, steer)
+    pictures, label_M, classes = _read_images(request.images, steer, channels)
     x = pictures.astype(np.float32) / np.float32(127.5) - 1
     if x.shape[1:] == (side, side, channels):
         x = np.asarray(measurement.measure(jnp.asarray(x)))
@@ -138,16 +140,22 @@ def _read_mask(path: Path | None, side: int) -> np.ndarray:
 
 
 def _read_images(
-    path: Path | None, steer: str
+    path: Path | None, steer: str, channels: int
 ) -> tuple[np.ndarray, np.ndarray | None, ModelClasses | None]:
-    """uint8 [M, H, W, C], the labels [M], where there are any, and what they stand for."""
+    """uint8 [M, H, W, C], the labels [M], where there are any, and what they stand for.
+
+    Files are read for a model of so many channels.
+    """
     if path is None:
         raise ConfigError(
             f"steer is {steer!r} without steer_images; allowed: with an .npz or a folder of images"
         )
     if path.is_dir():
         files = sorted(p for p in path.iterdir() if has_picture_name(p.name) and p.is_file())
-        arrays = [np.asarray(_open(file, "steer_images")) for file in files]
+        pictures = [_open(file, "steer_images", alpha=channels in (2, 4)) for file in files]
+        if channels != 3:
+            pictures = [as_mode(picture, MODES[channels]) for picture in pictures]
+        arrays = [np.asarray(picture) for picture in pictures]
         if len({array.shape for array in arrays}) != 1:
             raise ConfigError(
                 f"steer_images is {str(path)!r} with {len(files)} images of "
@@ -206,9 +214,9 @@ def _unreadable(path: Path, reason: str = "") -> ConfigError:
     )
 
 
-def _open(path: Path, name: str) -> Image.Image:
+def _open(path: Path, name: str, *, alpha: bool = False) -> Image.Image:
     try:
-        return read_picture(path.read_bytes())
+        return read_picture(path.read_bytes(), alpha=alpha)
     except (OSError, ImageError) as error:
         raise ConfigError(
             f"{name} is {str(path)!r}, which is no picture; allowed: a PNG ({error})"

@@ -29,6 +29,7 @@ from dit_moe.sampling.known_classes import own_labels
 from dit_moe.sampling.known_images import Steering, SteeringRequest, read_steering
 from dit_moe.sampling.rendering import Renderer, build_renderer
 from dit_moe.sampling.request import build_request, function_evaluations
+from dit_moe.storage.colours import MODES
 
 MAX_BATCH = 2**16
 
@@ -201,7 +202,7 @@ def _read_steering(
 ) -> Steering | None:
     if request is None:
         return None
-    if read_latent_space(workdir) is not None or model.channels not in (1, 3):
+    if read_latent_space(workdir) is not None or model.channels not in MODES:
         raise ConfigError(
             f"steer is {request.steer!r} but {str(workdir)!r} draws latents; allowed: a model of "
             "pixels, since pixels are what is known"
@@ -218,7 +219,7 @@ def _renderer(
 ) -> Renderer | None:
     """None: samples stay what the network draws."""
     space = read_latent_space(workdir)
-    if autoencoder == "none" or (space is None and model.channels not in (1, 3)):
+    if autoencoder == "none" or (space is None and model.channels not in MODES):
         return None
     if space is None and autoencoder is not None:
         raise ConfigError(
@@ -232,7 +233,7 @@ def _picture_shape(model: ModelConfig, renderer: Renderer | None) -> tuple[int, 
     if renderer is None:
         return None
     side = model.image_size * renderer.scale
-    return side, side, min(model.channels, 3)
+    return side, side, model.channels if renderer.description is None else 3
 
 
 def _digest(parameters: Parameters) -> str:

@@ -95,7 +95,7 @@ def _draw(sampler: RunSampler, parts: Parts) -> None:
 
 def _grid(sampler: RunSampler, picture: np.ndarray, shown: np.ndarray) -> Image:
     """The images with the numbers `shown`, and beside each what was known of it."""
-    picture = picture if sampler.image_shape else images.to_uint8(picture)
+    picture = picture if sampler.image_shape else images.false_colours(picture)
     if sampler.steering is not None:
         pairs = np.stack([sampler.steering.pictures(shown), picture], axis=1)
         picture, shown = pairs.reshape(-1, *picture.shape[1:]), np.repeat(shown, 2)

@@ -1,4 +1,4 @@
-"""From whatever colours a file holds to sRGB with 8 bits a channel, without transparency."""
+"""From whatever colours a file holds to sRGB with 8 bits a channel."""
 
 import functools
 import io
@@ -15,6 +15,8 @@ _SPACES = {
 }
 _MODES = {"GRAY": "L", "RGB ": "RGB", "CMYK": "CMYK"}
 _TRANSPARENT = ("LA", "La", "PA", "RGBA", "RGBa")
+MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+"""What Pillow calls a picture of so many channels; the second and the fourth are alpha."""
 _ROUNDING = 2  # of 255: profiles that say sRGB in other words differ by as much
 
 
@@ -22,8 +24,8 @@ class ColourError(Exception):
     """Nothing says what white is; the message is a short reason."""
 
 
-def opaque(image: Image.Image) -> Image.Image:
-    """The picture on white, of mode L if it is grey, RGB otherwise.
+def in_srgb(image: Image.Image) -> Image.Image:
+    """The picture in one of `MODES`: L if it is grey, RGB otherwise, with alpha if it has any.
 
     Colours are taken as the picture's ICC profile says; a profile that is damaged, or of other
     colours than the picture's, is ignored.
@@ -44,11 +46,33 @@ def opaque(image: Image.Image) -> Image.Image:
             image = image.convert("RGBA")
             colours = _apply(transform, image, space)
             colours.putalpha(image.getchannel("A"))
-            white = Image.new("RGBA", image.size, "white")
-            return as_mode(Image.alpha_composite(white, colours), mode)
+            return as_mode(colours, f"{mode}A")
         return as_mode(_apply(transform, image, space), mode)
     except ValueError:
         raise ColourError("unknown colours") from None
+
+
+def opaque(image: Image.Image) -> Image.Image:
+    """A picture of `in_srgb` on white, of mode L or RGB."""
+    if image.mode not in ("LA", "RGBA"):
+        return image
+    white = Image.new("RGBA", image.size, "white")
+    return as_mode(Image.alpha_composite(white, as_mode(image, "RGBA")), image.mode[:-1])
+
+
+def on_white(image_NxHxWxC: np.ndarray) -> np.ndarray:
+    """Pictures without alpha, to the bit as `opaque` makes them.
+
+    Args:
+      image_NxHxWxC: uint8, C of 1 to 4.
+
+    Returns:
+      uint8 [N, H, W, 1 or 3].
+    """
+    if image_NxHxWxC.shape[-1] % 2:
+        return image_NxHxWxC
+    colours, alpha = np.split(image_NxHxWxC.astype(np.uint16), [-1], axis=-1)
+    return ((colours * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
 
 
 def as_mode(image: Image.Image, mode: str) -> Image.Image:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from dit_moe.storage.colours import on_white
 from dit_moe.storage.errors import ConfigError
 
 
@@ -39,6 +40,15 @@ def to_uint8(x_NxHxWxC: np.ndarray) -> np.ndarray:
     )
 
 
+def false_colours(x_NxHxWxC: np.ndarray) -> np.ndarray:
+    """Arrays that are no pictures, to look at: the first channels as red, green and blue.
+
+    Returns:
+      uint8 [N, H, W, 3]; with less than three channels the first as grey, [N, H, W, 1].
+    """
+    return to_uint8(x_NxHxWxC)[..., : 3 if x_NxHxWxC.shape[-1] >= 3 else 1]
+
+
 _LONGEST = 24  # letters of a label
 
 
@@ -48,11 +58,12 @@ def grid(
     """Draws one row per label, in order of first appearance, with the label at its left.
 
     Args:
-      images_NxHxWxC: [N, H, W, C] uint8. C may be 1, 3, or more, of which the first 3 are shown.
+      images_NxHxWxC: [N, H, W, C] uint8, C of 1 to 4; the second and the fourth are alpha, and
+        white shines through.
       labels_N: [N] labels, numbers or names.
       cell: smallest side at which an image is drawn; small images are enlarged without smoothing.
     """
-    labels = np.asarray(labels_N)
+    labels, pictures_NxHxWxC = np.asarray(labels_N), on_white(images_NxHxWxC)
     rows = [np.flatnonzero(labels == label) for label in dict.fromkeys(labels.tolist())]
     side = images_NxHxWxC.shape[1]
     size = side * max(1, -(-cell // side))
@@ -75,10 +86,11 @@ def grid(
             anchor="rm",
         )
         for c, index in enumerate(row):
-            image = images_NxHxWxC[index]
-            image = image[..., 0] if image.shape[-1] < 3 else image[..., :3]
+            image = pictures_NxHxWxC[index]
             picture = (
-                Image.fromarray(image).convert("RGB").resize((size, size), Image.Resampling.NEAREST)
+                Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+                .convert("RGB")
+                .resize((size, size), Image.Resampling.NEAREST)
             )
             canvas.paste(picture, (margin + c * (size + gap), top))
     return canvas

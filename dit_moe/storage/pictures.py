@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 from PIL import Image, ImageFile, PngImagePlugin, features
 
-from dit_moe.storage.colours import ColourError, opaque
+from dit_moe.storage.colours import ColourError, in_srgb, opaque
 
 # Formats that Pillow decodes itself: PostScript, for one, would start another program.
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP", "AVIF")
@@ -42,16 +42,17 @@ class ImageError(Exception):
     """A picture cannot be used. The message is a short reason, the same on every machine."""
 
 
-def read_picture(data: bytes | np.ndarray) -> Image.Image:
+def read_picture(data: bytes | np.ndarray, *, alpha: bool = False) -> Image.Image:
     """Decodes one picture.
 
     Args:
       data: a file of one of `FORMATS`, or HEIC where pillow-heif is installed (its content
         decides, not its name), or pixels: uint8 [H, W], [H, W, 1], [H, W, 3] or [H, W, 4].
+      alpha: keep how transparent it is, in mode LA or RGBA; else it lies on white.
 
     Returns:
-      The first frame, upright, in sRGB with 8 bits a channel, on white where it is transparent; of
-      mode L if it is grey, RGB otherwise.
+      The first frame, upright, in sRGB with 8 bits a channel; of mode L if it is grey, RGB
+      otherwise.
 
     Raises:
       ImageError: it cannot be used.
@@ -64,9 +65,10 @@ def read_picture(data: bytes | np.ndarray) -> Image.Image:
             image = _load(data)
         orientation = _orientation(image)
         try:
-            image = opaque(image)
+            image = in_srgb(image)
         except ColourError as error:
             raise ImageError(str(error)) from None
+        image = image if alpha else opaque(image)
         if orientation in _UPRIGHT:
             image = image.transpose(_UPRIGHT[orientation])
         return image

@@ -21,6 +21,7 @@ from dit_moe.sampling import sampler as sampling
 from dit_moe.sampling.rendering import build_renderer
 from dit_moe.sampling.request import Request, build_request
 from dit_moe.storage import images
+from dit_moe.storage.colours import MODES
 from dit_moe.storage.files import atomic
 
 GRID_CLASSES, GRID_COLUMNS = 10, 8
@@ -54,7 +55,8 @@ class GridSampler:
     """
 
     def __init__(self, config: Config, request: Request, space: LatentSpace | None, mesh: Mesh):
-        self.render = images.to_uint8
+        pictures = space is None and config.model.channels in MODES
+        self.render = images.to_uint8 if pictures else images.false_colours
         if space is not None and is_local(space.autoencoder.source):
             self.render = build_renderer(space, None, mesh).render
         elif space is not None:

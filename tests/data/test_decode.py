@@ -10,6 +10,7 @@ from skimage import data
 
 from dit_moe.data.prepare.decode import center_crop, decode
 from dit_moe.storage import colours, pictures
+from dit_moe.storage.colours import on_white
 from dit_moe.storage.pictures import ImageError, read_picture
 
 RNG = np.random.default_rng(0)
@@ -200,6 +201,40 @@ def test_alpha_is_laid_on_white(channels, file_format):
     alpha = pixels[..., -1:] / 255
     expected = pixels[..., :-1] * alpha + 255 * (1 - alpha)
     assert np.abs(decode(encoded(image, file_format), 32) - expected).max() <= 1
+
+
+def test_grey_and_alpha_are_kept_where_asked_for():
+    rgba = RNG.integers(0, 256, (1, 32, 32, 4)).astype(np.uint8)
+    rgba[..., 3] |= 1
+    rgba[:, :9, :, 3] = 0
+    rgba[:, 9:12, :, 3] = 255
+    file = encoded(Image.fromarray(rgba[0]), "PNG")
+    opaque = decode(file, 32)
+    np.testing.assert_array_equal(on_white(rgba)[0], opaque)
+    grey = decode(file, 32, 1)
+    np.testing.assert_array_equal(grey[..., 0], np.asarray(Image.fromarray(opaque).convert("L")))
+    np.testing.assert_array_equal(on_white(grey[None])[0], grey)
+
+    unseen = rgba.copy()
+    unseen[:, :9] = 0
+    np.testing.assert_array_equal(decode(file, 32, 4), unseen[0])
+    both = decode(file, 32, 2)
+    assert both.shape == (32, 32, 2)
+    np.testing.assert_array_equal(both[..., 1], rgba[0, ..., 3])
+    assert not both[:9].any()
+    seen = np.asarray(Image.fromarray(rgba[0, ..., :3]).convert("L"))
+    np.testing.assert_array_equal(both[9:, :, 0], np.where(rgba[0, ..., 3] > 0, seen, 0)[9:])
+    filled = decode(encoded(Image.fromarray(NOISE), "PNG"), 32, 4)
+    np.testing.assert_array_equal(filled, np.dstack([NOISE, np.full_like(NOISE[..., 0], 255)]))
+
+
+def test_what_is_transparent_does_not_bleed_when_a_picture_shrinks():
+    rgba = np.zeros((64, 64, 4), np.uint8)
+    rgba[:, :33] = (200, 100, 50, 255)
+    rgba[:, 33:, :3] = (0, 255, 0)  # which nobody sees
+    crop = decode(encoded(Image.fromarray(rgba), "PNG"), 32, 4)
+    assert 0 < crop[0, 16, 3] < 255
+    assert np.abs(crop[0, 16, :3] - np.array([200.0, 100, 50])).max() <= 2
 
 
 def test_cmyk():
@@ -419,7 +454,7 @@ def test_damaged_files_raise_nothing_else(file_format):
 
 def test_colours_that_pillow_cannot_convert():
     with pytest.raises(colours.ColourError, match="unknown colours"):
-        colours.opaque(Image.new("La", (8, 8)))
+        colours.in_srgb(Image.new("La", (8, 8)))
 
 
 def test_limit_is_checked_before_pixels_are_read(monkeypatch):

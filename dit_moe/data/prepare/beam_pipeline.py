@@ -78,4 +78,4 @@ class _Tools:
 
 def _decoded(job: Job, index: int) -> Iterator[Decoded]:
     for entry in job.entries(index):
-        yield from decode_entries(job.input.reader, [entry], job.settings.image_size)
+        yield from decode_entries(job.input.reader, [entry], job.settings.image_size, job.channels)

@@ -3,24 +3,31 @@
 import numpy as np
 from PIL import Image
 
-from dit_moe.storage.colours import as_mode
+from dit_moe.storage.colours import MODES, as_mode
 from dit_moe.storage.pictures import MAX_PIXELS, ImageError, read_picture
 
 
-def decode(data: bytes | np.ndarray, image_size: int) -> np.ndarray:
+def decode(data: bytes | np.ndarray, image_size: int, channels: int = 3) -> np.ndarray:
     """Decodes and crops one picture.
 
     Args:
       data: as for `pictures.read_picture`.
       image_size: side of the crop in pixels.
+      channels: a key of `colours.MODES`.
 
     Returns:
-      uint8 [image_size, image_size, 3]: what `read_picture` finds, cut by `center_crop`.
+      uint8 [image_size, image_size, channels]: what `read_picture` finds, cut by `center_crop`.
+      With alpha, colours that nobody sees are 0.
 
     Raises:
       ImageError: it cannot be used.
     """
-    return np.asarray(center_crop(as_mode(read_picture(data), "RGB"), image_size))
+    picture = as_mode(read_picture(data, alpha=channels in (2, 4)), MODES[channels])
+    crop_HxWxC = np.asarray(center_crop(picture, image_size)).reshape(image_size, image_size, -1)
+    if channels in (1, 3):
+        return crop_HxWxC
+    # As Pillow leaves them wherever it resizes; files hold anything there.
+    return np.where(crop_HxWxC[..., -1:] == 0, np.uint8(0), crop_HxWxC)
 
 
 def center_crop(image: Image.Image, size: int) -> Image.Image:

@@ -46,6 +46,8 @@ class Input:
     reader: Reader
     ignored: int = 0
     """Files outside of class folders, or that are no pictures beside a `dataset.json`."""
+    channels: int = 3
+    """Of the prepared pictures, if nothing else is asked for."""
 
 
 def listing_digest(lines: Iterable[object]) -> str:

@@ -20,6 +20,7 @@ from dit_moe.data.picture_files import printable
 from dit_moe.data.prepare.input import Entry, Kind
 from dit_moe.data.prepare.inputs import open_input
 from dit_moe.data.prepared import Card, Shard
+from dit_moe.storage.colours import MODES
 from dit_moe.storage.files import atomic, lock, sha256
 from dit_moe.storage.records import read_json, read_record, write_record
 
@@ -56,6 +57,8 @@ class Settings:
     """Share of the pictures that are held out."""
     follow_links: bool = False
     """Of a folder: links are followed, wherever they lead."""
+    channels: int | None = None
+    """A key of `colours.MODES`; None: what goes with the input."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.validation_share < 1:
@@ -66,6 +69,8 @@ class Settings:
             value = getattr(self, field)
             if value < 1:
                 raise ConfigError(f"{field} is {value}; allowed: 1 or more")
+        if self.channels not in (None, *MODES):
+            raise ConfigError(f"channels is {self.channels}; allowed: {', '.join(map(str, MODES))}")
         if str(self.output) != printable(str(self.output)):
             raise ConfigError(
                 f"output is {str(self.output)!r}; allowed: a name in UTF-8, since array_record "
@@ -99,7 +104,8 @@ class Job:
         self.loaded: Loaded | None = None
         self.autoencoder: AutoencoderCard | None = None
         size = settings.image_size
-        self.shape = (size, size, 3)
+        self.channels = settings.channels or self.input.channels
+        self.shape = (size, size, self.channels)
         if settings.autoencoder is not None:
             self._load_autoencoder(settings.autoencoder)
         self.fields = prepared.features(
@@ -135,6 +141,11 @@ class Job:
             raise ConfigError(
                 f"autoencoder {source!r} takes {config.in_channels} channels; allowed: 3"
             )
+        if self.channels != 3:
+            raise ConfigError(
+                f"channels is {self.channels} with autoencoder {source!r}; allowed: 3, which is "
+                "what it takes, or autoencoder none"
+            )
         if size % config.downsampling:
             raise ConfigError(
                 f"image_size is {size}; allowed with this autoencoder: multiples of "
@@ -158,6 +169,8 @@ class Job:
             "images_per_shard": settings.images_per_shard,
             "autoencoder": self.autoencoder and self.autoencoder.sha256,
         }
+        if self.channels != 3:
+            identity["channels"] = self.channels
         if settings.validation_share:
             identity["validation_share"] = settings.validation_share
         if settings.follow_links:

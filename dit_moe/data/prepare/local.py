@@ -66,10 +66,10 @@ def _decode_ahead(
     """The entries of shard after shard, decoded; the next shard's are under way meanwhile."""
 
     def submit(index: int) -> list[Future[list[Decoded]]]:
-        entries, size = job.entries(index), job.settings.image_size
+        entries, how = job.entries(index), (job.settings.image_size, job.channels)
         with _no_interrupt():
             return [
-                pool.submit(decode_entries, job.input.reader, entries[i : i + _CHUNK], size)
+                pool.submit(decode_entries, job.input.reader, entries[i : i + _CHUNK], *how)
                 for i in range(0, len(entries), _CHUNK)
             ]
 

@@ -21,21 +21,23 @@ class Decoded(NamedTuple):
     key: str
     label: int
     image: np.ndarray | None
-    """uint8 [H, W, 3]; None if it was rejected."""
+    """uint8 [H, W, C]; None if it was rejected."""
     reason: str
     """Why it was rejected."""
 
 
-def decode_entries(reader: Reader, entries: Sequence[Entry], image_size: int) -> list[Decoded]:
+def decode_entries(
+    reader: Reader, entries: Sequence[Entry], image_size: int, channels: int
+) -> list[Decoded]:
     """Reads and decodes entries, in their order."""
-    return [_decode_entry(reader, entry, image_size) for entry in entries]
+    return [_decode_entry(reader, entry, image_size, channels) for entry in entries]
 
 
-def _decode_entry(reader: Reader, entry: Entry, image_size: int) -> Decoded:
+def _decode_entry(reader: Reader, entry: Entry, image_size: int, channels: int) -> Decoded:
     key = printable(entry.key)
     try:
         data, label = reader.read(entry)
-        return Decoded(key, label, decode(data, image_size), "")
+        return Decoded(key, label, decode(data, image_size, channels), "")
     except ImageError as error:
         return Decoded(key, -1, None, str(error))
 
