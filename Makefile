@@ -42,9 +42,9 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m eval.digits --samples $(OUT)/samples.npz --output $(OUT)/result.json --picture $(OUT)/digits.png
 	@echo "The picture: $(OUT)/digits.png"
 
-# A folder of pictures, one sub-folder a class, from files to samples.
+# A folder of pictures, one sub-folder a class or without classes, from files to samples.
 folder: $(VENV)/.installed
-	@test -n "$(IMAGES)" || { echo "IMAGES is not set; allowed: IMAGES=FOLDER, with one sub-folder per class"; exit 2; }
+	@test -n "$(IMAGES)" || { echo "IMAGES is not set; allowed: IMAGES=FOLDER, with one sub-folder per class, or with pictures alone"; exit 2; }
 	@test "$(STEPS)" -gt "$(WARMUP)" || { echo "STEPS is $(STEPS); allowed: above WARMUP, which is $(WARMUP) (WARMUP=... sets it)"; exit 2; }
 	$(BIN)/python -m dit_moe.data.prepare --input "$(IMAGES)" --output "data/$(SET)" --autoencoder none --image_size $(IMAGE_SIZE)
 	$(BIN)/python train.py --config "configs/prepared.py:data/$(SET)" --workdir "runs/$(SET)" --config.train.steps=$(STEPS) --config.train.warmup_steps=$(WARMUP) $(FLAGS)

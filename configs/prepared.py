@@ -1,9 +1,11 @@
 """A small ProMoE for any prepared data set. Argument: its folder.
 
-The network's input, its classes and its patches follow from the data set. Everything can be
-overridden: --config.model.width=384 --config.train.steps=100000.
+The network's input, its classes and its patches follow from the data set; with one class there is
+nothing to guide to, and no label is dropped. Everything can be overridden:
+--config.model.width=384 --config.train.steps=100000.
 """
 
+import dataclasses
 from pathlib import Path
 
 from dit_moe.config import (
@@ -34,6 +36,8 @@ def get_config(folder: str = "data/prepared") -> Config:
             f"{most // 2 + 1} to {most} along a side; allowed: a set prepared with another "
             f"--image_size, such as {pixels * near[0]} or {pixels * near[1]}"
         )
+    moe, several = small_moe("promoe"), len(card.classes) > 1
+    assert moe is not None
     return Config(
         name=card.name,
         model=ModelConfig(
@@ -44,7 +48,9 @@ def get_config(folder: str = "data/prepared") -> Config:
             width=128,
             depth=6,
             heads=4,
-            moe=small_moe("promoe"),
+            # The unconditional expert serves dropped labels.
+            moe=moe if several else dataclasses.replace(moe, unconditional_expert=False),
+            label_dropout=0.1 if several else 0.0,
         ),
         objective=RectifiedFlowConfig(time_scale=1000),
         data=DataConfig(source="prepared", path=(folder,), flip=True),
@@ -59,7 +65,9 @@ def get_config(folder: str = "data/prepared") -> Config:
             checkpoint_every=1000,
             sample_every=1000,
         ),
-        sample=SampleConfig(solver="heun", steps=25, guidance=GuidanceConfig(scale=1.5)),
+        sample=SampleConfig(
+            solver="heun", steps=25, guidance=GuidanceConfig(scale=1.5 if several else 1.0)
+        ),
     )
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from dit_moe.config import Config, ConfigError
 from dit_moe.config.files import differences, load_file
+from dit_moe.sampling.request import build_request
 from tests.prepared_sets import write_pictures
 from tests.processes import outside_of_make
 
@@ -50,6 +51,19 @@ def test_too_few_steps_are_refused_before_anything_is_prepared():
     result = make_folder("STEPS=500", dry=False)
     assert result.returncode == 2
     assert result.stdout.startswith("STEPS is 500; allowed: above WARMUP, which is 500 (WARMUP=")
+
+
+def test_a_set_of_one_class_has_nothing_to_guide_to(tmp_path):
+    write_pictures(tmp_path, np.zeros((4, 8, 8, 3), np.uint8), np.zeros(4), classes=1)
+    config = load_file(f"{ROOT / 'configs/prepared.py'}:{tmp_path}")
+    assert config.model.label_dropout == 0
+    assert config.sample.guidance.scale == 1
+    assert config.model.moe is not None
+    assert not config.model.moe.unconditional_expert
+    build_request(config, num_samples=2)
+
+    several = prepared(tmp_path / "several", 8)
+    assert (several.model.label_dropout, several.sample.guidance.scale) == (0.1, 1.5)
 
 
 @pytest.mark.parametrize(("size", "patch"), [(4, 1), (8, 1), (28, 4), (32, 4), (35, 5), (64, 8)])

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dit_moe.config.command_line import command_parser, end, run_command
+from dit_moe.config.command_line import command_parser, end, run_command, words
 from dit_moe.config.verbs import spoken
 
 if TYPE_CHECKING:
@@ -23,12 +23,13 @@ examples:
   python -m dit_moe.data.prepare --source tfds --input imagenet2012 --output data/imagenet256 \\
       --autoencoder stabilityai/sd-vae-ft-mse --image_size 256 --dtype bfloat16
 
-The input is a folder with one folder per class or with EDM's dataset.json, a .zip of one, a TFDS
-data set stored as array_record, or files of WebDataset (.tar) or of the Hugging Face hub
-(.parquet): one, a pattern such as 'train-{000..123}.tar', or a folder of them. Every picture is cut
-to a centred square. Pictures that cannot be used are left out and listed in rejected.csv with the
-reason. A run that was interrupted goes on where it stopped when the same command is given again; on
-a finished set the command verifies every file.
+The input is a folder with one folder per class, of pictures without classes, or with EDM's
+dataset.json, a .zip of one, files of the format of MNIST, a TFDS data set stored as array_record,
+or files of WebDataset (.tar) or of the Hugging Face hub (.parquet): one, a pattern such as
+'train-{000..123}.tar', or a folder of them. Every picture is cut to a centred square. Pictures that
+cannot be used are left out and listed in rejected.csv with the reason. A run that was interrupted
+goes on where it stopped when the same command is given again; on a finished set the command
+verifies every file.
 docs/data.md says more.
 """
 
@@ -37,7 +38,7 @@ def build_parser(program: str, description: str | None) -> argparse.ArgumentPars
     """The flags that all ways of running the work share."""
     parser = command_parser(f"python -m {program}", description, EPILOG)
     add = parser.add_argument
-    add("--input", required=True, help="folder, .zip, .tar or .parquet files, or TFDS name")
+    add("--input", required=True, help="folder, .zip, idx, .tar or .parquet files, or TFDS name")
     add("--output", required=True, type=Path, help="folder for the data set: new, or to go on with")
     add(
         "--autoencoder",
@@ -50,11 +51,11 @@ def build_parser(program: str, description: str | None) -> argparse.ArgumentPars
         type=int,
         metavar="1|2|3|4",
         help="grey, grey with alpha, RGB, or RGB with alpha; without alpha what is transparent "
-        "lies on white (default: 3)",
+        "lies on white (default: 3; of idx files 1)",
     )
     add(
         "--source",
-        choices=("auto", "image_folder", "zip", "tfds", "webdataset", "parquet"),
+        choices=("auto", "image_folder", "zip", "tfds", "idx", "webdataset", "parquet"),
         default="auto",
         help="what the input is (default: auto, by its looks)",
     )
@@ -63,6 +64,12 @@ def build_parser(program: str, description: str | None) -> argparse.ArgumentPars
         default="train",
         help="of a TFDS data set (parts too: train[:10%%]) or of files whose names tell splits "
         "(default: train)",
+    )
+    add(
+        "--class_names",
+        default="",
+        metavar="A,B",
+        help="what the classes 0, 1, ... are called, where the input only numbers them",
     )
     add(
         "--follow_links",
@@ -163,6 +170,7 @@ def _settings(arguments: argparse.Namespace) -> "Settings":
         dtype=arguments.dtype,
         image_size=arguments.image_size,
         channels=arguments.channels,
+        class_names=words(arguments.class_names),
         batch_size=arguments.batch_size,
         images_per_shard=arguments.images_per_shard,
         validation_share=arguments.validation_share,
@@ -171,10 +179,14 @@ def _settings(arguments: argparse.Namespace) -> "Settings":
 
 
 def _describe(job: "Job") -> None:
+    from dit_moe.data.prepare.input import UNCONDITIONAL
+
     print(
         f"{job.settings.input}: {len(job.input.entries):,} pictures in "
         f"{len(job.input.classes):,} classes ({job.input.kind}), {job.num_shards:,} shards."
     )
+    if job.input.classes == UNCONDITIONAL:
+        print("There are no classes: the set is unconditional, with one class called 'all'.")
     if job.input.ignored:
         print(
             f"{job.input.ignored:,} files outside of the class folders, or that dataset.json does "

@@ -207,14 +207,27 @@ def test_folders_without_classes_or_images(tmp_path):
     assert "does not exist" in refusal("auto", tmp_path / "absent")
     assert "does not exist" in refusal("image_folder", tmp_path / "absent")
     assert "holds no images" in refusal("auto", tmp_path)
-    fill(tmp_path, ["a.png", "b.png"])
-    assert "has no class folders" in refusal("auto", tmp_path)
-    assert "is a file" in refusal("image_folder", tmp_path / "a.png")
+    fill(tmp_path, ["a.txt"])
+    assert "has no class folders and no file that is named as a" in refusal("auto", tmp_path)
+    assert "is a file" in refusal("image_folder", tmp_path / "a.txt")
     fill(tmp_path, ["cat/a.png"])
     (tmp_path / "dog").mkdir()
     assert "class folder 'dog' without files" in refusal("auto", tmp_path)
     (tmp_path / "dog/Thumbs.db").touch()  # of the system, as a hidden file
     assert "class folder 'dog' without files" in refusal("auto", tmp_path)
+
+
+def test_pictures_without_class_folders_are_of_one_class(tmp_path):
+    names = ["b.png", "a.png", "notes.txt", ".hidden.png"]
+    (tmp_path / "in").mkdir()
+    fill(tmp_path / "in", names)
+    expected = [Entry("a.png", 0), Entry("b.png", 0)]
+    for path in (tmp_path / "in", zipped(tmp_path / "a.zip", names)):
+        found = open_input("auto", str(path), "train")
+        assert found.entries == expected
+        assert found.classes == ("all",)
+        assert found.ignored == 1
+        assert found.reader.read(expected[1]) == (png(0), 0)
 
 
 @pytest.mark.parametrize("name", ["two\nlines", " cat", "cat\t"])
@@ -391,13 +404,20 @@ def test_edm_labels_count_before_folders(tmp_path, form):
         ('{"labels": [["00000/img0.png", -1]]}', "classes from 0 to 99,999"),
         ('{"labels": [["00000/img0.png", 99999999999999999999]]}', "must hold"),
         (json.dumps({"labels": EDM_LABELS[:3]}), "it lacks 'img3.png'"),
-        ('{"labels": null}', "remove dataset.json: then the folders are the classes"),
     ],
 )
 def test_wrong_edm_labels(tmp_path, text, message):
     fill(tmp_path, EDM)
     (tmp_path / "dataset.json").write_text(text)
     assert message in refusal("auto", tmp_path)
+
+
+def test_edm_without_labels_is_unconditional(tmp_path):
+    fill(tmp_path, [*EDM, "notes.txt"])
+    (tmp_path / "dataset.json").write_text('{"labels": null}')
+    found = open_input("auto", str(tmp_path), "train")
+    assert found.entries == [Entry(name, 0) for name in EDM]
+    assert found.classes == ("all",)
 
 
 def test_what_is_no_archive(tmp_path):
@@ -410,7 +430,7 @@ def test_what_is_no_archive(tmp_path):
     assert "does not exist" in refusal("zip", tmp_path / "absent.zip")
     assert "is a folder" in refusal("zip", tmp_path)
     assert "holds no images" in refusal("zip", zipped(tmp_path / "empty.zip", []))
-    assert "no class folders" in refusal("zip", zipped(tmp_path / "flat.zip", ["a.png"]))
+    assert "no class folders" in refusal("zip", zipped(tmp_path / "flat.zip", ["a.txt"]))
 
 
 # TFDS.

@@ -8,7 +8,9 @@ from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
-Kind = Literal["image_folder", "zip", "tfds", "webdataset", "parquet"]
+UNCONDITIONAL = ("all",)
+"""The one class of pictures without classes."""
+Kind = Literal["image_folder", "zip", "tfds", "idx", "webdataset", "parquet"]
 
 
 class Entry(NamedTuple):

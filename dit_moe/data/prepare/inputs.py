@@ -1,28 +1,39 @@
 """Opens what is to be prepared, of whatever kind it is."""
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from dit_moe.config import ConfigError
+from dit_moe.config.rules import listing
+from dit_moe.data.idx_files import is_images
 from dit_moe.data.prepare.input import Input, Kind
 from dit_moe.data.prepare.inputs_files import open_image_folder, open_zip
+from dit_moe.data.prepare.inputs_idx import open_idx
 from dit_moe.data.prepare.inputs_parquet import open_parquet
 from dit_moe.data.prepare.inputs_webdataset import open_webdataset
 from dit_moe.data.prepare.shards import is_pattern
 
 
 def open_input(
-    source: Kind | Literal["auto"], path: str, split: str, *, follow_links: bool = False
+    source: Kind | Literal["auto"],
+    path: str,
+    split: str,
+    *,
+    follow_links: bool = False,
+    class_names: Sequence[str] = (),
 ) -> Input:
     """Lists what is to be prepared.
 
     Args:
       source: its kind; "auto" tells it from the path.
-      path: a folder of class folders, a .zip of one, a TFDS folder or name, or files of WebDataset
-        or parquet: one, a pattern, or a folder of them.
+      path: a folder of class folders, a .zip of one, a TFDS folder or name, a folder or file of the
+        format of MNIST, or files of WebDataset or parquet: one, a pattern, or a folder of them.
       split: of a TFDS data set, such as "train" or "train[:10%]"; of a folder of files whose names
         tell splits; unused by the others.
       follow_links: whether links in a folder of class folders are followed, wherever they lead.
+      class_names: what classes are called that the input itself only numbers.
 
     Raises:
       ConfigError: it cannot be used; the message is one sentence.
@@ -40,12 +51,16 @@ def open_input(
             from dit_moe.data.prepare.inputs_tfds import open_tfds  # a second to import
 
             found = open_tfds(path, split)
+        case "idx":
+            found = open_idx(Path(path), split)
         case "webdataset":
             found = open_webdataset(path, split)
         case "parquet":
             found = open_parquet(path, split)
     if not found.entries:
         raise ConfigError(f"input {path!r} holds no images; allowed: one or more")
+    if class_names:
+        found = _named(found, class_names, path)
     for name in found.classes:
         if name != name.strip() or not name.isprintable():
             raise ConfigError(
@@ -53,6 +68,20 @@ def open_input(
                 "space at either end"
             )
     return found
+
+
+def _named(found: Input, names: Sequence[str], path: str) -> Input:
+    if found.classes != tuple(str(number) for number in range(len(found.classes))):
+        raise ConfigError(
+            f"class_names is {listing(names)}, but input {path!r} names its classes itself "
+            f"({listing(found.classes)}); allowed: none"
+        )
+    if len(names) < len(found.classes) or len(set(names)) < len(names):
+        raise ConfigError(
+            f"class_names is {listing(names)}; allowed: different names of all "
+            f"{len(found.classes)} classes, with commas between"
+        )
+    return dataclasses.replace(found, classes=tuple(names))
 
 
 _SHARDS: dict[str, Kind] = {".tar": "webdataset", ".parquet": "parquet"}
@@ -67,11 +96,11 @@ def _guess(path: str) -> Kind:
             for suffix, kind in _SHARDS.items():
                 if next(place.glob(f"*{suffix}"), None) is not None:
                     return kind
-        return "image_folder"
+        return "idx" if any(map(is_images, folder.iterdir())) else "image_folder"
     if folder.is_file() or is_pattern(path):
-        return _SHARDS.get(folder.suffix, "zip")
+        return "idx" if is_images(folder) else _SHARDS.get(folder.suffix, "zip")
     raise ConfigError(
         f"input {path!r} does not exist; allowed: a folder of class folders, a .zip of one, a "
-        "folder of a TFDS data set, .tar files of WebDataset or .parquet files (one, a pattern or "
+        "folder of a TFDS data set, idx files, .tar files of WebDataset or .parquet files (one, a pattern or "
         "a folder), or, with --source tfds, the name of a TFDS data set"
     )

@@ -1,4 +1,4 @@
-"""Folders of class folders, and archives of them, as an input."""
+"""Folders of pictures, in class folders or without classes, and archives of them, as an input."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from dit_moe.data import edm_labels
 from dit_moe.data.picture_files import Files, FilesError, Listing, has_picture_name, printable
 from dit_moe.data.picture_folders import list_folder
 from dit_moe.data.picture_zips import Zip, list_zip
-from dit_moe.data.prepare.input import Entry, Input, Kind, listing_digest
+from dit_moe.data.prepare.input import UNCONDITIONAL, Entry, Input, Kind, listing_digest
 
 
 @dataclass(frozen=True)
@@ -58,35 +58,38 @@ def _input(kind: Kind, path: Path, list_files: Callable[[Path], Listing]) -> Inp
 
 
 def _by_folder(path: Path, listing: Listing) -> tuple[list[Entry], tuple[str, ...]]:
-    """Entries and classes; the class is the first folder, and what lies in none is left out."""
+    """Entries and classes; the class is the first folder, and what lies in none is left out.
+
+    Without class folders, what is named as a picture is of one class.
+    """
     inside = [name for name in listing.names if "/" in name]
     classes = sorted({name.partition("/")[0] for name in inside})
-    if not classes:
-        raise ConfigError(
-            f"input {str(path)!r} has no class folders; allowed: one folder per class, with its "
-            "images inside"
-        )
     if empty := sorted(set(listing.folders) - set(classes)):
         raise ConfigError(
             f"input {str(path)!r} has the class folder {printable(empty[0])!r} without files; "
             "allowed: folders with images (labels are places in the list of folders)"
         )
+    if not classes:
+        entries = [Entry(name, 0) for name in listing.names if has_picture_name(name)]
+        if not entries:
+            raise ConfigError(
+                f"input {str(path)!r} has no class folders and no file that is named as a picture; "
+                "allowed: one folder per class, with its images inside, or images without classes"
+            )
+        return entries, UNCONDITIONAL
     label = {name: number for number, name in enumerate(classes)}
     entries = [Entry(name, label[name.partition("/")[0]]) for name in inside]
     return entries, tuple(printable(name) for name in classes)
 
 
 def _by_edm(path: Path, listing: Listing) -> tuple[list[Entry], tuple[str, ...]]:
-    """Entries of what is named as a picture, and classes 0, 1, ... as `dataset.json` says."""
+    """Entries of what is named as a picture, and the classes that `dataset.json` says."""
     pictures = [name for name in listing.names if has_picture_name(name)]
     try:
         label = edm_labels.read(listing.files, pictures)
     except FilesError as error:
         raise ConfigError(f"input {str(path)!r}: {error}") from None
     if label is None:
-        raise ConfigError(
-            f"input {str(path)!r} has a {edm_labels.NAME} with null labels; allowed: a class for "
-            f"every picture (or remove {edm_labels.NAME}: then the folders are the classes)"
-        )
+        return [Entry(name, 0) for name in pictures], UNCONDITIONAL
     entries = [Entry(name, label[name]) for name in pictures]
     return entries, tuple(str(number) for number in range(max(label.values(), default=-1) + 1))

@@ -59,6 +59,8 @@ class Settings:
     """Of a folder: links are followed, wherever they lead."""
     channels: int | None = None
     """A key of `colours.MODES`; None: what goes with the input."""
+    class_names: tuple[str, ...] = ()
+    """What classes are called that the input only numbers; empty: by their numbers."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.validation_share < 1:
@@ -99,7 +101,11 @@ class Job:
     def __init__(self, settings: Settings):
         self.settings = settings
         self.input = open_input(
-            settings.source, settings.input, settings.split, follow_links=settings.follow_links
+            settings.source,
+            settings.input,
+            settings.split,
+            follow_links=settings.follow_links,
+            class_names=settings.class_names,
         )
         self.loaded: Loaded | None = None
         self.autoencoder: AutoencoderCard | None = None
@@ -171,6 +177,8 @@ class Job:
         }
         if self.channels != 3:
             identity["channels"] = self.channels
+        if settings.class_names:
+            identity["class_names"] = list(settings.class_names)
         if settings.validation_share:
             identity["validation_share"] = settings.validation_share
         if settings.follow_links:
