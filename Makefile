@@ -39,7 +39,7 @@ $(VENV)/.installed: pyproject.toml
 demo: $(VENV)/.installed
 	$(BIN)/python train.py --config configs/digits.py:$(MODEL) --workdir $(RUN)
 	$(BIN)/python sample.py --workdir $(RUN) --num_samples 400 --batch_size 400 --output $(OUT)
-	$(BIN)/python -m eval.digits --samples $(OUT)/samples.npz --output $(OUT)/result.json --picture $(OUT)/digits.png
+	$(BIN)/python -m eval.classes --samples $(OUT)/samples.npz --output $(OUT)/result.json --picture $(OUT)/digits.png
 	@echo "The picture: $(OUT)/digits.png"
 
 # A folder of pictures, one sub-folder a class or without classes, from files to samples.

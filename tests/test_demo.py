@@ -23,7 +23,7 @@ def test_demo(tmp_path):
     run, out = tmp_path / "run", tmp_path / "out"
     command("train.py", "--config", "configs/digits.py", "--workdir", run)
     command("sample.py", "--workdir", run, "--num_samples", 400, "--output", out)
-    command("-m", "eval.digits", "--samples", out / "samples.npz", "--output", out / "result.json")
+    command("-m", "eval.classes", "--samples", out / "samples.npz", "--output", out / "result.json")
     result = json.loads((out / "result.json").read_text())
     assert result["samples"]["asked_class_accuracy"] >= 0.95
     assert result["frechet_ratio_to_heldout"] <= 3

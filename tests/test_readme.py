@@ -36,7 +36,7 @@ SMALL = {
     "--config.train.batch_size=16 --config.train.sample_every=0 --config.model.width=16 "
     "--config.model.depth=2 --config.model.heads=2",
     "python sample.py": "--num_samples 40 --steps 2",
-    "python -m eval.digits": "",
+    "python -m eval.classes": "",
     "python -m dit_moe.analysis": "--num_images 16 --time_bins 2 --steps 2",
     "python -m dit_moe.report": "",
     "python -m dit_moe.plan": "",

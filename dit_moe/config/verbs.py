@@ -32,9 +32,9 @@ VERBS = {
         "judge samples or a model against a reference: FID and its relatives",
     ),
     "judge": Verb(
-        "dit_moe.eval.digits.command",
-        "python -m eval.digits",
-        "judge samples of handwritten digits beside real ones",
+        "dit_moe.eval.classes.command",
+        "python -m eval.classes",
+        "judge samples of a labelled data set beside real images",
     ),
     "weights": Verb(
         "dit_moe.eval.features.weights",

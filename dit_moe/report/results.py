@@ -32,7 +32,7 @@ def find_results(workdir: Path, given: Sequence[Path]) -> list[Results]:
         if table is None:
             raise ConfigError(
                 f"results has {str(path)!r}, which eval did not write; allowed: the --output of "
-                "eval.fid and eval.digits"
+                "eval.fid and eval.classes"
             )
         tables.append(table)
     known = {path.resolve() for path in given}

@@ -35,11 +35,24 @@ class Embedded:
     def fit(self) -> MLPClassifier:
         """The classifier, trained on the training split."""
         image_NxHxWxC, label_N = self.load("train")
-        network = MLPClassifier((128, 64), random_state=0, **self.settings)
-        # The matrices are small: more threads are slower, far slower on a busy machine, and the
-        # order of their sums would depend on the number of cores.
-        with threadpool_limits(limits=1):
-            return network.fit(self.describe(image_NxHxWxC), label_N)
+        return fit_network(self.describe(image_NxHxWxC), label_N, self.settings)
+
+
+def fit_network(
+    x_NxP: np.ndarray, label_N: np.ndarray, settings: Mapping[str, Any]
+) -> MLPClassifier:
+    """A classifier whose second hidden layer has 64 units, trained on numbers [N, P].
+
+    Args:
+        x_NxP: real.
+        label_N: integers [N].
+        settings: arguments of scikit-learn's MLPClassifier.
+    """
+    network = MLPClassifier((128, 64), random_state=0, **settings)
+    # The matrices are small: more threads are slower, far slower on a busy machine, and the
+    # order of their sums would depend on the number of cores.
+    with threadpool_limits(limits=1):
+        return network.fit(x_NxP, label_N)
 
 
 def grey(image_NxHxWxC: np.ndarray) -> np.ndarray:

@@ -57,7 +57,7 @@ def test_reads_what_adm_writes(path, channels, save, dtype):
         (np.asfortranarray(IMAGES), LABELS, "is in Fortran order"),
         (IMAGES[0], LABELS, "must be .N, H, W, C."),
         (IMAGES.transpose(0, 3, 1, 2), LABELS, r"looks like \[N, C, H, W\]"),
-        (IMAGES[..., :2], LABELS, "must be .N, H, W, C."),
+        (IMAGES.repeat(2, axis=3)[..., :5], LABELS, "must be .N, H, W, C."),
         (IMAGES[:0], LABELS[:0], "holds no images"),
         (IMAGES, LABELS[:4], "5 images need"),
         (IMAGES, LABELS[:, None], "5 images need"),

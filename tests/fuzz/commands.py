@@ -88,7 +88,7 @@ COMMANDS = {
             "--output=new.json",
         ),
     ),
-    "digits": Command("eval.digits.command", ("--samples=samples.npz", "--output=new.json")),
+    "digits": Command("eval.classes.command", ("--samples=samples.npz", "--output=new.json")),
     "weights": Command(
         "eval.features.weights", ("--network=dinov2", "--check=foreign.safetensors")
     ),

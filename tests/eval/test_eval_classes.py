@@ -8,12 +8,16 @@ import pytest
 from PIL import Image
 
 from dit_moe.data import digits as real_digits
-from eval.digits import command, evaluate
-from eval.digits.blocks import stratified_blocks
-from eval.digits.picture import draw
-from eval.digits.table import table
+from eval.classes import command, evaluate, judged, judges
+from eval.classes.blocks import stratified_blocks
+from eval.classes.judged import embedded
+from eval.classes.picture import draw
+from eval.classes.table import table
 from eval.image_set import ImageSetError
+from eval.image_sets import open_set
+from tests.prepared_sets import write_pictures
 
+DIGITS = embedded("digits")
 HELDOUT = real_digits.load("heldout")
 TRAIN = real_digits.load("train")
 
@@ -161,7 +165,7 @@ class TestCommand:
         output, picture = tmp_path / "new" / "result.json", tmp_path / "new" / "digits.png"
         assert self.run(samples, output, "--picture", picture) == 0
         printed = capsys.readouterr()
-        assert "held-out real digits (ceiling)" in printed.out
+        assert "held-out real images (ceiling)" in printed.out
         assert "FID" not in printed.out
         assert printed.err == ""
 
@@ -229,13 +233,74 @@ class TestCommand:
         assert "example:" in text
 
 
+class TestAnotherSet:
+    """Bright and dark pictures in files, numbered and named otherwise than by place."""
+
+    @pytest.fixture
+    def sets(self, tmp_path, rng):
+        for name, number in (("train", 40), ("heldout", 20)):
+            label = np.arange(number) % 2
+            image = rng.integers(0, 100, (number, 8, 8, 3)) + 150 * label[:, None, None, None]
+            write_pictures(tmp_path / name, image.astype(np.uint8), label, classes=3)
+        return tmp_path
+
+    def judge(self, sets, labels, *more, **arrays):
+        images = open_set(sets / "heldout").read()
+        np.savez(sets / "samples.npz", images, labels, **arrays)
+        command_line = ["--samples", str(sets / "samples.npz"), "--output", str(sets / "out.json")]
+        code = command.main([*command_line, "--data", str(sets / "train"), *map(str, more)])
+        return json.loads((sets / "out.json").read_text()) if code == 0 else code
+
+    def test_real_images_get_the_ceiling(self, sets):
+        own = "--heldout", sets / "heldout", "--picture", sets / "seen.png"
+        result = self.judge(sets, np.arange(20) % 2, *own)
+        assert result["samples"] == result["heldout"]
+        assert result["samples"]["asked_class_accuracy"] == 1
+        assert result["samples"]["count_per_class"] == {"class 0": 10, "class 1": 10}
+        assert "RBF kernel, C=10" in result["protocol"]["asked_class_classifier"]
+        with Image.open(sets / "seen.png") as picture:
+            assert picture.width > picture.height
+
+    def test_classes_are_matched_by_name(self, sets):
+        swapped = np.array(["class 1", "class 0"])
+        result = self.judge(
+            sets, np.arange(20) % 2, "--heldout", sets / "heldout", class_names=swapped
+        )
+        assert result["samples"]["asked_class_accuracy"] == 0
+        assert result["heldout"]["asked_class_accuracy"] == 1
+
+    def test_many_images_take_a_machine_that_is_not_exact(self, sets, monkeypatch):
+        monkeypatch.setattr(judges, "_EXACT", 39)
+        monkeypatch.setattr(judges, "_CENTRES", 10)
+        result = self.judge(sets, np.arange(20) % 2, "--heldout", sets / "heldout")
+        assert result["samples"]["asked_class_accuracy"] == 1
+        assert "Nystroem's 10 images" in result["protocol"]["asked_class_classifier"]
+
+    def test_sets_that_do_not_fit_end_with_one_sentence(self, sets, capsys, monkeypatch):
+        heldout = "--heldout", sets / "heldout"
+        labels = np.arange(20) % 2
+        assert self.judge(sets, labels) == 2
+        assert "has no split 'validation'" in capsys.readouterr().err
+        assert self.judge(sets, labels, "--heldout", "patches") == 2
+        assert "of (8, 8, 3), but patches (held-out) of (32, 32, 3)" in capsys.readouterr().err
+        assert self.judge(sets, labels, *heldout, class_names=np.array(["class 0", "dog"])) == 2
+        assert "a label is dog, but the data have the classes class 0" in capsys.readouterr().err
+        assert self.judge(sets, labels, *heldout, "--data", "digits") == 2
+        assert "the digits have held-out images" in capsys.readouterr().err
+        assert self.judge(sets, labels, "--data", sets / "samples.npz") == 2
+        assert "allowed: --heldout with images that nothing" in capsys.readouterr().err
+        monkeypatch.setattr(judged, "MAX_VALUES", 100)
+        assert self.judge(sets, labels, *heldout) == 2
+        assert "is too large for these judges (40 images of (8, 8, 3))" in capsys.readouterr().err
+
+
 class TestPicture:
     def test_shows_a_sample_in_the_row_of_its_class(self):
         ink = np.full((1, 8, 8, 3), 255, np.uint8)
         heights = []
-        empty = _pixels(draw(ink[:0], np.zeros(0, int)))
+        empty = _pixels(draw(ink[:0], np.zeros(0, int), DIGITS))
         for label in range(10):
-            drawn = _pixels(draw(ink, np.array([label])))
+            drawn = _pixels(draw(ink, np.array([label]), DIGITS))
             heights.append(np.flatnonzero((empty - drawn > 100).any(1)).mean())
         steps = np.diff(heights)
         assert steps[0] > 0

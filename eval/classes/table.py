@@ -1,4 +1,4 @@
-"""The result of `evaluate` as a table with a column for samples and one for real digits."""
+"""The result of `evaluate` as a table with a column for samples and one for real images."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ def table(result: dict[str, Any]) -> str:
     columns = [result["samples"], result["heldout"]]
     few = columns[0]["frechet_images_per_set"] < columns[1]["frechet_images_per_set"]
     rows = [
-        ("", ["samples", "held-out real digits (ceiling)"]),
+        ("", ["samples", "held-out real images (ceiling)"]),
         ("images", [f"{column['count']:,}" for column in columns]),
         (
-            "Fréchet distance, digit-classifier features",
+            "Fréchet distance, features of a classifier",
             [
                 f"{column['frechet_distance']:.3f}{mark}"
                 for column, mark in zip(columns, (" (biased up)" if few else "", ""), strict=True)
@@ -19,7 +19,7 @@ def table(result: dict[str, Any]) -> str:
         ),
         ("asked class recognised", [f"{c['asked_class_accuracy']:.1%}" for c in columns]),
         (
-            "distance to nearest training digit, median",
+            "distance to nearest training image, median",
             [f"{column['nearest_train_distance']['median']:.3f}" for column in columns],
         ),
         (

@@ -1,4 +1,4 @@
-"""python -m eval.digits"""
+"""python -m eval.classes"""
 
 from dit_moe.config.command_line import end
 

@@ -1,1 +1,0 @@
-"""Judges samples of handwritten digits beside real held-out digits."""
