@@ -10,7 +10,7 @@ import re
 import struct
 import zlib
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -96,7 +96,7 @@ def read_idx(path: Path, rank: int) -> np.ndarray:
     try:
         most = path.stat().st_size * (_MOST_PACKED if packed else 1)
         with gzip.open(path) if packed else path.open("rb") as file:
-            shape = _read_shape(path, file, rank)
+            shape = _shape(path, file.read(4 + 4 * rank), rank)
             size = math.prod(shape)
             if size > MAX_BYTES:
                 raise IdxError(f"{str(path)!r} holds {size:,} bytes; allowed: {MAX_BYTES:,}")
@@ -113,8 +113,7 @@ def read_idx(path: Path, rank: int) -> np.ndarray:
     return np.frombuffer(content, np.uint8).reshape(shape)
 
 
-def _read_shape(path: Path, file: IO[bytes], rank: int) -> tuple[int, ...]:
-    header = file.read(4 + 4 * rank)
+def _shape(path: Path, header: bytes, rank: int) -> tuple[int, ...]:
     wanted = struct.pack(">HBB", 0, _BYTES, rank)
     if header[:4] != wanted:
         raise IdxError(
