@@ -101,6 +101,6 @@ def _guess(path: str) -> Kind:
         return "idx" if is_images(folder) else _SHARDS.get(folder.suffix, "zip")
     raise ConfigError(
         f"input {path!r} does not exist; allowed: a folder of class folders, a .zip of one, a "
-        "folder of a TFDS data set, idx files, .tar files of WebDataset or .parquet files (one, a pattern or "
-        "a folder), or, with --source tfds, the name of a TFDS data set"
+        "folder of a TFDS data set, idx files, .tar files of WebDataset or .parquet files (one, a "
+        "pattern or a folder), or, with --source tfds, the name of a TFDS data set"
     )
