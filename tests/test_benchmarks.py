@@ -40,11 +40,6 @@ RUNS = {
         "--preset DiT-S/2 --remat none --batch_size 1",
         r"\| DiT-S/2 \| none \| 0.53 \| 0.00 \| [\d.]+ \| [\d.]+ \|",
     ),
-    "quality": (
-        "--models ProMoE --steps 1 --batch_size 8 --seeds 1 --output {folder}/runs "
-        "--config.model.depth=2",
-        r"\| ProMoE \| [\d.]+ ± 0.00 \| [\d.]+% ± 0.0% \|",
-    ),
     "rematerialisation": ("--config {config} --repeats 1", r"full +[\d.]+ +[\d.]+"),
     "sample": ("--config {config} --batch_size 2 --repeats 1", r"\| unipc 16 \| 16 \| [\d.]+ \|"),
     "solvers": (

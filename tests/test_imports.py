@@ -29,6 +29,7 @@ ROOMS = [
     "dit_moe.convert",
     "dit_moe.analysis",
     "dit_moe.report",
+    "dit_moe.sweep",
     "dit_moe",
     "eval",
     "dit_moe.commands",

@@ -65,7 +65,10 @@ def test_it_holds_all_and_takes_one_name(wheel):
     expected = {str(path.relative_to(ROOT)) for path in ROOT.glob("dit_moe/**/*.py")}
     expected |= {f"dit_moe/{path.relative_to(ROOT)}" for path in ROOT.glob("eval/**/*.py")}
     expected |= {f"dit_moe/{path.relative_to(ROOT)}" for path in ROOT.glob("configs/*.py")}
-    assert names == expected | {"dit_moe/report/page.html"}
+    assert names == expected | {
+        *(str(path.relative_to(ROOT)) for path in ROOT.glob("dit_moe/*/*.html")),
+        *(f"dit_moe/configs/sweeps/{path.name}" for path in ROOT.glob("configs/sweeps/*.toml")),
+    }
 
 
 @pytest.mark.slow

@@ -107,7 +107,7 @@ def load_file(spec: str, overrides: Sequence[str] = ()) -> Config:
       ConfigError: for a file that cannot be used or a wrong override.
     """
     filename, _, argument = spec.partition(":")
-    module = run_file(_config_file(filename), "--config")
+    module = run_file(own_file(Path(filename)), "--config")
     try:
         config = module.get_config(argument) if argument else module.get_config()
     except ConfigError:
@@ -124,13 +124,13 @@ def load_file(spec: str, overrides: Sequence[str] = ()) -> Config:
     return override(config, overrides)
 
 
-def _config_file(filename: str) -> Path:
-    """The file itself, or the package's own of this name where there is none here."""
-    path = Path(filename)
+def own_file(path: Path) -> Path:
+    """The file itself, or the package's own of this name, such as configs/digits.py, where there is
+    none here."""
     inside = Path(__file__).parents[1] / "configs"
     folder = inside if inside.is_dir() else Path(__file__).parents[2] / "configs"  # a checkout's
-    own = folder / path.name
-    return own if not path.exists() and path.parts[:-1] == ("configs",) and own.is_file() else path
+    own = folder / path.relative_to("configs") if path.parts[:1] == ("configs",) else path
+    return own if not path.exists() and ".." not in path.parts and own.is_file() else path
 
 
 def run_file(path: Path, flag: str) -> ModuleType:

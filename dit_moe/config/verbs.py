@@ -61,6 +61,11 @@ VERBS = {
         "python -m dit_moe.plan",
         "estimate memory, FLOPs and step time before training",
     ),
+    "sweep": Verb(
+        "dit_moe.commands.sweep",
+        "python -m dit_moe.sweep",
+        "train the runs of a grid, by any number of workers, and fit a law to their losses",
+    ),
     "convert": Verb(
         "dit_moe.commands.convert",
         "python -m dit_moe.convert",

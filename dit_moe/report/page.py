@@ -1,14 +1,12 @@
 """The page: what it is made of, and its template."""
 
 import dataclasses
-import importlib.resources
 import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 
 from dit_moe.analysis.analyse import analyse, write
@@ -24,6 +22,7 @@ from dit_moe.report.history import told_history
 from dit_moe.report.metrics import Metrics, group, read_metrics
 from dit_moe.report.pictures import data_uri
 from dit_moe.report.results import find_results
+from dit_moe.report.template import template
 from dit_moe.runs.additions import holds_additions
 from dit_moe.runs.checkpoints import Checkpoints
 from dit_moe.runs.open_folder import is_published
@@ -56,7 +55,7 @@ def render(workdir: Path, analysis: Path | None, results: Sequence[Path]) -> str
         folder = _analysed(workdir)
     found = None if folder is None else _read_analysis(folder)
     charts, constant = _charts(metrics) if metrics else ([], [])
-    return _template().render(
+    return template("dit_moe.report").render(
         config=config,
         facts=_facts(config, workdir, metrics, found),
         charts=[c for c in charts if not c[0].startswith("moe/")],
@@ -86,16 +85,6 @@ from dit_moe.config.files import load_json
 def get_config():
     return load_json(Path({config!r}))
 """
-
-
-def _template() -> jinja2.Template:
-    text = (importlib.resources.files("dit_moe.report") / "page.html").read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["percent"] = lambda x: f"{x:.2%}"
-    environment.filters["digits"] = lambda x: f"{x:.3f}"
-    return environment.from_string(text)
 
 
 def _analysed(workdir: Path) -> Path:

@@ -28,4 +28,9 @@ def data_uri(path: Path) -> str:
         buffer = io.BytesIO()
         picture.save(buffer, "JPEG", quality=85)
         content, kind = buffer.getvalue(), "jpeg"
+    return as_uri(content, kind)
+
+
+def as_uri(content: bytes, kind: str = "png") -> str:
+    """The bytes of a picture of this kind, as they are, inside of a page."""
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

@@ -73,6 +73,7 @@ COMMANDS = {
     "aggregate": Command("dit_moe.commands.convert", ("--aggregate", "run", "run", "--output=new")),
     "analysis": Command("dit_moe.commands.analysis", ("--workdir=run", "--output=new")),
     "report": Command("dit_moe.commands.report", ("--workdir=run", "--output=new.html")),
+    "sweep": Command("dit_moe.commands.sweep", ("--grid=grid.toml", "--output=new")),
     "plan": Command("dit_moe.commands.plan", ("--config=tiny.py",), overrides=True),
     "post_hoc_ema": Command(
         "dit_moe.commands.post_hoc_ema",

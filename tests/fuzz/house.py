@@ -97,6 +97,7 @@ def build(folder: Path) -> None:
     image = rng.integers(0, 256, (12, 8, 8, 1)).astype(np.uint8)
     label = np.arange(12) % 10
     (folder / "tiny.py").write_text(TINY.format(text=json.dumps(to_dict(CONFIG))))
+    (folder / "grid.toml").write_text('config = "tiny.py"\n[set]\nbudget.steps = 2\n')
     (folder / "empty").mkdir()
     (folder / "text.txt").write_text("no picture")
     (folder / "latin.txt").write_bytes(b"caf\xe9")

@@ -46,6 +46,7 @@ READS: dict[str, list[tuple[list[str], list[str]]]] = {
     "report": [
         (["--analysis=.", "--results", "results.json"], ["*.json", "run/*", "run/samples/*"])
     ],
+    "sweep": [([], ["grid.toml"]), (["--plan"], ["grid.toml"]), (["--report"], ["grid.toml"])],
     "post_hoc_ema": [([], ["run/config.json", "run/ema_snapshots/4/*/*"])],
     "fid": [
         ([], ["samples.npz", "set/*"]),

@@ -1,0 +1,171 @@
+"""Trains the runs of a grid. Any number of workers may do so together; the same command resumes."""
+
+import argparse
+import importlib
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dit_moe.config.command_line import command_parser, end, run_command, words
+
+if TYPE_CHECKING:
+    from dit_moe.sweep.measure import Judge
+    from dit_moe.sweep.queue import Queue
+    from dit_moe.sweep.record import Sweep
+    from dit_moe.sweep.table import Entry
+
+EPILOG = """\
+examples:
+  python -m dit_moe.sweep --grid configs/sweeps/experts.toml --output runs/experts --plan
+  python -m dit_moe.sweep --grid configs/sweeps/experts.toml --output runs/experts
+  python -m dit_moe.sweep --output runs/experts --report --factors total
+
+The file names a config and axes along which its fields vary (docs/sweeps.md). All configs are
+checked before the first run begins. The second line is a worker; start it as often as there are
+devices to use, on every machine that sees the output folder: each takes the next run that nobody
+does, and a run whose worker was killed is taken again and resumed. Once the folder knows the grid,
+--grid may be left out.
+
+The output folder receives sweep.json, queue/, runs/ (a run folder each), and from every worker that
+ends results.csv and results.json. --report writes report.html, too, at any time.
+Exit codes: 0 nothing is left to take, 1 runs have failed, 2 a setting cannot be used; Ctrl-C saves
+a checkpoint and stops (130).
+"""
+_BATCH = 200
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = command_parser("python -m dit_moe.sweep", __doc__, EPILOG)
+    add = parser.add_argument
+    add("--grid", type=Path, metavar="FILE", help="the grid, TOML or JSON; see configs/sweeps/")
+    add("--output", required=True, type=Path, metavar="DIR", help="folder of the sweep")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--plan", action="store_true", help="print the runs; nothing is written")
+    what.add_argument("--report", action="store_true", help="train nothing: table, law and page")
+    what.add_argument("--retry", action="store_true", help="do failed runs again, too")
+    add(
+        "--factors",
+        default="",
+        metavar="NAME,NAME",
+        help="with --report: what the law of the loss is of: active, total, tokens (default: none)",
+    )
+    add(
+        "--loss",
+        default="validation_loss",
+        metavar="COLUMN",
+        help="with --report: the loss of the law and the pictures (default: validation_loss)",
+    )
+    arguments = parser.parse_args(argv)
+    return run_command(lambda: run(arguments), resumes=True)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Does what is asked; returns the exit code."""
+    # After the arguments are parsed: JAX takes seconds to import.
+    from dit_moe.sweep.grid import read_grid
+    from dit_moe.sweep.job import check_runs
+    from dit_moe.sweep.queue import Queue
+    from dit_moe.sweep.record import Sweep, read_sweep, write_sweep
+    from dit_moe.sweep.runs import expand
+    from dit_moe.sweep.table import collect, plan
+
+    folder: Path = arguments.output
+    if arguments.grid is not None:
+        grid = read_grid(arguments.grid)
+        sweep = Sweep(tuple(expand(grid)), grid.judge)
+    else:
+        sweep = read_sweep(folder)
+    queue = Queue(folder / "queue", [run.name for run in sweep.runs])
+    if arguments.plan:
+        print(plan(collect(sweep, queue)))
+        return 0
+    if arguments.report:
+        _report(collect(sweep, queue), folder, words(arguments.factors), arguments.loss)
+        return 0
+    judge = _judge(sweep)
+    check_runs(sweep)
+    if arguments.grid is not None:
+        write_sweep(folder, sweep)
+    if arguments.retry:
+        queue.forget_failures()
+    return _work(sweep, queue, folder, judge)
+
+
+def _report(entries: "list[Entry]", folder: Path, factors: Sequence[str], loss: str) -> None:
+    """Writes table and page, and prints what they say."""
+    from dit_moe.storage.files import atomic
+    from dit_moe.sweep.job import RUNS
+    from dit_moe.sweep.page import render
+    from dit_moe.sweep.prediction import find_law, text
+    from dit_moe.sweep.table import summary, write_table
+
+    findings = find_law(entries, factors, loss) if factors else None
+    html = render(entries, folder.absolute().name, folder / RUNS, loss, findings)
+    write_table(entries, folder)
+    with atomic(folder / "report.html") as temporary:
+        # Names of files need not be text.
+        temporary.write_text(html, encoding="utf-8", errors="backslashreplace")
+    print(summary(entries))
+    if findings is not None:
+        print(text(findings))
+    print(f"Wrote {folder / 'results.csv'} and {folder / 'report.html'}.")
+
+
+def _work(sweep: "Sweep", queue: "Queue", folder: Path, judge: "Judge | None") -> int:
+    from dit_moe.config.command_line import say_error
+    from dit_moe.sweep.job import Trainer
+    from dit_moe.sweep.table import collect, summary, write_table
+    from dit_moe.sweep.worker import work
+
+    trainer = Trainer(sweep, folder, judge, print)
+    ended = work(queue, trainer, say_error)
+    entries = collect(sweep, queue)
+    write_table(entries, folder)
+    print(summary(entries))
+    count = {state: sum(e.state == state for e in entries) for state in ("done", "failed", "open")}
+    print(f"{count['done']} done, {count['failed']} failed, {count['open']} open or with others.")
+    if not ended:
+        assert trainer.stopped_by is not None
+        print("Saved. Give the same command again to go on.")
+        return 128 + trainer.stopped_by
+    return 1 if count["failed"] else 0
+
+
+def _judge(sweep: "Sweep") -> "Judge | None":
+    """What judges samples of a run, of `eval`."""
+    from dit_moe.config import Config, ConfigError
+    from dit_moe.sampling.run_sampler import RunSampler
+
+    if sweep.judge is None:
+        return None
+    module = importlib.import_module(f"{_eval()}.embedded_judge")
+    sources = {run.config.data.source for run in sweep.runs}
+    if unknown := sources - module.EMBEDDED.keys():
+        raise ConfigError(
+            f"grid.judge is given with config.data.source {unknown.pop()!r}; allowed: with "
+            f"{', '.join(module.EMBEDDED)}, or no judge"
+        )
+    judges = {source: module.EmbeddedJudge(source) for source in sorted(sources)}
+
+    def judge(workdir: Path, config: Config) -> dict[str, float | None]:
+        import numpy as np
+
+        sampler = RunSampler(workdir, ema=True, batch_size=_BATCH, num_samples=sweep.judge)
+        image_NxHxWxC = np.concatenate([*sampler.batches(0)])
+        return judges[config.data.source](image_NxHxWxC, sampler.request.labels())
+
+    return judge
+
+
+def _eval() -> str:
+    """What the room `eval` is called: beside this package in a checkout, else inside of it."""
+    inside, root = Path(__file__).parents[1] / "eval", Path(__file__).parents[2]
+    found = None if inside.is_dir() else importlib.util.find_spec("eval")
+    beside = found is not None and found.origin == str(root / "eval" / "__init__.py")
+    return "eval" if beside else "dit_moe.eval"
+
+
+if __name__ == "__main__":
+    end(main)
