@@ -17,6 +17,7 @@ EPILOG = """\
 examples:
   published checkpoint to run folder
     python -m dit_moe.convert --family dit --checkpoint DiT-XL-2-256x256.pt --output runs/dit-xl
+    python -m dit_moe.convert --family dit --checkpoint facebook/DiT-XL-2-256 --output runs/dit-xl
     python sample.py --workdir runs/dit-xl --classes 207,360 --output out/
   run folder to an open folder (safetensors), to the hub, to a peer's own state_dict
     python -m dit_moe.convert --workdir runs/xl --output exported/xl
@@ -41,7 +42,8 @@ def main(argv: list[str] | None = None) -> int:
         "--checkpoint",
         type=Path,
         metavar="FILE",
-        help="to import: .safetensors, a folder of them or of diffusers, or .pt, .pth, .bin, .ckpt",
+        help="to import: .safetensors, a folder of them or of diffusers, .pt, .pth, .bin, .ckpt, "
+        "or on the Hugging Face hub USER/NAME or USER/NAME:FILE",
     )
     ways.add_argument("--workdir", metavar="RUN", help="to export: a run folder")
     ways.add_argument("--upcycle", metavar="RUN", help="to make sparse: a run folder")
@@ -62,6 +64,11 @@ def main(argv: list[str] | None = None) -> int:
         metavar="FILE",
         help="the constructor's arguments, for sizes that are not published (num_heads, top_k); "
         'and "objective": ddpm or rectified_flow',
+    )
+    importing.add_argument(
+        "--network",
+        metavar="NAME",
+        help="in place of --parameters: which, where a checkpoint has several, such as averages",
     )
     exporting = parser.add_argument_group("with --workdir")
     exporting.add_argument(
@@ -105,6 +112,7 @@ def _refuse_strangers(
     belongs = {
         "family": "checkpoint",
         "model_json": "checkpoint",
+        "network": "checkpoint",
         "format": "workdir",
         "upload": "workdir",
         "config": "upcycle",
@@ -117,6 +125,8 @@ def _refuse_strangers(
             parser.error(f"--{flag} is given without --{way}")
         if not given and getattr(arguments, way) is not None and flag in ("family", "config"):
             parser.error(f"--{flag} is needed with --{way}")
+    if arguments.network is not None and arguments.parameters is not None:
+        parser.error("--network is given with --parameters; allowed: one of them")
     if arguments.upload is not None and arguments.format not in (None, "safetensors"):
         parser.error(f"--upload is given with --format {arguments.format}; allowed: safetensors")
 
@@ -143,6 +153,7 @@ def _import(arguments: argparse.Namespace) -> None:
         arguments.output,
         model_json=arguments.model_json,
         which=arguments.parameters,
+        network=arguments.network,
     )
     model = config.model
     print(

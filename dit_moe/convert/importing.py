@@ -14,6 +14,7 @@ from dit_moe.convert.peers import Pieces
 from dit_moe.convert.recognise import read_arguments, recognise
 from dit_moe.runs.writer import write_run
 from dit_moe.storage.colours import MODES
+from dit_moe.storage.hub import find_checkpoint
 
 _FACTOR = 0.18215
 SD_VAE = LatentSpace(
@@ -44,38 +45,44 @@ def import_checkpoint(
     *,
     model_json: Path | None = None,
     which: Literal["ema", "raw"] | None = None,
+    network: str | None = None,
 ) -> Imported:
     """Writes a peer's checkpoint as a run folder.
 
     Args:
       family: whose checkpoint it is.
-      checkpoint: see `networks.read_checkpoint`; of DiT, a folder of diffusers, too.
+      checkpoint: see `networks.read_checkpoint`; of DiT, a folder of diffusers, too; or a name on
+        the hub, see `hub.find_checkpoint`.
       output: a new folder.
       model_json: the peer's constructor arguments, for what shapes do not tell.
       which: the moving average or the parameters; None takes the average where there is one.
+      network: one of several by the name that the checkpoint has for it, in place of `which`.
 
     Raises:
       ConfigError: something does not fit; nothing is written.
       OSError: the output cannot be written.
     """
     arguments = read_arguments(model_json) if model_json else None
+    checkpoint = find_checkpoint(checkpoint)
     folder = find_diffusers(checkpoint)
     if folder is None:
-        network = read_checkpoint(checkpoint, which)
+        taken = read_checkpoint(checkpoint, which, network)
+    elif network is not None:
+        raise ConfigError(f"network is {network!r}, but {folder} is diffusers' and holds one")
     elif family == "dit":
         tensors, told = read_diffusers(folder)
-        network = Network(tensors, "", which)
+        taken = Network(tensors, "", which)
         arguments = {**told, **(arguments or {})}
     else:
         raise ConfigError(f"family is {family!r}, but {folder} is diffusers'; allowed: 'dit'")
-    config = recognise(family, {key: t.shape for key, t in network.tensors.items()}, arguments)
-    pieces = Pieces(config.model, network.tensors)
+    config = recognise(family, {key: t.shape for key, t in taken.tensors.items()}, arguments)
+    pieces = Pieces(config.model, taken.tensors)
     if PEERS[family].other_clock:  # which only tensors that fit can be changed to
-        pieces = Pieces(config.model, exchange_clocks(network.tensors))
+        pieces = Pieces(config.model, exchange_clocks(taken.tensors))
     if config.model.channels not in MODES:
         raise ConfigError(
             f"channels is {config.model.channels}; allowed: 4 (latents), or 1, 2 or 3 (pictures)"
         )
     space = SD_VAE if config.model.channels == 4 else None
-    write_run(output, config, space, pieces, only_average=network.kind == "ema")
-    return Imported(config, network)
+    write_run(output, config, space, pieces, only_average=taken.kind == "ema")
+    return Imported(config, taken)

@@ -39,18 +39,23 @@ class Network(NamedTuple):
     """The moving average or the parameters; None where the checkpoint does not tell."""
 
 
-def read_checkpoint(path: Path, which: Literal["ema", "raw"] | None = None) -> Network:
+def read_checkpoint(
+    path: Path, which: Literal["ema", "raw"] | None = None, name: str | None = None
+) -> Network:
     """One network of a checkpoint.
 
     Args:
       path: see `checkpoint_files.read_file`.
       which: the moving average or the parameters; None takes the average where there is one.
+      name: what the checkpoint calls the network, in place of `which`.
 
     Raises:
-      ConfigError: the file cannot be read, or holds no such network.
+      ConfigError: the file cannot be read, or holds no such network, or several.
     """
     tensors = _unwrap(read_file(path))
     networks = _plain(tensors)
+    if name in networks:  # before averages in forms of their own are made out
+        return Network(networks[name], name, "ema" if _is_average(name) else "raw")
     alone = list(networks) == [""]
     if which != "raw":
         averages = {**_without_dots(path, tensors, networks), **_lists(path, tensors, networks)}
@@ -62,6 +67,8 @@ def read_checkpoint(path: Path, which: Literal["ema", "raw"] | None = None) -> N
             f"{path} holds no diffusion transformer of these families: no {_LANDMARK} among its "
             f"{len(tensors):,} tensors ({shown}, ...)"
         )
+    if name is not None:
+        return _named(path, networks, name)
     averages = [name for name in networks if _is_average(name)]
     others = [name for name in networks if name not in averages]
     wanted = averages if which == "ema" else others if which == "raw" else averages or others
@@ -70,12 +77,23 @@ def read_checkpoint(path: Path, which: Literal["ema", "raw"] | None = None) -> N
     if len(wanted) != 1:
         names = ", ".join(map(repr, networks))
         found = "more than one network" if wanted else f"no {which} parameters"
-        raise ConfigError(f"{path} holds {found}: its networks are {names}")
+        raise ConfigError(
+            f"{path} holds {found}: its networks are {names}; allowed: one of them by --network"
+        )
     (name,) = wanted
     if which is None and not averages:
         _refuse_unknown_average(path, tensors, name)
     kind = which if alone else "ema" if name in averages else "raw" if averages or which else None
     return Network(networks[name], name, kind)
+
+
+def _named(path: Path, networks: Mapping[str, dict[str, StoredTensor]], name: str) -> Network:
+    if name not in networks:
+        raise ConfigError(
+            f"network is {name!r}, which {path} does not hold; allowed: "
+            f"{', '.join(map(repr, networks))}"
+        )
+    return Network(networks[name], name, "ema")  # the plain ones were looked at before
 
 
 def _unwrap(tensors: Tensors) -> dict[str, StoredTensor]:

@@ -9,7 +9,6 @@ import numpy as np
 
 from dit_moe.config import ConfigError
 from dit_moe.runs.tensor_files import DTYPES, StoredTensor, read_safetensors
-from dit_moe.storage.hub import is_hub_name
 from dit_moe.storage.pickles import load_pickle
 from dit_moe.storage.records import read_json
 
@@ -40,7 +39,7 @@ def read_file(path: Path) -> dict[str, StoredTensor]:
             f"with {INDEX} and its shards, or a file"
         )
     if not path.is_file():
-        raise ConfigError(f"checkpoint is {str(path)!r}, which does not exist{_on_the_hub(path)}")
+        raise ConfigError(f"checkpoint is {str(path)!r}, which does not exist")
     if path.suffix == ".safetensors":
         return read_safetensors(path)
     if path.suffix == ".json":
@@ -50,15 +49,6 @@ def read_file(path: Path) -> dict[str, StoredTensor]:
     raise ConfigError(
         f"checkpoint is {str(path)!r}; allowed: .safetensors, {', '.join(PICKLES)}, or a folder "
         "of safetensors"
-    )
-
-
-def _on_the_hub(path: Path) -> str:
-    if not is_hub_name(str(path)) or path.suffix in (".safetensors", ".json", *PICKLES):
-        return ""
-    return (
-        "; if it is a name on the Hugging Face hub, download it and give its folder, or a file in "
-        f"it: hf download {path} --local-dir {path.name}"
     )
 
 

@@ -6,6 +6,8 @@ import shutil
 import sys
 from pathlib import Path
 
+import huggingface_hub
+import huggingface_hub.constants
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -28,6 +30,7 @@ from dit_moe.models.parameters import functional
 from dit_moe.runs.fingerprint import fingerprints
 from dit_moe.runs.loading import load_run
 from dit_moe.runs.writer import InMemory, write_run
+from dit_moe.storage.hub import find_checkpoint
 from tests.convert.converted import (
     FAMILIES,
     FIXTURES,
@@ -238,6 +241,35 @@ class TestForms:
         self.check(tmp_path, file, {k: -x for k, x in tensors.items()}, "--parameters=raw")
         assert "Took the parameters (raw) under 'model" in capsys.readouterr().out
 
+    def test_one_of_several_averages(self, tmp_path, capsys):
+        tensors = tensors_of(self.name)
+        del tensors["pos_embed"]
+        both = {f"ema_0.999.{k}": x for k, x in tensors.items()}
+        both |= {f"ema_0.99.{k}": -x for k, x in tensors.items()}
+        both |= {f"model.{k}": 2 * x for k, x in tensors.items()}
+        file = store(tmp_path / "a.safetensors", both)
+        assert convert(file, tmp_path / "run", self.name) == 2
+        error = capsys.readouterr().err
+        assert "more than one network: its networks are 'ema_0.99', 'ema_0.999', 'model'" in error
+        assert "allowed: one of them by --network" in error
+        assert convert(file, tmp_path / "run", self.name, "--network=ema") == 2
+        assert "network is 'ema', which " in capsys.readouterr().err
+        self.check(tmp_path, file, tensors, "--network=ema_0.999")
+        assert "Took the moving average (ema) under 'ema_0.999'" in capsys.readouterr().out
+        shutil.rmtree(tmp_path / "run")
+        self.check(tmp_path, file, {k: 2 * x for k, x in tensors.items()}, "--network=model")
+        assert "Took the parameters (raw) under 'model'" in capsys.readouterr().out
+        with pytest.raises(SystemExit):
+            convert(file, tmp_path / "other", self.name, "--network=model", "--parameters=raw")
+
+    def test_an_average_without_dots_by_name(self, tmp_path):
+        tensors = {k: x for k, x in tensors_of(self.name).items() if k != "pos_embed"}
+        both = {f"model.{k}": -x for k, x in tensors.items()}
+        for factor, name in ((1, "fast_ema"), (2, "slow_ema")):
+            both |= {f"{name}.{k.replace('.', '')}": factor * x for k, x in tensors.items()}
+        file = store(tmp_path / "a.safetensors", both)
+        self.check(tmp_path, file, {k: 2 * x for k, x in tensors.items()}, "--network=slow_ema")
+
     def test_an_average_alone_is_not_drawn_as_parameters(self, tmp_path):
         tensors = tensors_of(self.name)
         file = store(tmp_path / "a.safetensors", {f"ema.{k}": x for k, x in tensors.items()})
@@ -267,6 +299,92 @@ class TestForms:
         (folder / "model.safetensors.index.json").write_text(json.dumps(index))
         assert convert(folder, tmp_path / "other", self.name) == 2
         assert "names '../a.safetensors'; allowed: files beside it" in capsys.readouterr().err
+
+
+class TestHub:
+    """Without a network: of a cache that a stub of it has filled."""
+
+    name = "dit_tiny"
+
+    @pytest.fixture(autouse=True)
+    def snapshot(self, tmp_path, monkeypatch):
+        """The folder of the cache for some-group/models."""
+        hub = tmp_path / "hub"
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(hub))
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+        monkeypatch.chdir(tmp_path)
+        repository = hub / "models--some-group--models"
+        (repository / "refs").mkdir(parents=True)
+        (repository / "refs" / "main").write_text("0" * 40)
+        folder = repository / "snapshots" / ("0" * 40)
+        (folder / "deep").mkdir(parents=True)
+        return folder
+
+    def converted(self, reference, tmp_path) -> bool:
+        """Whether it became the network of the fixture."""
+        assert convert(reference, tmp_path / "run", self.name) == 0
+        run = load_run(tmp_path / "run")
+        original = peers.from_peer(run.config.model, tensors_of(self.name))
+        shutil.rmtree(tmp_path / "run")
+        return all(np.array_equal(x, original[path]) for path, x in run.parameters.items())
+
+    def test_the_one_file_or_one_by_name(self, snapshot, tmp_path, capsys):
+        store(snapshot / "deep" / "dit.safetensors", tensors_of(self.name))
+        assert self.converted("some-group/models", tmp_path)
+        assert self.converted("some-group/models:deep/dit.safetensors", tmp_path)
+        (snapshot / "b.pt").write_bytes(b"never read")
+        assert self.converted("some-group/models:deep/dit.safetensors", tmp_path)
+        capsys.readouterr()
+        assert convert("some-group/models", tmp_path / "run", self.name) == 2
+        error = capsys.readouterr().err
+        assert "a repository with 2 files of weights: b.pt, deep/dit.safetensors; allowed" in error
+        assert "--checkpoint some-group/models:FILE" in error
+        # A model under the name of the hub's clients goes before other files.
+        store(snapshot / "model.safetensors", tensors_of(self.name))
+        assert self.converted("some-group/models", tmp_path)
+
+    def test_shards(self, snapshot, tmp_path):
+        tensors = tensors_of(self.name)
+        names = {k: f"deep-{i % 2}.safetensors" for i, k in enumerate(tensors)}
+        for name in set(names.values()):
+            store(snapshot / name, {k: x for k, x in tensors.items() if names[k] == name})
+        (snapshot / "deep.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+        assert self.converted("some-group/models:deep.safetensors.index.json", tmp_path)
+
+    def test_what_is_asked_of_the_hub(self, snapshot, tmp_path, monkeypatch):
+        """No more than the one form of the model."""
+        asked = []
+
+        class Hub:
+            def list_repo_files(self, name):
+                return ["README.md", *(f"transformer/{name}" for name in files), "vae/x.bin"]
+
+        def snapshot_download(name, allow_patterns):
+            asked.extend([name, allow_patterns])
+            return str(snapshot)
+
+        monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+        files = ["config.json", "diffusion_pytorch_model.bin"]
+        assert find_checkpoint(Path("a/b")) == snapshot
+        stem = "transformer/diffusion_pytorch_model"
+        assert asked == ["a/b", ["transformer/config.json", f"{stem}.bin"]]
+        files += ["diffusion_pytorch_model.safetensors.index.json"]
+        find_checkpoint(Path("a/b"))
+        index = f"{stem}.safetensors.index.json"
+        assert asked[3] == ["transformer/config.json", index, f"{stem}-*"]
+
+    def test_what_is_not_there(self, snapshot, tmp_path, capsys):
+        for reference in ("no-group/models", "no-group/models:a.pt", "some-group/models:a.pt"):
+            assert convert(reference, tmp_path / "run", self.name) == 2
+            error = capsys.readouterr().err
+            assert f"checkpoint is '{reference}', which is no file or folder here" in error
+            assert f"https://huggingface.co/{reference.partition(':')[0]}/tree/main" in error
+        # What looks like a file, or lies in a folder that is here, is none of the hub's.
+        (tmp_path / "here").mkdir()
+        for reference in ("no-group/a.pt", "here/models"):
+            assert convert(reference, tmp_path / "run", self.name) == 2
+            assert f"checkpoint is '{reference}', which does not exist" in capsys.readouterr().err
 
 
 class TestRefusals:
@@ -513,10 +631,6 @@ class TestRefusals:
         error = capsys.readouterr().err
         assert "blocks.1.attn.proj.weight of the checkpoint holds numbers that are not" in error
         assert [*tmp_path.iterdir()] == [file]
-
-    def test_a_name_on_the_hub(self, capsys, tmp_path):
-        error = self.refuse(capsys, tmp_path, Path("some-group/DiT-XL"))
-        assert "hf download some-group/DiT-XL --local-dir DiT-XL" in error
 
     def test_hostile_arguments(self, tmp_path):
         path = tmp_path / "model.json"
