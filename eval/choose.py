@@ -1,6 +1,8 @@
 """Which metrics are taken, and whether the sets allow it, before any feature is made."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -60,6 +62,16 @@ def check(
     _check_widths(samples, reference, extractor)
 
 
+def about(extractor: Extractor) -> dict[str, Any]:
+    """Which features these are, ready for JSON."""
+    return {"name": extractor.name, **extractor.description}
+
+
+def is_made_by(made_by: Mapping[str, Any], extractor: Extractor) -> bool:
+    """Whether statistics are of these features (`Reference.made_by`)."""
+    return made_by["features"] == json.loads(json.dumps(about(extractor)))
+
+
 def _check_images(
     samples: ImageSet, images: ImageSet | None, chosen: Sequence[Metric], has_statistics: bool
 ) -> None:
@@ -72,9 +84,8 @@ def _check_images(
     if samples.shape[:2] != images.shape[:2]:
         raise ImageSetError(
             f"{samples.path} holds images of {samples.shape[0]}x{samples.shape[1]}, but "
-            f"{images.path} of {images.shape[0]}x{images.shape[1]}; resize one set as the other, "
-            "as by python -m dit_moe.data.prepare --autoencoder none --image_size "
-            f"{images.shape[0]}."
+            f"{images.path} of {images.shape[0]}x{images.shape[1]}; name a rule for both, such as "
+            f"--resize adm:{min(images.shape[:2])}."
         )
     if any(metric.labels for metric in chosen):
         _check_classes(samples, images)
@@ -114,6 +125,12 @@ def _check_widths(samples: ImageSet, reference: Reference, extractor: Extractor)
     """Compares stored statistics with the features of one black image."""
     if not reference.gaussian:
         return
+    if reference.made_by is not None and not is_made_by(reference.made_by, extractor):
+        raise ImageSetError(
+            f"{reference.path} holds statistics of other features than {extractor.name!r} with "
+            f"these weights and settings: {json.dumps(reference.made_by['features'])}; give the "
+            "reference's images, or statistics of the same features."
+        )
     outputs = extractor(np.zeros((1, *samples.shape), np.uint8))
     for output, gaussian in reference.gaussian.items():
         if output in outputs and outputs[output].shape[1] != len(gaussian.mean):

@@ -3,16 +3,18 @@
 import importlib.metadata
 import math
 import shutil
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .choose import check, choose
+from .choose import about, check, choose
 from .collect import Collected, collect, key
 from .features import OUTPUTS, Extractor
 from .image_set import ImageSet, ImageSetError
 from .metric_table import METRICS, PAIRWISE_REFERENCE, Metric, Sets
 from .references import Reference
+from .statistics import Gaussian, SmallSetWarning
 
 _PACKAGES = ("numpy", "scipy", "scikit-learn", "jax")
 
@@ -70,7 +72,7 @@ def evaluate(
         sets.sample_labels = samples.labels
     if needs_labels and images is not None:
         sets.reference_labels = images.labels
-    values = _compute(names, sets)
+    values = _compute(names, sets, known=reference.made_by is not None)
     shutil.rmtree(folder, ignore_errors=True)
     return {
         "metrics": values,
@@ -91,10 +93,47 @@ def evaluate(
                 else 0
             ),
         },
-        "features": {"name": extractor.name, **extractor.description},
+        "features": about(extractor),
         "notes": list(dict.fromkeys(sets.notes)),
         "versions": {p: importlib.metadata.version(p) for p in _PACKAGES},
     }
+
+
+def reference_statistics(
+    reference: Reference,
+    extractor: Extractor,
+    names: Sequence[str],
+    *,
+    cache: Path,
+    batch_size: int,
+    pairwise_reference: int = PAIRWISE_REFERENCE,
+) -> dict[str, Gaussian]:
+    """The statistics of a reference's images, by output; `evaluate` goes on with what is collected.
+
+    Args:
+        reference: as of `evaluate`, like the following.
+        extractor: the network.
+        names: the metrics that will be taken; none is needed.
+        cache: folder for what is collected.
+        batch_size: images read at once.
+        pairwise_reference: how many images' features the metrics need.
+
+    Raises:
+        ImageSetError: it holds statistics already, or fewer than two images.
+    """
+    if reference.images is None or reference.gaussian:
+        raise ImageSetError(
+            f"{reference.path} holds statistics already; allowed with --save_reference: images."
+        )
+    if reference.images.num < 2:
+        raise ImageSetError(f"{reference.path} holds 1 image, but 2 are needed.")
+    chosen = [METRICS[name] for name in {*names, "fid"}]
+    collected = _collect_reference(
+        reference, extractor, chosen, cache, batch_size, pairwise_reference
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SmallSetWarning)  # the command tells
+        return {name: each.gaussian() for name, each in collected.accumulator.items()}
 
 
 def _collect_reference(
@@ -120,9 +159,9 @@ def _collect_reference(
     return collect(*arguments, folder, max_kept, batch_size, "reference")
 
 
-def _compute(names: Sequence[str], sets: Sets) -> dict[str, dict[str, Any]]:
-    """The metrics by name; notes go to the sets."""
-    if sets.stored:
+def _compute(names: Sequence[str], sets: Sets, *, known: bool) -> dict[str, dict[str, Any]]:
+    """The metrics by name; notes go to the sets. Stored statistics may be known to fit."""
+    if sets.stored and not known:
         sets.notes.append(
             "The reference's statistics were read from a file, which does not say by which network "
             "and resizing they were made: they must be those of the samples."

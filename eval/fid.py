@@ -34,6 +34,11 @@ reference   The same, or stored statistics: an .npz with mu and sigma (pytorch-f
             ADM's reference batches. What is made of images is cached by content, so a reference is
             run through the network again only if other features must be kept. "digits" and
             "patches" are the held-out images of these data sets.
+            --save_reference writes such statistics, with what they were made of; pytorch-fid and
+            ADM's evaluator read them, too.
+resize      A rule for images of other sizes, since numbers depend on it: lanczos:256, or
+            bicubic:256x192 (height first). adm is the crop of data.prepare (halved by averaging,
+            then bicubic); the others are Pillow's filters, antialiased. Centred parts are taken.
 features    inception and dinov2 need their published weights. digits and patches are small
             classifiers of these data sets, trained here in seconds; their distances are no FID.
 
@@ -63,6 +68,8 @@ examples:
       --features inception --weights pt_inception-2015-12-05-6726825d.pth --output out/fid.json
   python -m eval.fid --samples out/samples.npz --reference data/train/ --metrics fid,pr,kid \\
       --features dinov2 --weights dinov2-large/model.safetensors --output out/dinov2.json
+  python -m eval.fid --reference data/train/ --resize adm:256 --save_reference out/reference.npz \\
+      --features inception --weights pt_inception-2015-12-05-6726825d.pth
 
 python -m eval.features.weights tells where the weights are published. Stopped by Ctrl-C or a crash,
 the same command goes on where it was.
@@ -84,7 +91,7 @@ _OF_RUNS = (
 def _parser() -> argparse.ArgumentParser:
     parser = command_parser("python -m eval.fid", _HELP, _EXAMPLES)
     add = parser.add_argument
-    judged = parser.add_mutually_exclusive_group(required=True)
+    judged = parser.add_mutually_exclusive_group()
     judged.add_argument("--samples", type=Path, metavar="SET", help="the images to judge")
     judged.add_argument(
         "--workdir",
@@ -100,7 +107,19 @@ def _parser() -> argparse.ArgumentParser:
         help="the network (default: inception)",
     )
     add("--weights", type=Path, metavar="FILE", help="weights of inception or dinov2")
-    add("--output", required=True, type=Path, metavar="JSON", help="where all numbers are written")
+    add("--output", type=Path, metavar="JSON", help="where all numbers are written; needed")
+    add(
+        "--save_reference",
+        type=Path,
+        metavar="NPZ",
+        help="write the statistics of the reference's images, too, or alone without a set to judge",
+    )
+    add(
+        "--resize",
+        metavar="RULE:SIZE",
+        help="bring all images to one size by adm, box, bilinear, bicubic or lanczos (default: "
+        "other sizes are refused)",
+    )
     add("--metrics", metavar="A,B", help="from the list above (default: see there)")
     add("--batch_size", type=int, default=64, help="images per pass (default: 64)")
     add("--split", default="train", help="split of a TFDS data set (default: train)")
@@ -166,7 +185,11 @@ def _run(options: argparse.Namespace) -> str:
         split=options.split,
         pairwise_reference=options.pairwise_reference,
         cache=options.cache or _default_cache(),
+        save_reference=options.save_reference,
+        resize=options.resize,
     )
+    if options.samples is None and options.workdir is None:
+        return judge(request, None)
     if options.samples is not None:
         return judge(request, options.samples)
     settings = {
@@ -186,10 +209,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    if options.samples is not None:
+    judges = options.samples is not None or options.workdir is not None
+    if not judges and options.save_reference is None:
+        parser.error("one of the arguments --samples --workdir --save_reference is required")
+    if judges != (options.output is not None):
+        which = "needed with" if judges else "given without"
+        parser.error(f"--output is {which} --samples or --workdir")
+    if options.workdir is None:
+        instead = "not to --samples" if judges else "which is not given"
         for name in _OF_RUNS:
             if getattr(options, name) != parser.get_default(name):
-                parser.error(f"--{name} belongs to --workdir, not to --samples")
+                parser.error(f"--{name} belongs to --workdir, {instead}")
     return run_command(lambda: print(_run(options)), resumes=True)
 
 

@@ -18,11 +18,12 @@ from dit_moe.storage.pictures import SUFFIXES, ImageError, read_picture
 
 from .image_set import ImageSet, ImageSetError
 from .labels import Labels, of_folders
+from .resize import Resize
 
 _THREADS = 8
 
 
-def open_folder(path: Path) -> ImageSet:
+def open_folder(path: Path, resize: Resize | None = None) -> ImageSet:
     """All images below a folder, in the order of their sorted paths, as RGB.
 
     Labels come from EDM's `dataset.json` where there is one, otherwise from class folders: if every
@@ -42,16 +43,16 @@ def open_folder(path: Path) -> ImageSet:
             digest.update(f"{printable(name)}\0{each}\n".encode())
         return digest.hexdigest()
 
-    return _image_set(path, listing, content)
+    return _image_set(path, listing, content, resize)
 
 
-def open_zip(path: Path) -> ImageSet:
+def open_zip(path: Path, resize: Resize | None = None) -> ImageSet:
     """All images of a zip file, as `open_folder`; one folder that holds all others is no class.
 
     Raises:
         ImageSetError: as `open_folder`, or the zip is damaged or packed in another way.
     """
-    return _image_set(path, _listed(path, list_zip), lambda: files.sha256(path))
+    return _image_set(path, _listed(path, list_zip), lambda: files.sha256(path), resize)
 
 
 def _listed(path: Path, list_files: Callable[[Path], Listing]) -> Listing:
@@ -61,7 +62,9 @@ def _listed(path: Path, list_files: Callable[[Path], Listing]) -> Listing:
         raise ImageSetError(f"{error}.") from None
 
 
-def _image_set(path: Path, listing: Listing, content: Callable[[], str]) -> ImageSet:
+def _image_set(
+    path: Path, listing: Listing, content: Callable[[], str], resize: Resize | None
+) -> ImageSet:
     names = [name for name in listing.names if has_picture_name(name)]
     others = sorted({*listing.names, *listing.refused} - {*names, edm_labels.NAME})
     if not names:
@@ -73,15 +76,21 @@ def _image_set(path: Path, listing: Listing, content: Callable[[], str]) -> Imag
             f"the others: {len(others) + listing.loose:,}{example}.",
             file=sys.stderr,
         )
-    shape = _decode(path, names[0], listing).shape
+
+    def decode(name: str) -> np.ndarray:
+        image_HxWx3 = _decode(path, name, listing)
+        return image_HxWx3 if resize is None else resize(image_HxWx3)
+
+    shape = decode(names[0]).shape
 
     def load(name: str) -> np.ndarray:
-        image_HxWx3 = _decode(path, name, listing)
+        image_HxWx3 = decode(name)
         if image_HxWx3.shape != shape:
             raise ImageSetError(
                 f"{path}: {printable(name)} is {_size(image_HxWx3.shape)}, but "
-                f"{printable(names[0])} is {_size(shape)}; all images must be of one size: cut "
-                "them by python -m dit_moe.data.prepare --autoencoder none, and give its output."
+                f"{printable(names[0])} is {_size(shape)}; all images must be of one size: name a "
+                "rule by --resize, or cut them by python -m dit_moe.data.prepare --autoencoder "
+                "none, and give its output."
             )
         return image_HxWx3
 

@@ -10,13 +10,14 @@ from typing import Any
 from dit_moe.config import ConfigError
 
 from . import sweep
-from .choose import choose
-from .evaluate import evaluate
-from .features import load_extractor
+from .choose import about, choose
+from .evaluate import evaluate, reference_statistics
+from .features import Extractor, load_extractor
 from .image_set import ImageSet
 from .image_sets import open_set
 from .output import as_json, write
-from .references import open_reference
+from .references import Reference, open_reference, write_reference
+from .resize import Resize, parse, resized
 from .result_table import table
 from .run_samples import open_run
 
@@ -29,7 +30,8 @@ class Request:
     """What images are judged by, and where the numbers go."""
 
     reference: Path
-    output: Path
+    output: Path | None
+    """None: only the statistics of the reference are wanted."""
     features: str
     """One of `features.OUTPUTS`."""
     weights: Path | None
@@ -43,6 +45,10 @@ class Request:
     pairwise_reference: int
     """See `evaluate`."""
     cache: Path
+    save_reference: Path | None = None
+    """Where the reference's statistics go, too."""
+    resize: str | None = None
+    """See `resize.parse`; None: all images are of one size."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,12 +64,13 @@ class RunSamples:
     """As for `run_samples.open_run`; the scale of "guidance" is not read."""
 
 
-def judge(request: Request, judged: Path | RunSamples) -> str:
+def judge(request: Request, judged: Path | RunSamples | None) -> str:
     """Judges, writes, and returns the table.
 
     Args:
         request: what is asked.
-        judged: a set of images (see `image_sets.open_set`), or samples of a run.
+        judged: a set of images (see `image_sets.open_set`), or samples of a run; None where only
+            the reference's statistics are wanted.
 
     Raises:
         ConfigError: for the user to mend.
@@ -71,18 +78,58 @@ def judge(request: Request, judged: Path | RunSamples) -> str:
     """
     samples = judged if isinstance(judged, Path) else None
     _check(request, samples)
-    images = open_set(samples, request.split) if samples else None
-    reference = open_reference(request.reference, request.split)
-    chosen = choose(request.metrics, request.features, reference)  # before the network is loaded
+    resize = None if request.resize is None else parse(request.resize)
+    images = open_set(samples, request.split, resize) if samples else None
+    reference = open_reference(request.reference, request.split, resize)
+    # Before the network is loaded.
+    chosen = choose(request.metrics, request.features, reference) if judged else []
     extractor = load_extractor(request.features, request.weights, batch_size=request.batch_size)
 
-    try:
-        request.output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(f"{request.output} cannot be written ({error.strerror or error}).") from error
+    for path in filter(None, (request.output, request.save_reference)):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(f"{path} cannot be written ({error.strerror or error}).") from error
+    told = []
+    if request.save_reference is not None:
+        told = [_save_reference(request, request.save_reference, reference, extractor, chosen)]
+    if judged is not None:
+        told = [_judge(request, judged, images, reference, extractor, chosen, resize), *told]
+    return "\n".join(told)
+
+
+def _save_reference(
+    request: Request, path: Path, reference: Reference, extractor: Extractor, chosen: Sequence[str]
+) -> str:
+    gaussian = reference_statistics(
+        reference,
+        extractor,
+        chosen,
+        cache=request.cache,
+        batch_size=4 * request.batch_size,
+        pairwise_reference=request.pairwise_reference,
+    )
+    assert reference.images is not None
+    num = reference.images.num
+    made_by = {"features": about(extractor), "images": reference.sha256, "num": num}
+    write_reference(path, gaussian, made_by)
+    width = max(len(each.mean) for each in gaussian.values())
+    few = f" These are few for {width:,} features: distances from them are biased up."
+    return f"Statistics of {num:,} reference images: {path}.{few * (num <= width)}"
+
+
+def _judge(
+    request: Request,
+    judged: Path | RunSamples,
+    images: ImageSet | None,
+    reference: Reference,
+    extractor: Extractor,
+    chosen: Sequence[str],
+    resize: Resize | None,
+) -> str:
 
     def judge_images(images: ImageSet, batch_size: int) -> dict[str, Any]:
-        return evaluate(
+        result = evaluate(
             images,
             reference,
             extractor,
@@ -91,6 +138,10 @@ def judge(request: Request, judged: Path | RunSamples) -> str:
             batch_size=batch_size,
             pairwise_reference=request.pairwise_reference,
         )
+        if resize is not None:
+            result["resize"] = str(resize)
+            result["notes"].append(f"Images of another size were resized by {resize}.")
+        return result
 
     if isinstance(judged, RunSamples):
         identity = {
@@ -99,8 +150,9 @@ def judge(request: Request, judged: Path | RunSamples) -> str:
             "metrics": chosen,
             "pairwise_reference": request.pairwise_reference,
         }
-        return _judge_run(request, judged, judge_images, identity)
+        return _judge_run(request, judged, judge_images, identity, resize)
     assert images is not None
+    assert request.output is not None
     # Four: the network prepares one while it computes another.
     result = judge_images(images, 4 * request.batch_size)
     write(request.output, as_json(result))
@@ -111,26 +163,41 @@ def _check(request: Request, samples: Path | None) -> None:
     for name in ("batch_size", "pairwise_reference"):
         if getattr(request, name) < 1:
             raise ConfigError(f"--{name} is {getattr(request, name)}, but must be at least 1.")
-    output = request.output
-    if output.is_dir():
-        raise ConfigError(f"--output is {output}, which is a folder, but must name a file.")
-    if output.suffix != ".json":
-        raise ConfigError(f"--output is {output}, but must end in .json.")
-    inputs = [os.path.realpath(path) for path in (samples, request.reference) if path]
-    if os.path.realpath(output) in inputs:
-        raise ConfigError(f"--output is {output}, but must not be the samples or the reference.")
+    resolved = [os.path.realpath(path) for path in (samples, request.reference) if path]
+    outputs = {
+        "output": (request.output, ".json"),
+        "save_reference": (request.save_reference, ".npz"),
+    }
+    for name, (output, suffix) in outputs.items():
+        if output is None:
+            continue
+        if output.is_dir():
+            raise ConfigError(f"--{name} is {output}, which is a folder, but must name a file.")
+        if output.suffix != suffix:
+            raise ConfigError(f"--{name} is {output}, but must end in {suffix}.")
+        if os.path.realpath(output) in resolved:
+            raise ConfigError(
+                f"--{name} is {output}, but must not be the samples or the reference."
+            )
 
 
 def _judge_run(
-    request: Request, run: RunSamples, judge_images: _Judge, identity: Mapping[str, Any]
+    request: Request,
+    run: RunSamples,
+    judge_images: _Judge,
+    identity: Mapping[str, Any],
+    resize: Resize | None,
 ) -> str:
+    assert request.output is not None
+
     def judge_scale(images: ImageSet, drawn: dict[str, Any]) -> dict[str, Any]:
         result = judge_images(images, drawn["batch_size"])
         result["samples"]["drawn"] = drawn
         return result
 
     parts = request.output.with_name(f"{request.output.name}.parts")
-    results = sweep.judge_sets(_sets(request, run), judge_scale, parts, identity)
+    sets = ((resized(images, resize), drawn) for images, drawn in _sets(request, run))
+    results = sweep.judge_sets(sets, judge_scale, parts, identity)
     if len(results) == 1:
         write(request.output, as_json(results[0]))
         sweep.finish(parts)

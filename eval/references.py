@@ -1,8 +1,11 @@
 """What samples are compared with: images, or stored statistics of their features."""
 
+import json
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,11 +14,13 @@ from dit_moe.storage import files
 from . import npz_images
 from .image_set import ImageSet, ImageSetError
 from .image_sets import open_set
+from .resize import Resize, resized
 from .statistics import Gaussian
 
 _PICKLES = (".pickle", ".pkl", ".pt", ".pth")
 # Of pytorch-fid, EDM and ADM (pooled features), and of ADM alone (spatial features).
 _STORED = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
+_MADE_BY = "made_by"  # ours, which the others leave alone
 
 _BEYOND = 1e100  # squares and sums of what is below are finite
 _ROUNDING = 1e-6  # of eigenvalues, relative to the largest; float32 statistics are within it
@@ -31,13 +36,19 @@ class Reference:
     gaussian: dict[str, Gaussian]
     """By output of the feature network, where stored. They count before those of the images: ADM
     stores statistics of the whole data set beside 10,000 images."""
+    made_by: Mapping[str, Any] | None = None
+    """What `write_reference` was told of the statistics; None where nothing says how they were
+    made."""
 
 
-def open_reference(path: str | Path, split: str = "train") -> Reference:
+def open_reference(
+    path: str | Path, split: str = "train", resize: Resize | None = None
+) -> Reference:
     """Opens images (see `image_sets.open_set`) or an `.npz` of statistics.
 
     Statistics are `mu` [D] and `sigma` [D, D], as pytorch-fid, EDM and ADM write them, and maybe
-    `mu_s` and `sigma_s` of sFID and images `arr_0`, as in ADM's reference batches.
+    `mu_s` and `sigma_s` of sFID and images `arr_0`, as in ADM's reference batches. What
+    `write_reference` adds says by which network they were made.
 
     Raises:
         ImageSetError: missing, damaged, of a wrong shape, or a pickle.
@@ -50,17 +61,57 @@ def open_reference(path: str | Path, split: str = "train") -> Reference:
             "mu=stats['fid']['mu'], sigma=stats['fid']['sigma'])."
         )
     if not (path.is_file() and zipfile.is_zipfile(path) and npz_images.is_npz(path)):
-        images = open_set(path, split)
+        images = open_set(path, split, resize)
         return Reference(images.path, images.sha256, images, {})
-    arrays = npz_images.read_arrays(path, [name for pair in _STORED.values() for name in pair])
+    names = [_MADE_BY, *(name for pair in _STORED.values() for name in pair)]
+    arrays = npz_images.read_arrays(path, names)
     gaussians = {
         output: _gaussian(path, arrays, mean, covariance)
         for output, (mean, covariance) in _STORED.items()
         if mean in arrays or covariance in arrays
     }
-    images = npz_images.open_npz(path) if npz_images.has_images(path) or not gaussians else None
+    has_images = npz_images.has_images(path) or not gaussians
+    images = resized(npz_images.open_npz(path), resize) if has_images else None
     sha256 = images.sha256 if images is not None else files.sha256(path)
-    return Reference(str(path), sha256, images, gaussians)
+    made_by = _made_by(path, arrays[_MADE_BY]) if _MADE_BY in arrays else None
+    return Reference(str(path), sha256, images, gaussians, made_by)
+
+
+def write_reference(
+    path: Path, gaussian: Mapping[str, Gaussian], made_by: Mapping[str, Any]
+) -> None:
+    """Writes statistics that pytorch-fid, ADM's evaluator and `open_reference` read.
+
+    `mu` and `sigma` are those of pooled features, `mu_s` and `sigma_s` those of spatial ones where
+    they are given, float64; `made_by` is the JSON of what they were made of.
+
+    Args:
+        path: ends in `.npz`.
+        gaussian: by output of the feature network.
+        made_by: "features" (the network's name and description), "images" and "num", ready for
+            JSON.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    arrays: dict[str, Any] = {_MADE_BY: np.array(json.dumps(made_by, sort_keys=True))}
+    for output, (mean, covariance) in _STORED.items():
+        if output in gaussian:
+            arrays |= {mean: gaussian[output].mean, covariance: gaussian[output].covariance}
+    with files.atomic(path) as temporary:
+        np.savez(temporary, **arrays)
+
+
+def _made_by(path: Path, text: np.ndarray) -> Mapping[str, Any]:
+    try:
+        made_by = json.loads(text.item()) if text.dtype.kind == "U" and text.size == 1 else None
+        if isinstance(made_by, dict) and isinstance(made_by["features"], dict):
+            return made_by
+    except (KeyError, RecursionError, ValueError):
+        pass
+    raise ImageSetError(
+        f"{path}: {_MADE_BY} must be what eval.fid --save_reference writes: JSON with the features."
+    )
 
 
 def _gaussian(path: Path, arrays: dict[str, np.ndarray], mean: str, covariance: str) -> Gaussian:

@@ -11,20 +11,22 @@ import numpy as np
 from dit_moe.data.array_records import RecordError, Records
 from dit_moe.data.tfds_folder import TfdsFolder
 from dit_moe.storage import files
+from dit_moe.storage.colours import on_white
 from dit_moe.storage.pictures import ImageError, read_picture
 
 from .image_set import ImageSet, ImageSetError, check_shape
 from .labels import Labels, of_places
+from .resize import Resize
 
 
-def open_tfds(path: Path, split: str) -> ImageSet:
+def open_tfds(path: Path, split: str, resize: Resize | None = None) -> ImageSet:
     """The feature `image` of a split in its stored order, with the feature `label` if it is there.
 
     Raises:
         ImageSetError: the files are not array_record or damaged, the split or the image is missing,
             or images are not uint8.
     """
-    opened = _opened(path, split)
+    opened = _opened(path, split, resize)
     return ImageSet(
         path=f"{path} ({split})",
         num=len(opened.records),
@@ -47,6 +49,7 @@ class _Split:
     """(H, W, C) of all images."""
     shape: tuple[int, int, int]
     """The same as they are judged, without alpha."""
+    resize: Resize | None
 
     def batches(self, size: int, start: int) -> Iterator[np.ndarray]:
         num = len(self.records)
@@ -55,14 +58,14 @@ class _Split:
 
     def _image(self, index: int) -> np.ndarray:
         try:
-            image_HxWxC = _pixels(self.folder, self.records[index])
+            image_HxWxC = _pixels(self.folder, self.records[index], self.resize)
         except (RecordError, ImageError) as error:
             raise ImageSetError(f"{self.path}: image {index} cannot be read ({error}).") from error
         if image_HxWxC.shape != self.stored:
             raise ImageSetError(
                 f"{self.path}: image {index} has shape {image_HxWxC.shape}, but image 0 has "
-                f"{self.stored}; all images must be of one size: cut them by python -m "
-                "dit_moe.data.prepare --autoencoder none, and give its output."
+                f"{self.stored}; all images must be of one size: name a rule by --resize, or cut "
+                "them by python -m dit_moe.data.prepare --autoencoder none, and give its output."
             )
         return image_HxWxC
 
@@ -91,7 +94,7 @@ class _Split:
         return digest.hexdigest()
 
 
-def _opened(path: Path, split: str) -> _Split:
+def _opened(path: Path, split: str, resize: Resize | None) -> _Split:
     try:
         folder = TfdsFolder(path)
         if split not in folder.splits:
@@ -102,7 +105,8 @@ def _opened(path: Path, split: str) -> _Split:
         if "image" not in folder.fields:
             raise ImageSetError(f"{path} has no feature 'image', but {folder.field_names}.")
         records = folder.records(split, ["image"])
-        first = _pixels(folder, records[0]) if len(records) else np.zeros((0, 0, 3), np.uint8)
+        empty = np.zeros((0, 0, 3), np.uint8)
+        first = _pixels(folder, records[0], resize) if len(records) else empty
     except ImageSetError:
         raise
     except Exception as error:
@@ -112,11 +116,18 @@ def _opened(path: Path, split: str) -> _Split:
     if first.dtype != np.uint8:
         raise ImageSetError(f"{path}: the images are {first.dtype}, but must be uint8, 0 to 255.")
     shown = check_shape(str(path), (len(records), *first.shape))
-    return _Split(path, folder, split, records, first.shape, shown)
+    return _Split(path, folder, split, records, first.shape, shown, resize)
 
 
-def _pixels(folder: TfdsFolder, example: dict[str, Any]) -> np.ndarray:
-    """uint8 [H, W, C] of a file or an array; raises ImageError."""
+def _pixels(folder: TfdsFolder, example: dict[str, Any], resize: Resize | None) -> np.ndarray:
+    """uint8 [H, W, C] of a file or an array, resized if it is to be; raises ImageError."""
+    image_HxWxC = _read(folder, example)
+    if resize is None or image_HxWxC.dtype != np.uint8 or image_HxWxC.ndim != 3:
+        return image_HxWxC  # or to be refused
+    return resize(on_white(image_HxWxC[None])[0])
+
+
+def _read(folder: TfdsFolder, example: dict[str, Any]) -> np.ndarray:
     image = example["image"]
     if not isinstance(image, bytes):
         return np.asarray(image)
