@@ -14,6 +14,7 @@ from dit_moe.config import (
     PrototypeExpertChoiceRouterConfig,
     PrototypeRouterConfig,
     SegmentConfig,
+    SoftRouterConfig,
     TrainConfig,
 )
 
@@ -39,6 +40,7 @@ ADAMOE = dataclasses.replace(
     top_k=3,
     cheap_experts=("zero",) * 4,
 )
+SOFT_MOE = dataclasses.replace(EC_DIT, router=SoftRouterConfig(slots=4))
 MOE_PLUS_PLUS = dataclasses.replace(
     DIT_MOE,
     router=MixedTopKRouterConfig(),

@@ -37,6 +37,7 @@ from dit_moe.config.sampling import (
     SampleConfig,
     SolverConfig,
 )
+from dit_moe.config.slot_routers import SoftRouterConfig
 from dit_moe.config.token_routers import CosineRouterConfig, NoisyTopKRouterConfig
 from dit_moe.config.training import TrainConfig
 
@@ -80,6 +81,7 @@ __all__ = [
     "SampleConfig",
     "SegmentConfig",
     "SigmoidTopKRouterConfig",
+    "SoftRouterConfig",
     "SolverConfig",
     "TopKRouterConfig",
     "TrainConfig",

@@ -108,8 +108,8 @@ class MixedTopKRouterConfig(BiasSettings, LinearScores, LogitSettings):
         return moe.top_k * weighted / (weighted + moe.scored_experts - moe.num_experts)
 
     def parameters(self, width: int, moe: Mixture) -> int:
-        """The matrices, and biases."""
-        return self._entries(width, moe) + self.biases(moe)
+        """The matrices, and what no gradient moves."""
+        return self._entries(width, moe) + self.beside(moe)
 
     def flops(self, width: int, moe: Mixture) -> float:
         """One product with each matrix."""

@@ -49,7 +49,7 @@ class MoEConfig:
     """Routed experts; the unconditional expert and the cheap ones are not counted."""
     top_k: PositiveInt = 2
     """Experts of each token. Where experts choose tokens, the mean number of experts of a token
-    (the capacity factor of EC-DiT and DiffMoE)."""
+    (the capacity factor of EC-DiT and DiffMoE); 1 where nobody chooses."""
     expert: ExpertName = "swiglu"
     """`swiglu`: gate, up, down without biases. `gelu`: up, down with biases. `silu`: the same with
     another activation."""
@@ -135,3 +135,8 @@ class MoEConfig:
         if self.one_expert:
             return self.num_experts / self.scored_experts
         return self.router.computed(self)
+
+    def rows(self, tokens: int) -> float:
+        """Rows that the experts compute for each token of an image that has so many: as many as
+        experts compute it, but where they compute mixes."""
+        return self.computed_experts if self.one_expert else self.router.rows(self, tokens)

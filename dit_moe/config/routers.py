@@ -1,14 +1,15 @@
 """The settings of every router, with the facts about it that the rest of the package asks for."""
 
+import math
 from typing import Annotated, ClassVar, Literal, Protocol
 
-from pydantic import PlainValidator
+from pydantic import Field, PlainValidator
 from pydantic.dataclasses import dataclass
 
 from dit_moe.config.registry import Registry
 from dit_moe.config.rules import RULES, ConfigError, Decay, NonNegativeFloat, PositiveFloat, require
 
-Chooser = Literal["token", "image", "batch"]
+Chooser = Literal["token", "image", "batch", "nobody"]
 Gate = Literal["softmax", "sigmoid", "identity"]
 """What makes a score and a weight of a logit. Softmax is over the scored experts."""
 
@@ -48,7 +49,8 @@ class RouterSettings:
 
     chooser: ClassVar[Chooser]
     """Who chooses: every token its top_k experts; every expert an equal part of each image's
-    tokens; or every expert an equal part of the whole batch's, so that images differ."""
+    tokens; or every expert an equal part of the whole batch's, so that images differ; or nobody,
+    where experts compute mixes of an image's tokens."""
     unconditional: ClassVar[bool]
     """Whether it can send the tokens of images with the null label to an expert of their own."""
     free: ClassVar[tuple[str, ...]]
@@ -81,6 +83,11 @@ class RouterSettings:
     def computed(self, moe: Mixture) -> float:
         """Routed experts that compute a token, on average if the load is as it should be."""
         return moe.top_k * moe.num_experts / moe.scored_experts
+
+    def rows(self, moe: Mixture, tokens: int) -> float:
+        """Rows that the experts compute for each of an image's so many tokens."""
+        del tokens
+        return self.computed(moe)
 
     def check(self, moe: Mixture) -> None:
         """Raises a `ConfigError` where the settings do not fit the mixture."""
@@ -118,7 +125,31 @@ class LogitSettings(RouterSettings):
 
 
 @dataclass(frozen=True, config=RULES)
-class BiasSettings(RouterSettings):
+class CapacitySettings(RouterSettings):
+    """What routers have in which tokens choose: a capacity of the experts in training, if so
+    wished."""
+
+    capacity_factor: Annotated[float, Field(ge=1)] | None = None
+    """An expert computes at most this many times the assignments that it has where the load is as
+    it should be; what is beyond is dropped: of a batch (a part of it, with accumulation) first
+    what is not a token's first choice, then tokens by lot (Z-code M3, Kim et al. 2021). Sampling
+    drops nothing, since an image would depend on others. None: nothing is dropped."""
+
+    def capacity(self, num_tokens: int, moe: Mixture) -> int | None:
+        """Assignments of so many tokens that an expert computes at most; None: any number."""
+        if self.capacity_factor is None:
+            return None
+        even = self.computed(moe) * num_tokens / moe.num_experts
+        return math.ceil(self.capacity_factor * even)
+
+    @property
+    def draws(self) -> bool:
+        """Training draws at random, so that the router keeps a counter."""
+        return self.capacity_factor is not None
+
+
+@dataclass(frozen=True, config=RULES)
+class BiasSettings(CapacitySettings):
     """What routers have in which tokens choose: by score plus a bias of each expert, if so wished,
     which follows the load without a gradient. Weights are of the scores alone."""
 
@@ -136,8 +167,12 @@ class BiasSettings(RouterSettings):
     free: ClassVar[tuple[str, ...]] = ("bias_rate", "mean_experts")
 
     def parameters(self, width: int, moe: Mixture) -> int:
-        """A bias of every scored expert beside what else there is."""
-        return super().parameters(width, moe) + self.biases(moe)
+        """Those beside the gradient, and what else there is."""
+        return super().parameters(width, moe) + self.beside(moe)
+
+    def beside(self, moe: Mixture) -> int:
+        """Numbers that no gradient moves: biases and the counter of draws."""
+        return self.biases(moe) + self.draws
 
     def biases(self, moe: Mixture) -> int:
         """Numbers of the biases."""

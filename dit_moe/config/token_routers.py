@@ -43,8 +43,13 @@ class NoisyTopKRouterConfig(BiasSettings, LinearScores, LogitSettings):
         return 1.0 if self.gate == "softmax" else even_weight_sum(self.gate, moe)
 
     def parameters(self, width: int, moe: Mixture) -> int:
-        """The matrix of the noise, too, and the number of the draw."""
-        return super().parameters(width, moe) + width * moe.scored_experts + 1
+        """The matrix of the noise, too."""
+        return super().parameters(width, moe) + width * moe.scored_experts
+
+    @property
+    def draws(self) -> bool:
+        """The noise."""
+        return True
 
     def flops(self, width: int, moe: Mixture) -> float:
         """Two products; sampling has no noise, and so but one of them."""
@@ -83,7 +88,7 @@ class CosineRouterConfig(BiasSettings, GatedSettings):
     def parameters(self, width: int, moe: Mixture) -> int:
         """The projection with a bias, a vector of each expert, the scale."""
         projection, vectors = (width + 1) * self.rank, self.rank * moe.scored_experts
-        return projection + vectors + 1 + self.biases(moe)
+        return projection + vectors + 1 + self.beside(moe)
 
     def flops(self, width: int, moe: Mixture) -> float:
         """The projection and the cosines."""

@@ -174,7 +174,8 @@ def model_card(run: Run, workdir: Path, *, ema: bool, name: str) -> str:
         ("objective", config.objective.name),
     ]
     for mixture in dict.fromkeys(model.mixtures):
-        experts = f"{mixture.num_experts} of {mixture.expert}, {mixture.top_k} for a token"
+        each = mixture.top_k if mixture.tokens_choose else mixture.rows(model.num_tokens)
+        experts = f"{mixture.num_experts} of {mixture.expert}, {each:g} for a token"
         experts += "" if mixture.tokens_choose else " on average"
         rows.insert(2, ("experts", f"{experts}, router {mixture.router.name}"))
     space = read_latent_space(workdir)

@@ -39,6 +39,8 @@ class Requirements:
         if isinstance(moe.router, BiasSettings):
             published = type(moe.router).__dataclass_fields__["bias"].default
             self.one_of("model.moe.router.bias", moe.router.bias, published)
+            capacity = moe.router.capacity_factor
+            self.one_of("model.moe.router.capacity_factor", capacity, None)
         self.one_of("model.moe.expert", moe.expert, expert)
         self.one_of("model.moe.every", moe.every, *every)
         self.one_of("model.moe.cheap_experts", moe.cheap_experts, ())

@@ -20,6 +20,7 @@ from dit_moe.moe.experts.bank import ExpertBank
 from dit_moe.moe.experts.cheap import CheapExperts
 from dit_moe.moe.routers import build_router
 from dit_moe.moe.routing import Conditioning, Routing
+from dit_moe.moe.slots import Mixes
 from dit_moe.nn.feed_forward import Experts, ExpertWeights, FeedForward
 from dit_moe.nn.linear import linear
 
@@ -50,7 +51,11 @@ class MoELayer(nnx.Module):
     def __call__(self, x_TxD: jax.Array, conditioning: Conditioning) -> tuple[jax.Array, Routing]:
         """Maps tokens [T, D] to [T, D] in the dtype of x, and tells how they were routed."""
         routing = self.router(x_TxD, conditioning)
-        y_TxD = _dispatch_over_mesh(x_TxD, routing, self.experts.bank(), self.top_k)
+        if routing.mixes is not None:
+            y_TxD = _through_slots(x_TxD, routing.mixes, self.experts.bank())
+            routing = dataclasses.replace(routing, mixes=None)
+        else:
+            y_TxD = _dispatch_over_mesh(x_TxD, routing, self.experts.bank(), self.top_k)
         if self.cheap is not None:
             y_TxD = y_TxD + self.cheap(x_TxD, routing)
         if self.shared is not None:
@@ -64,6 +69,24 @@ class MoELayer(nnx.Module):
         share_Tx2 = jax.nn.softmax(self.mix(x_TxD.astype(jnp.float32)))
         y_TxD = share_Tx2[:, :1] * routed_TxD + share_Tx2[:, 1:] * shared_TxD
         return y_TxD.astype(x_TxD.dtype)
+
+
+def _through_slots(x_TxD: jax.Array, mixes: Mixes, experts: ExpertBank) -> jax.Array:
+    """Mixes of an image's tokens in place of tokens: every slot has one expert, with weight 1."""
+    slots_RxD = mixes.fill(x_TxD)
+    images, _, slots = mixes.into.shape
+    own_P = jnp.repeat(
+        jnp.arange(experts.num_experts, dtype=jnp.int32), slots // experts.num_experts
+    )
+    num = images * slots
+    routing = Routing(
+        token=jnp.arange(num, dtype=jnp.int32),
+        expert=jnp.tile(own_P, images),
+        weight=jnp.ones(num),
+        scores=jnp.zeros((num, 0)),
+        losses={},
+    )
+    return mixes.spread(_dispatch_over_mesh(slots_RxD, routing, experts, top_k=1))
 
 
 def _dispatch_over_mesh(

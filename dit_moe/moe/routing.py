@@ -3,6 +3,8 @@
 import flax.struct
 import jax
 
+from dit_moe.moe.slots import Mixes
+
 
 @flax.struct.dataclass
 class Conditioning:
@@ -37,7 +39,8 @@ class Routing:
     losses: dict[str, jax.Array]
     """Auxiliary losses by name, float32 scalars, already scaled by their coefficients."""
     metrics: dict[str, jax.Array] = flax.struct.field(default_factory=dict)
-    """What else the log should show, by name, float32 scalars."""
+    """What else the log should show, by name, float32 scalars; by a name that
+    `statistics.routing_statistics` tells, in place of that."""
     next_state: dict[str, jax.Array] = flax.struct.field(default_factory=dict)
     """What the router's parameters that are no gradient's become after this step, by their name in
     the router."""
@@ -47,3 +50,9 @@ class Routing:
     by_image: bool = flax.struct.field(pytree_node=False, default=True)
     """Assignments come image by image, equally many of each, so that a device's share of the
     images has the same share of the assignments."""
+    mixes: Mixes | None = None
+    """Where nobody chooses: what the experts compute, an equal number of an image's slots each, in
+    the order of the experts. The layer takes it out of the record."""
+    mixed: bool = flax.struct.field(pytree_node=False, default=False)
+    """Experts computed mixes. The assignments then are of every token to the expert of most weight
+    in its result, and serve statistics alone."""

@@ -48,7 +48,7 @@ def routing_statistics(routing: Routing, ranges: ExpertRanges) -> dict[str, jax.
       `entropy` [L]: mean entropy of a token's scores (clipped at 0, normalised to sum 1) over
       log E: 1 when undecided, 0 when certain.
       `capacity` [L]: used assignments per token, those to cheap experts left out.
-      The router's own metrics [L], by name.
+      The router's own metrics [L], by name, which replace these.
     """
 
     def layer(routing: Routing) -> dict[str, jax.Array]:
@@ -88,6 +88,9 @@ def expert_traffic(routing: Routing, num_experts: int) -> dict[str, jax.Array]:
     shards = expert_shards()
     if shards == 1:
         return {}
+    if routing.mixed:  # every image has as many slots for each expert
+        even = jnp.ones(len(routing.weight))
+        return {"sent": (1 - 1 / shards) * even, "received_largest": even / shards}
     mesh = jax.sharding.get_abstract_mesh()
     device_tokens = routing.scores.shape[-2] // mesh.size
 

@@ -25,7 +25,7 @@ class ImageFlops:
     """The feed-forwards of the dense blocks."""
     experts: float
     """Routed: top_k of them per token, whichever they are (the unconditional one included), and on
-    average where experts choose tokens or some are cheap."""
+    average where experts choose tokens or some are cheap; or their slots."""
     shared: float
     """The shared expert, and how much of it there is where that is learnt."""
     router: float
@@ -54,7 +54,7 @@ def image_flops(model: ModelConfig) -> ImageFlops:
     experts = shared = router = 0.0
     for moe in model.mixtures:
         kind = EXPERTS[moe.expert]
-        experts += s * moe.computed_experts * kind.flops(d, moe.hidden_ratio * d)
+        experts += s * moe.rows(s) * kind.flops(d, moe.hidden_ratio * d)
         shared += s * kind.flops(d, moe.shared_hidden_ratio * d)
         shared += s * 2 * d * 2 * (moe.shared_mix == "learnt")
         router += s * moe.router.flops(d, moe)

@@ -190,7 +190,8 @@ def _moe_bytes(
     """Bytes per token that one of so many layers with this mixture keeps."""
     size, d = itemsize(model), model.width
     # Rows are of a fixed number: those that go to cheap experts lie idle.
-    kind, chosen = EXPERTS[moe.expert], moe.top_k
+    slots = moe.router.chooser == "nobody"
+    kind, chosen = EXPERTS[moe.expert], moe.rows(model.num_tokens) if slots else moe.top_k
     hidden, shared = moe.hidden_ratio * d, moe.shared_hidden_ratio * d
     saved = moe.router.saved(d, moe, products_only=remat == "dots")
     total = (moe.scored_experts + saved) * FLOAT32 + _cheap_bytes(model, moe, remat)

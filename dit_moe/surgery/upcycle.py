@@ -116,6 +116,12 @@ def check(old: Config, new: Config) -> None:
             f"config.objective.{field} is {b!r}; allowed: {a!r}, as in the run to upcycle"
         )
     if moe.router.weight_sum(moe) is None:
+        if moe.router.chooser == "nobody":
+            raise ConfigError(
+                f"config.model.moe.router.name is {moe.router.name!r}, whose experts see mixes of "
+                "tokens, which the run to upcycle never saw; allowed: a router by which experts "
+                "see tokens, such as 'top_k'"
+            )
         field = "gate" if hasattr(moe.router, "gate") else "activation"
         raise ConfigError(
             f"config.model.moe.router.{field} is {getattr(moe.router, field, None)!r} with router "

@@ -26,7 +26,7 @@ from dit_moe.nn.embeddings import (
     timestep_features,
     unpatchify,
 )
-from tests.tiny import DIFFMOE, DIT_MOE, PROMOE, PROMOE_EC, tiny
+from tests.tiny import DIFFMOE, DIT_MOE, PROMOE, PROMOE_EC, SOFT_MOE, tiny
 
 
 def randomised(model: DiT) -> DiT:
@@ -192,7 +192,7 @@ def largest_difference(model: DiT, *, train: bool = False) -> float:
     return float(jnp.abs(together[1:2] - alone).max())
 
 
-@pytest.mark.parametrize("moe", [None, DIT_MOE, PROMOE, PROMOE_EC])
+@pytest.mark.parametrize("moe", [None, DIT_MOE, PROMOE, PROMOE_EC, SOFT_MOE])
 def test_an_image_does_not_depend_on_the_others(moe):
     assert largest_difference(randomised(DiT(tiny(moe).model, nnx.Rngs(0)))) < 1e-5
 

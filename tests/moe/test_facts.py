@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,12 @@ def flops_of(run: Callable[[nnx.Module], object], module: nnx.Module) -> float:
     return analysis["flops"]
 
 
+def mixture(settings: RouterSettings, num_experts: int, **fields: Any) -> MoEConfig:
+    """Two experts a token, where anybody chooses."""
+    top_k = 1 if settings.chooser == "nobody" else 2
+    return MoEConfig(router=settings, num_experts=num_experts, top_k=top_k, **fields)
+
+
 def parameters_of(module: nnx.Module) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(module, nnx.Param)))
 
@@ -43,9 +50,7 @@ def test_kinds_of_experts(name: str):
 @pytest.mark.parametrize("name", ROUTERS.names)
 def test_routers(name: str, monkeypatch):
     settings = ROUTERS[name]()
-    moe = MoEConfig(
-        router=settings, num_experts=E, top_k=2, unconditional_expert=settings.unconditional
-    )
+    moe = mixture(settings, E, unconditional_expert=settings.unconditional)
     router = build_router(moe, D, nnx.Rngs(0))
     assert isinstance(router, nnx.Module)
     assert parameters_of(router) == settings.parameters(D, moe)
@@ -62,6 +67,8 @@ def test_routers(name: str, monkeypatch):
         # In training, where DiffMoE computes a fixed number of tokens and logits may have noise.
         conditioning = Conditioning(jnp.zeros(T, bool), T // 2, True, previous)
         routing = router(x_TxD, conditioning)
+        if routing.mixes is not None:
+            return (routing.mixes.spread(routing.mixes.fill(x_TxD)),)
         # The predictor of DiffMoE is known by its loss alone while it trains.
         return routing.token, routing.expert, routing.weight, *routing.next_state.values()
 
@@ -77,7 +84,7 @@ def test_routers_that_know_no_preference_have_the_sum_they_tell():
             for field in ("activation", "gate"):
                 if hasattr(settings, field):
                     settings = dataclasses.replace(settings, **{field: activation})
-            moe = MoEConfig(router=settings, num_experts=8, top_k=2)
+            moe = mixture(settings, 8)
             router = build_router(moe, 8, nnx.Rngs(0))
             assert isinstance(router, nnx.Module)
             nnx.update(router, jax.tree.map(jnp.zeros_like, nnx.state(router)))

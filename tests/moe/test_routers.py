@@ -13,6 +13,7 @@ from dit_moe.config import (
     PrototypeExpertChoiceRouterConfig,
     PrototypeRouterConfig,
     SigmoidTopKRouterConfig,
+    SoftRouterConfig,
 )
 from dit_moe.moe.assignments import ExpertRanges
 from dit_moe.moe.losses import mean_similarity
@@ -107,6 +108,7 @@ def test_without_unconditional_expert_null_tokens_are_routed_like_others():
         MoEConfig(num_experts=E, router=SigmoidTopKRouterConfig()),
         MoEConfig(num_experts=E, router=NoisyTopKRouterConfig()),
         MoEConfig(num_experts=E, router=CosineRouterConfig()),
+        MoEConfig(num_experts=E, top_k=1, router=SoftRouterConfig()),
     ],
     ids=lambda config: config.router.name,
 )

@@ -21,7 +21,17 @@ from dit_moe.devices.mesh import batch_sharding, build_mesh, check_mesh
 from dit_moe.runs.checkpoints import Checkpoints
 from dit_moe.runs.state import TrainState, abstract_state, init_state
 from dit_moe.training.step import build_step
-from tests.tiny import ADAMOE, DIFFMOE, DIT_MOE, MOE_PLUS_PLUS, PROMOE, PROMOE_EC, PYRAMID, tiny
+from tests.tiny import (
+    ADAMOE,
+    DIFFMOE,
+    DIT_MOE,
+    MOE_PLUS_PLUS,
+    PROMOE,
+    PROMOE_EC,
+    PYRAMID,
+    SOFT_MOE,
+    tiny,
+)
 from tests.training.test_training import assert_close, batch, one_device, run_steps
 
 
@@ -42,6 +52,8 @@ from tests.training.test_training import assert_close, batch, one_device, run_st
             dataclasses.replace(DIT_MOE, router=TopKRouterConfig(gate="sigmoid", bias="share")),
             (2, 2, 2),
         ),
+        (dataclasses.replace(DIT_MOE, router=TopKRouterConfig(capacity_factor=1.0)), (2, 2, 2)),
+        (SOFT_MOE, (2, 2, 2)),
     ],
     ids=[
         "DiT-MoE",
@@ -55,6 +67,8 @@ from tests.training.test_training import assert_close, batch, one_device, run_st
         "noisy",
         "cosine",
         "sigmoid with a bias",
+        "capacity",
+        "SoftMoE",
     ],
 )
 def test_experts_on_several_devices_change_no_numbers(moe, sizes):

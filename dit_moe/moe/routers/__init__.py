@@ -20,6 +20,7 @@ from dit_moe.config import (
     PrototypeRouterConfig,
     RouterSettings,
     SigmoidTopKRouterConfig,
+    SoftRouterConfig,
     TopKRouterConfig,
 )
 from dit_moe.moe.routers.batch_pool import BatchPoolRouter
@@ -27,6 +28,7 @@ from dit_moe.moe.routers.cheap_choice import MixedTopKRouter, NullTopKRouter
 from dit_moe.moe.routers.cosine import CosineRouter
 from dit_moe.moe.routers.expert_choice import ExpertChoiceRouter, PrototypeExpertChoiceRouter
 from dit_moe.moe.routers.noisy import NoisyTopKRouter
+from dit_moe.moe.routers.soft import SoftRouter
 from dit_moe.moe.routers.token_choice import PrototypeRouter, SigmoidTopKRouter, TopKRouter
 from dit_moe.moe.routing import Conditioning, Routing
 
@@ -78,3 +80,4 @@ register_router(PrototypeExpertChoiceRouterConfig)(PrototypeExpertChoiceRouter)
 register_router(BatchPoolRouterConfig)(BatchPoolRouter)
 register_router(NullTopKRouterConfig)(NullTopKRouter)
 register_router(MixedTopKRouterConfig)(MixedTopKRouter)
+register_router(SoftRouterConfig)(SoftRouter)

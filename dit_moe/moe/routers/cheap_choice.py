@@ -25,7 +25,7 @@ class NullTopKRouter(TokenChoice):
     def __init__(
         self, config: MoEConfig, settings: NullTopKRouterConfig, width: int, rngs: nnx.Rngs
     ):
-        super().__init__(config, settings)
+        super().__init__(config, settings, rngs)
         self.settings = settings
         self.kernel = init_top_k_kernel(config.scored_experts, width, rngs)
         # Counted through `Routing.next_state`, exact up to 2^24; its gradient is 0.
@@ -49,7 +49,11 @@ class NullTopKRouter(TokenChoice):
         )
         routing = dataclasses.replace(
             routing,
-            metrics={"balance_coef": coef, "only_null": 1 - true_TxK.any(axis=-1).mean()},
+            metrics={
+                **routing.metrics,
+                "balance_coef": coef,
+                "only_null": 1 - true_TxK.any(axis=-1).mean(),
+            },
         )
         if not conditioning.train:
             return routing
@@ -90,7 +94,7 @@ class MixedTopKRouter(TokenChoice):
     def __init__(
         self, config: MoEConfig, settings: MixedTopKRouterConfig, width: int, rngs: nnx.Rngs
     ):
-        super().__init__(config, settings)
+        super().__init__(config, settings, rngs)
         self.settings = settings
         self.kernels = nnx.List(
             nnx.Param(KAIMING(rngs.params(), shape, jnp.float32), axes=axes)

@@ -7,6 +7,9 @@ from flax import nnx
 from dit_moe.config import BiasSettings, CosineRouterConfig, MoEConfig, TopKRouterConfig
 from dit_moe.config.moe import rank_of
 from dit_moe.moe import losses
+from dit_moe.moe.assignments import ExpertRanges
+from dit_moe.moe.routers.capacity import within_capacity
+from dit_moe.moe.routers.draws import advanced, counter, key_of
 from dit_moe.moe.routers.load_bias import next_bias
 from dit_moe.moe.routers.scores import GATES, z_term
 from dit_moe.moe.routing import Conditioning, Routing
@@ -14,10 +17,11 @@ from dit_moe.moe.routing import Conditioning, Routing
 
 class TokenChoice(nnx.Module):
     """A router that scores all experts, of which every token takes its top_k: those of score plus
-    bias, where the settings have biases."""
+    bias, where the settings have biases; in training, as many as the experts have room for."""
 
-    def __init__(self, config: MoEConfig, balance: BiasSettings):
+    def __init__(self, config: MoEConfig, balance: BiasSettings, rngs: nnx.Rngs):
         self.config, self.balance = config, balance
+        self.draw = None if balance.capacity_factor is None else counter(rngs)
         # Updated through `Routing.next_state`; its gradient is 0.
         biases = balance.biases(config)
         self.bias = nnx.Param(jnp.zeros(biases), axes=(None,)) if biases else None
@@ -52,23 +56,41 @@ class TokenChoice(nnx.Module):
         *,
         train: bool,
     ) -> Routing:
-        """Every token has K assignments, in token order; a training step moves the biases. Where
-        its expert is a single one, it has one, with the sum of the weights."""
+        """Every token has K assignments, in token order; a training step moves the biases and
+        drops what experts have no room for. Where a token's expert is a single one, it has one
+        assignment, with the sum of the weights."""
         if self.config.one_expert:
             expert_TxK = expert_TxK[:, :1]
             weight_TxK = weight_TxK.sum(axis=-1, keepdims=True)
         num_tokens, top_k = expert_TxK.shape
-        state = {}
+        state, metrics = {}, {}
         if train and self.bias is not None:
             state["bias"] = next_bias(self.bias[...], expert_TxK, self.balance, self.config)
+        if train and self.draw is not None:
+            state["draw"] = advanced(self.draw[...])
+        capacity = self.balance.capacity(num_tokens, self.config)
+        if train and capacity is not None:
+            kept_TxK, routed_TxK = self._kept(expert_TxK, capacity)
+            dropped = jnp.sum(~kept_TxK, dtype=jnp.float32)
+            metrics["dropped"] = dropped / jnp.maximum(routed_TxK.sum(), 1)
+            expert_TxK = jnp.where(kept_TxK, expert_TxK, ExpertRanges.of(self.config).none)
+            weight_TxK = jnp.where(kept_TxK, weight_TxK, 0.0)
         return Routing(
             token=jnp.repeat(jnp.arange(num_tokens, dtype=jnp.int32), top_k),
             expert=expert_TxK.reshape(-1),
             weight=weight_TxK.reshape(-1),
             scores=scores_TxE,
             losses=auxiliary,
+            metrics=metrics,
             next_state=state,
         )
+
+    def _kept(self, expert_TxK: jax.Array, capacity: int) -> tuple[jax.Array, jax.Array]:
+        """What the experts have room for, and what goes to one with a capacity: [T, K] bool."""
+        assert self.draw is not None
+        num_experts, key = self.config.num_experts, key_of(self.draw[...], purpose=1)
+        kept_TxK = within_capacity(expert_TxK, num_experts, capacity, key)
+        return kept_TxK, expert_TxK < num_experts
 
 
 def _by_lot(num_tokens: int, num_experts: int, tokens_per_image: int) -> jax.Array:
@@ -88,8 +110,10 @@ class GatedTokenChoice(TokenChoice):
     of the logits in any case.
     """
 
-    def __init__(self, config: MoEConfig, settings: TopKRouterConfig | CosineRouterConfig):
-        super().__init__(config, settings)
+    def __init__(
+        self, config: MoEConfig, settings: TopKRouterConfig | CosineRouterConfig, rngs: nnx.Rngs
+    ):
+        super().__init__(config, settings, rngs)
         self.settings = settings
 
     def logits(self, x_TxD: jax.Array) -> jax.Array:

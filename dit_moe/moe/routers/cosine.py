@@ -21,7 +21,7 @@ class CosineRouter(GatedTokenChoice):
     """
 
     def __init__(self, config: MoEConfig, settings: CosineRouterConfig, width: int, rngs: nnx.Rngs):
-        super().__init__(config, settings)
+        super().__init__(config, settings, rngs)
         self.largest_scale = settings.largest_scale
         self.projection = linear(width, settings.rank, ("embed", None), rngs)
         init = jax.nn.initializers.normal(0.01)

@@ -31,7 +31,7 @@ class TopKRouter(GatedTokenChoice):
     """
 
     def __init__(self, config: MoEConfig, settings: TopKRouterConfig, width: int, rngs: nnx.Rngs):
-        super().__init__(config, settings)
+        super().__init__(config, settings, rngs)
         self.kernel = init_top_k_kernel(config.scored_experts, width, rngs)
 
     def logits(self, x_TxD: jax.Array) -> jax.Array:
@@ -50,7 +50,7 @@ class SigmoidTopKRouter(TokenChoice):
     def __init__(
         self, config: MoEConfig, settings: SigmoidTopKRouterConfig, width: int, rngs: nnx.Rngs
     ):
-        super().__init__(config, settings)
+        super().__init__(config, settings, rngs)
         self.settings = settings
         init = jax.nn.initializers.variance_scaling(2.0, "fan_in", "normal")  # Kaiming normal
         kernel_DxE = init(rngs.params(), (width, config.scored_experts), jnp.float32)
@@ -79,7 +79,7 @@ class PrototypeRouter(TokenChoice):
     def __init__(
         self, config: MoEConfig, settings: PrototypeRouterConfig, width: int, rngs: nnx.Rngs
     ):
-        super().__init__(config, settings)
+        super().__init__(config, settings, rngs)
         self.settings = settings
         self.prototypes = init_prototypes(config.num_experts, width, rngs)
 
@@ -108,4 +108,6 @@ class PrototypeRouter(TokenChoice):
             train=conditioning.train,
         )
         similarity = losses.mean_similarity(self.prototypes[...])
-        return dataclasses.replace(routing, metrics={"prototype_similarity": similarity})
+        return dataclasses.replace(
+            routing, metrics={**routing.metrics, "prototype_similarity": similarity}
+        )
