@@ -68,6 +68,39 @@ PARAMETERS |= {
     "ProMoE-EC-L/2": PARAMETERS["ProMoE-L/2"],  # another rule over the same parameters
 }
 
+L_HALVES = 8 * (4 * 1024**2 + 3 * 1024)
+PARAMETERS |= {
+    "Noisy-DiT-L/2-E8": closed_form(1024, 24, 16 * 1024 + 1, L_HALVES),
+    "X-MoE-DiT-L/2-E8": eight_experts(1024, 24, 1025 * 256 + 256 * 8 + 1),
+    "AdaMoE-DiT-L/2-E8": closed_form(1024, 24, 16 * 1024 + 1, L_HALVES),
+    # 12 columns; two constants of three vectors.
+    "MoEPP-DiT-L/2-E8": closed_form(
+        1024, 24, 12 * 1024 + 144, 8 * (6.5 * 1024**2 + 4.25 * 1024) + 6 * 1024
+    ),
+    "Soft-DiT-L/2-E8": eight_experts(1024, 24, 256 * 1024 + 1),
+}
+
+
+def race(width: int, depth: int) -> int:
+    """Every block has 32 experts of one width, a hidden layer before the scores, and a guess."""
+    d = width
+    router, guess = d * (d + 1) + 32 * d + 1, 16 * d + 16
+    dense_and_moe = closed_form(d, 2 * depth, router + guess, 32 * (2 * d**2 + 2 * d))
+    dense = 10 * d**2 + 10 * d + 8 * d**2 + 5 * d
+    return dense_and_moe - depth * dense
+
+
+PARAMETERS |= {
+    "Race-DiT-B/2-4in32": race(768, 12),
+    "Race-DiT-M/2-4in32": race(960, 16),
+    "Race-DiT-L/2-4in32": race(1024, 24),
+    "Race-DiT-XL/2-4in32": race(1152, 28),
+}
+
+
+def test_race_is_as_large_as_it_was_published():
+    assert PARAMETERS["Race-DiT-XL/2-4in32"] == pytest.approx(2.788e9, rel=0.004)
+
 
 def test_closed_form_on_a_published_number():
     # ProMoE's 14 experts have 2 widths; 12 prototypes.
@@ -100,7 +133,11 @@ def test_parameter_count(name, pixels):
         ("configs/digits.py:tc-sigmoid", "digits-tc-sigmoid"),
         ("configs/digits.py:tc-bias", "digits-tc-bias"),
         ("configs/digits.py:tc-noisy", "digits-tc-noisy"),
+        ("configs/digits.py:tc-capacity", "digits-tc-capacity"),
         ("configs/digits.py:x-moe", "digits-x-moe"),
+        ("configs/digits.py:soft-moe", "digits-soft-moe"),
+        ("configs/patches.py:soft-moe", "patches-soft-moe"),
+        ("configs/digits.py:expert-race", "digits-expert-race"),
         ("configs/digits.py:ec-dit", "digits-ec-dit"),
         ("configs/digits.py:diffmoe", "digits-diffmoe"),
         ("configs/digits.py:adamoe", "digits-adamoe"),
@@ -116,13 +153,18 @@ def test_config_files(spec, name):
 
 
 FILES = {
-    "DiT-": "dit",
-    "DiT-MoE-": "dit_moe",
-    "ProMoE-": "promoe",
-    "TC-DiT-": "tc_dit",
-    "EC-DiT-": "ec_dit",
-    "DiffMoE-": "diffmoe",
-    "DSMoE-": "ds_moe",
+    "DiT-": "dit.py:",
+    "DiT-MoE-": "dit_moe.py:",
+    "ProMoE-": "promoe.py:",
+    "TC-DiT-": "tc_dit.py:",
+    "EC-DiT-": "ec_dit.py:",
+    "DiffMoE-": "diffmoe.py:",
+    "DSMoE-": "ds_moe.py:",
+    "Race-DiT-": "race_dit.py:",
+    **{
+        f"{name}-DiT-": f"router_dit.py:{name}-DiT-"
+        for name in ("Noisy", "X-MoE", "AdaMoE", "MoEPP", "Soft")
+    },
 }
 
 
@@ -130,7 +172,7 @@ FILES = {
 def test_config_file_of_every_preset(name):
     # "DiT-" is the beginning of "DiT-MoE-": the longest family is meant.
     family = max((f for f in FILES if name.startswith(f)), key=len)
-    spec = f"configs/{FILES[family]}.py:{name.removeprefix(family)}"
+    spec = f"configs/{FILES[family]}{name.removeprefix(family)}"
     assert load_file(spec).name == f"{name}@256"
 
 
@@ -143,6 +185,12 @@ def test_errors():
         load_file("configs/dit.py:S/2@x")
     with pytest.raises(ConfigError, match="architecture is 'x'; allowed: promoe, promoe-ec"):
         load_file("configs/digits.py:x")
+
+
+@pytest.mark.parametrize("file", ["digits", "patches"])
+def test_slots_are_as_many_as_tokens(file):
+    model = load_file(f"configs/{file}.py:soft-moe").model
+    assert [moe.rows(model.num_tokens) for moe in model.mixtures] == [1.0] * (model.depth // 2)
 
 
 def test_published_models_average_as_they_were_published():

@@ -6,6 +6,7 @@ from dit_moe.config import (
     BatchPoolRouterConfig,
     Config,
     ExpertChoiceRouterConfig,
+    ExpertRaceRouterConfig,
     MeshConfig,
     MixedTopKRouterConfig,
     ModelConfig,
@@ -39,6 +40,9 @@ ADAMOE = dataclasses.replace(
     router=NullTopKRouterConfig(balance_coef=0.5, loose_balance_coef=0.125, tight_updates=2),
     top_k=3,
     cheap_experts=("zero",) * 4,
+)
+RACE = dataclasses.replace(
+    EC_DIT, router=ExpertRaceRouterConfig(similarity_coef=0.1, guess_coef=0.5), every=1
 )
 SOFT_MOE = dataclasses.replace(EC_DIT, router=SoftRouterConfig(slots=4))
 MOE_PLUS_PLUS = dataclasses.replace(

@@ -14,6 +14,7 @@ from dit_moe.config.mesh import MeshConfig
 from dit_moe.config.model import ModelConfig, SegmentConfig
 from dit_moe.config.moe import MoEConfig
 from dit_moe.config.objective import OBJECTIVES, DDPMConfig, ObjectiveConfig, RectifiedFlowConfig
+from dit_moe.config.race_routers import ExpertRaceRouterConfig
 from dit_moe.config.routers import (
     ROUTERS,
     BatchPoolRouterConfig,
@@ -61,6 +62,7 @@ __all__ = [
     "DataConfig",
     "ExpertChoiceRouterConfig",
     "ExpertKind",
+    "ExpertRaceRouterConfig",
     "GatedSettings",
     "GuidanceConfig",
     "LowRankConfig",

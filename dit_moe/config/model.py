@@ -172,6 +172,11 @@ class ModelConfig:
         return (self.image_size // self.patch_size) ** 2
 
     @property
+    def patch_features(self) -> int:
+        """Numbers of a patch: those that a token stands for."""
+        return self.patch_size**2 * self.channels
+
+    @property
     def out_channels(self) -> int:
         """Channels of the prediction."""
         return self.channels * (2 if self.learn_sigma else 1)

@@ -16,6 +16,7 @@ from dit_moe.config import (
     DataConfig,
     DDPMConfig,
     ExpertChoiceRouterConfig,
+    ExpertRaceRouterConfig,
     GuidanceConfig,
     MixedTopKRouterConfig,
     ModelConfig,
@@ -30,6 +31,7 @@ from dit_moe.config import (
     SampleConfig,
     SegmentConfig,
     SigmoidTopKRouterConfig,
+    SoftRouterConfig,
     TopKRouterConfig,
     TrainConfig,
 )
@@ -102,6 +104,42 @@ EC_DIT = _eight_experts(ExpertChoiceRouterConfig())
 DIFFMOE = _eight_experts(BatchPoolRouterConfig())
 
 
+def _eight_halves(router: RouterConfig, top_k: int = 2, zeros: int = 0) -> MoEConfig:
+    """Eight experts half as wide, of which a token has two on average."""
+    return dataclasses.replace(
+        _eight_experts(router), top_k=top_k, hidden_ratio=2, cheap_experts=("zero",) * zeros
+    )
+
+
+# Mixtures of other networks' papers, made for the comparison: active are 8 width^2 parameters of
+# experts for a token, as in a dense feed-forward, in MoE++ near that.
+_OF_OTHER_NETWORKS = {
+    "Noisy": _eight_halves(NoisyTopKRouterConfig()),
+    "X-MoE": _eight_experts(CosineRouterConfig()),
+    "AdaMoE": _eight_halves(NullTopKRouterConfig(), top_k=4, zeros=8),
+    "MoEPP": dataclasses.replace(
+        _eight_experts(MixedTopKRouterConfig()),
+        top_k=2,
+        hidden_ratio=3.25,
+        cheap_experts=("zero", "copy", "constant", "constant"),
+    ),
+    # As many slots as an image of 256 pixels has tokens.
+    "Soft": _eight_experts(SoftRouterConfig(slots=32)),
+}
+
+# Expert Race, table 7: every block has 32 experts a quarter as wide as a dense feed-forward, of
+# which a token has 4 on average. Its parameters are counted to 0.3% (2.796 of 2.788 billion).
+RACE = MoEConfig(
+    router=ExpertRaceRouterConfig(),
+    num_experts=32,
+    top_k=4,
+    expert="gelu",
+    hidden_ratio=1,
+    shared_hidden_ratio=0,
+)
+RACE_SIZES = {**SIZES, "M": (16, 960, 16)}
+
+
 def _ds_moe(num_experts: int, hidden_ratio: float) -> MoEConfig:
     """DSMoE's mixture, of 16 or 48 experts and a shared one of their width.
 
@@ -141,7 +179,10 @@ _SMALL_MOE = {
     "tc-noisy": dataclasses.replace(
         _eight_experts(NoisyTopKRouterConfig()), top_k=2, hidden_ratio=2
     ),
+    "tc-capacity": _eight_experts(TopKRouterConfig(capacity_factor=1.25)),
     "x-moe": _eight_experts(CosineRouterConfig(rank=64)),
+    "soft-moe": _eight_experts(SoftRouterConfig(slots=2)),
+    "expert-race": _eight_halves(ExpertRaceRouterConfig()),
     "ec-dit": EC_DIT,
     "diffmoe": DIFFMOE,
     "dit-moe": _SMALL_DIT_MOE,
@@ -225,10 +266,12 @@ for _name, _moe in (
     ("TC-DiT-L/2-E8", TC_DIT),
     ("EC-DiT-L/2-E8", EC_DIT),
     *((f"DiffMoE-{_size}/2-E8", DIFFMOE) for _size in ("B", "L", "XL")),
+    *((f"{_name}-DiT-L/2-E8", _moe) for _name, _moe in _OF_OTHER_NETWORKS.items()),
+    *((f"Race-DiT-{_size}/2-4in32", RACE) for _size in ("B", "M", "L", "XL")),
 ):
     _add(
         _name,
-        SIZES[_name.partition("/")[0].rpartition("-")[2]],
+        RACE_SIZES[_name.partition("/")[0].rpartition("-")[2]],
         _moe,
         RectifiedFlowConfig(time_scale=1000),
         dataclasses.replace(_TRAIN, steps=500_000, gradient_clip=0.5),
@@ -282,15 +325,23 @@ def preset(name: str, image_pixels: int = 256) -> Config:
     )
 
 
-def small_moe(architecture: str) -> MoEConfig | None:
+def small_moe(architecture: str, tokens: int = 16) -> MoEConfig | None:
     """The mixture of a small model, for config files, by architecture; "dit" has none.
+
+    Args:
+      architecture: its name.
+      tokens: of an image, and so its slots where experts compute mixes; a multiple of 8.
 
     Raises:
       ConfigError: for another name.
     """
     if architecture not in _SMALL_MOE:
         raise ConfigError(f"architecture is {architecture!r}; allowed: {', '.join(_SMALL_MOE)}")
-    return _SMALL_MOE[architecture]
+    moe = _SMALL_MOE[architecture]
+    if moe is not None and isinstance(moe.router, SoftRouterConfig):
+        slots = SoftRouterConfig(slots=tokens // moe.num_experts)
+        return dataclasses.replace(moe, router=slots)
+    return moe
 
 
 def small_model(architecture: str, dense: ModelConfig) -> ModelConfig:
@@ -301,7 +352,7 @@ def small_model(architecture: str, dense: ModelConfig) -> ModelConfig:
     Raises:
       ConfigError: see `small_moe`.
     """
-    moe = small_moe(architecture)
+    moe = small_moe(architecture, dense.num_tokens)
     if moe is None or architecture not in _PYRAMIDS:
         return dataclasses.replace(dense, moe=moe)
     top = dataclasses.replace(moe, num_experts=2 * moe.num_experts)

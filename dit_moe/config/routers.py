@@ -1,7 +1,7 @@
 """The settings of every router, with the facts about it that the rest of the package asks for."""
 
 import math
-from typing import Annotated, ClassVar, Literal, Protocol
+from typing import Annotated, ClassVar, Literal, NamedTuple, Protocol
 
 from pydantic import Field, PlainValidator
 from pydantic.dataclasses import dataclass
@@ -12,6 +12,14 @@ from dit_moe.config.rules import RULES, ConfigError, Decay, NonNegativeFloat, Po
 Chooser = Literal["token", "image", "batch", "nobody"]
 Gate = Literal["softmax", "sigmoid", "identity"]
 """What makes a score and a weight of a logit. Softmax is over the scored experts."""
+
+
+class Guess(NamedTuple):
+    """What a head of a layer guesses from that the network should predict (`Routing.hidden`)."""
+
+    width: int
+    coef: float
+    """Factor of the squared error in the loss."""
 
 
 class Mixture(Protocol):
@@ -95,6 +103,12 @@ class RouterSettings:
 
     def _untold(self, what: str) -> ConfigError:
         return ConfigError(f"router {self.name!r} does not tell {what}; see docs/extending.md")
+
+    def guess(self, width: int) -> Guess | None:
+        """What the block should guess from while it trains, in a model of this width; most routers
+        have nothing of the kind."""
+        del width
+        return None
 
     def hands_on(self, moe: Mixture) -> dict[str, tuple[int, ...]]:
         """Shapes, for one token, of what the router of the next layer gets to see

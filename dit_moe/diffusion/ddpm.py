@@ -124,7 +124,7 @@ class DDPM:
         x_t = self.diffuse(x, t_N, noise)
         prediction = network(x_t, t_N.astype(jnp.float32), y_N)
         terms = self.terms(x, t_N, noise, prediction.value)
-        return total_loss(terms, t_N / n, prediction)
+        return total_loss(terms, t_N / n, prediction, noise)
 
     def steps(self, visited: np.ndarray | None = None) -> Coefficients:
         """The coefficients of all timesteps, or of a chain that visits only some."""

@@ -82,7 +82,7 @@ class Objective(Protocol):
 
 
 def total_loss(
-    terms: Mapping[str, jax.Array], time_N: jax.Array, prediction: Prediction
+    terms: Mapping[str, jax.Array], time_N: jax.Array, prediction: Prediction, target: jax.Array
 ) -> tuple[jax.Array, tuple[Metrics, Prediction]]:
     """Adds up the loss and names its parts.
 
@@ -90,6 +90,7 @@ def total_loss(
       terms: the objective's own losses by name, each [N].
       time_N: [N] where in its range each example's time lies, in [0, 1).
       prediction: of the network, with auxiliary losses.
+      target: [N, ..., C] what the network should have predicted, as its layers should have guessed.
 
     Returns:
       What `Objective.loss` returns. Metrics: "loss" (the sum of all), every term and auxiliary
@@ -97,11 +98,21 @@ def total_loss(
       where the batch has no example in the bin.
     """
     diffusion_N = jnp.sum(jnp.stack(list(terms.values())), axis=0)
-    loss = diffusion_N.mean() + sum(prediction.losses.values(), jnp.float32(0))
+    auxiliary = prediction.losses | _loss_of_guesses(prediction, target)
+    loss = diffusion_N.mean() + sum(auxiliary.values(), jnp.float32(0))
     metrics = {"loss": loss, **{name: term.mean() for name, term in terms.items()}}
-    metrics |= prediction.losses
+    metrics |= auxiliary
     bin_N = jnp.floor(time_N * TIME_BINS).astype(jnp.int32)
     for b in range(TIME_BINS):
         inside_N = bin_N == b
         metrics[f"loss_t{b}"] = jnp.where(inside_N, diffusion_N, 0).sum() / inside_N.sum()
     return loss, (metrics, prediction)
+
+
+def _loss_of_guesses(prediction: Prediction, target: jax.Array) -> dict[str, jax.Array]:
+    """The mean squared error of what each layer guesses by itself, scaled, summed over layers."""
+    guesses = prediction.guesses
+    if guesses is None:
+        return {}
+    square_L = jnp.square(guesses.value - target).mean(axis=tuple(range(1, target.ndim + 1)))
+    return {"layer_guess": jnp.sum(jnp.asarray(guesses.coefs) * square_L)}

@@ -35,8 +35,9 @@ class RectifiedFlow:
         noise = jax.vmap(lambda key: jax.random.normal(key, shape))(noise_key_N)
         z = self.diffuse(x, t_N, noise)
         prediction = network(z, t_N * self.config.time_scale, y_N)
-        error = prediction.value[..., : shape[-1]] - (noise - x)
-        return total_loss({"mse": mean_per_example(error**2)}, t_N, prediction)
+        velocity = noise - x
+        error = prediction.value[..., : shape[-1]] - velocity
+        return total_loss({"mse": mean_per_example(error**2)}, t_N, prediction, velocity)
 
     def diffuse(self, x: jax.Array, t_N: jax.Array, noise: jax.Array) -> jax.Array:
         """z_t from data and noise."""

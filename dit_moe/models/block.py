@@ -45,6 +45,8 @@ class Block(nnx.Module):
             self.feed_forward = FeedForward(config.mlp_activation, width, hidden, rngs)
         zeros = jax.nn.initializers.zeros
         self.modulation = linear(width, 6 * width, ("embed", None), rngs, dtype=dtype, init=zeros)
+        guess = moe and moe.router.guess(width)
+        self.guess = guess and linear(guess.width, config.patch_features, ("embed", None), rngs)
 
     def __call__(self, x_NxSxD: jax.Array, given: Given) -> tuple[jax.Array, Routing | None]:
         """Updates tokens [N, S, D] under what is given; a dense block has no routing."""
@@ -60,6 +62,10 @@ class Block(nnx.Module):
             conditioning = Conditioning(is_null_T, s, given.train, given.previous)
             h_TxD, routing = self.feed_forward(h_NxSxD.reshape(n * s, d), conditioning)
             h_NxSxD = h_TxD.reshape(n, s, d)
+            if self.guess is not None and given.train:
+                routing = dataclasses.replace(
+                    routing, hidden=None, guess=self.guess(routing.hidden)
+                )
         else:
             h_NxSxD, routing = self.feed_forward(h_NxSxD), None
         return x_NxSxD + gate_f[:, None] * h_NxSxD, routing

@@ -3,6 +3,8 @@
 The ends are the image's: patches, positions, the class, and the way back to pixels.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,8 +13,9 @@ from jax.core import Tracer
 
 from dit_moe.config import ConfigError, ModelConfig
 from dit_moe.models.block import Given
-from dit_moe.models.prediction import Prediction
+from dit_moe.models.prediction import Guesses, Prediction
 from dit_moe.models.trunk import Trunk
+from dit_moe.moe.routing import Routing
 from dit_moe.nn.embeddings import (
     LabelEmbedding,
     TimestepEmbedding,
@@ -32,8 +35,7 @@ class DiT(nnx.Module):
         self.config = config
         width, dtype = config.width, jnp.dtype(config.dtype)
         zeros = jax.nn.initializers.zeros
-        patch_features = config.patch_size**2 * config.channels
-        self.patch_in = linear(patch_features, width, (None, "embed"), rngs, dtype=dtype)
+        self.patch_in = linear(config.patch_features, width, (None, "embed"), rngs, dtype=dtype)
         self.timestep = TimestepEmbedding(width, rngs)
         self.label = LabelEmbedding(config.num_classes, width, rngs)
         self.trunk = Trunk(config, rngs)
@@ -85,7 +87,24 @@ class DiT(nnx.Module):
         for record in routing:
             for name, loss_L in record.losses.items():
                 losses[name] = losses.get(name, 0.0) + loss_L.sum()
-        return Prediction(value=value, routing=routing, losses=losses)
+        guesses = self._guesses(routing, side**2)
+        routing = tuple(dataclasses.replace(record, guess=None) for record in routing)
+        return Prediction(value=value, routing=routing, losses=losses, guesses=guesses)
+
+    def _guesses(self, routing: tuple[Routing, ...], tokens_per_image: int) -> Guesses | None:
+        """What layers guess, as images, layer after layer."""
+        config, found, coefs = self.config, [], []
+        mixtures = [segment.moe for segment in config.trunk if segment.moe is not None]
+        for record, moe in zip(routing, mixtures, strict=True):
+            told = moe.router.guess(config.width)
+            if record.guess is None or told is None:
+                continue
+            layers, _, features = record.guess.shape
+            of_tokens = record.guess.reshape(-1, tokens_per_image, features)
+            images = unpatchify(of_tokens, config.patch_size, config.channels)
+            found.append(images.reshape(layers, -1, *images.shape[1:]))
+            coefs += [told.coef] * layers
+        return Guesses(jnp.concatenate(found), tuple(coefs)) if found else None
 
 
 def _check_labels(y_N: jax.typing.ArrayLike, null_label: int) -> None:

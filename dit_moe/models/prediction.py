@@ -7,6 +7,16 @@ from dit_moe.moe.routing import Routing
 
 
 @flax.struct.dataclass
+class Guesses:
+    """What layers by themselves say that the network should predict."""
+
+    value: jax.Array
+    """[L, N, H, W, C] float32, of the layers that guess, in their order; C as the input has."""
+    coefs: tuple[float, ...] = flax.struct.field(pytree_node=False)
+    """Factors of the layers' squared errors in the loss: L."""
+
+
+@flax.struct.dataclass
 class Prediction:
     """The network's output with everything that its layers decided."""
 
@@ -17,3 +27,6 @@ class Prediction:
     these; none for a dense network."""
     losses: dict[str, jax.Array]
     """Auxiliary losses by name, summed over layers, already scaled: add them to the loss."""
+    guesses: Guesses | None = None
+    """In a training step of a network whose layers guess: the objective, which alone knows what
+    they should have said, adds their loss."""

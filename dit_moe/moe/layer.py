@@ -104,7 +104,9 @@ def _dispatch_over_mesh(
         raise TypeError(f"{type(experts).__name__} is a bank of experts for a single device")
     num_experts = experts.num_experts
     routing = arrange_by_image(routing, num_experts)
-    routing = dataclasses.replace(routing, losses={}, metrics={}, next_state={}, hand_on={})
+    routing = dataclasses.replace(
+        routing, losses={}, metrics={}, next_state={}, hand_on={}, hidden=None
+    )
     # Where tokens have slots for more experts than they use, rounds hold the memory of those used.
     in_rounds = expert_shards() > 1 or len(routing.token) > top_k * len(x_TxD)
 

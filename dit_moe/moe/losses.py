@@ -68,6 +68,33 @@ def uneven_balance_loss(
     return jnp.sum(eta_E * f_E * probabilities_TxE.mean(axis=0))
 
 
+def router_similarity_loss(probabilities_TxE: jax.Array, chosen_TxE: jax.Array) -> jax.Array:
+    """Lets experts have unlike tokens: (1 / T) sum_ij W_ij P'_ij (Expert Race, Yuan et al. 2025).
+
+    P' = P^T P of the router's probabilities and M' = M^T M of who computes what. W_ij is M'_ij over
+    its mean: over the diagonal where i = j, over all else where not, and there 0 where no token has
+    two experts. 1 when all probabilities are even.
+
+    Args:
+      probabilities_TxE: [T, E] float32.
+      chosen_TxE: [T, E], 1 where the expert computes the token and 0 elsewhere.
+
+    Returns:
+      float32 scalar, not scaled by the coefficient. The gradient flows through P.
+    """
+    num_tokens, num_experts = probabilities_TxE.shape
+    p_ExE, m_ExE = (
+        jnp.matmul(a.T, a, precision=jax.lax.Precision.HIGHEST)
+        for a in (probabilities_TxE, chosen_TxE.astype(jnp.float32))
+    )
+    same_ExE = jnp.eye(num_experts, dtype=bool)
+    pairs = num_experts * (num_experts - 1)
+    of_same = num_experts / jnp.maximum(m_ExE.sum(where=same_ExE), 1)
+    of_pairs = pairs / jnp.maximum(m_ExE.sum(where=~same_ExE), 1)
+    w_ExE = m_ExE * jnp.where(same_ExE, of_same, of_pairs)
+    return jnp.sum(jax.lax.stop_gradient(w_ExE) * p_ExE) / num_tokens
+
+
 def z_loss(logits_TxE: jax.Array) -> jax.Array:
     """Router z-loss: the mean of log(sum_i exp(logit_i))^2 over tokens (ST-MoE, eq. 5).
 

@@ -40,13 +40,19 @@ class Routing:
     """Auxiliary losses by name, float32 scalars, already scaled by their coefficients."""
     metrics: dict[str, jax.Array] = flax.struct.field(default_factory=dict)
     """What else the log should show, by name, float32 scalars; by a name that
-    `statistics.routing_statistics` tells, in place of that."""
+    `statistics.routing_statistics` tells, of its shape and in place of that."""
     next_state: dict[str, jax.Array] = flax.struct.field(default_factory=dict)
     """What the router's parameters that are no gradient's become after this step, by their name in
     the router."""
     hand_on: dict[str, jax.Array] = flax.struct.field(default_factory=dict)
     """What the router of the next MoE layer gets to see, by name, [T, ...] float32; of the shapes
     that `RouterSettings.hands_on` tells."""
+    hidden: jax.Array | None = None
+    """[T, H] float32: what the block guesses from that the network should predict, in a training
+    step of a router whose settings tell so (`RouterSettings.guess`). The block takes it out of the
+    record."""
+    guess: jax.Array | None = None
+    """[T, F] float32: that guess for every token, as `Prediction.guesses` has it for images."""
     by_image: bool = flax.struct.field(pytree_node=False, default=True)
     """Assignments come image by image, equally many of each, so that a device's share of the
     images has the same share of the assignments."""

@@ -29,7 +29,8 @@ class ImageFlops:
     shared: float
     """The shared expert, and how much of it there is where that is learnt."""
     router: float
-    """Scores and whatever else it has (`RouterSettings.flops`), and the cheap experts."""
+    """Scores and whatever else it has (`RouterSettings.flops`), the cheap experts, and, which is of
+    training alone, what layers guess."""
     modulation: float
     """adaLN-zero, of the blocks and of the output."""
     embedding: float
@@ -59,6 +60,8 @@ def image_flops(model: ModelConfig) -> ImageFlops:
         shared += s * 2 * d * 2 * (moe.shared_mix == "learnt")
         router += s * moe.router.flops(d, moe)
         router += s * 2 * d * sum(CHEAP_EXPERTS[kind] for kind in moe.cheap_experts)
+        if guess := moe.router.guess(d):
+            router += s * 2 * guess.width * model.patch_features
     dense = EXPERTS[model.mlp_activation].flops(d, model.mlp_ratio * d)
     return ImageFlops(
         attention=depth * (2 * s * d * 4 * d + _attention_products(model)),

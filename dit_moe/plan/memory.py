@@ -194,7 +194,8 @@ def _moe_bytes(
     kind, chosen = EXPERTS[moe.expert], moe.rows(model.num_tokens) if slots else moe.top_k
     hidden, shared = moe.hidden_ratio * d, moe.shared_hidden_ratio * d
     saved = moe.router.saved(d, moe, products_only=remat == "dots")
-    total = (moe.scored_experts + saved) * FLOAT32 + _cheap_bytes(model, moe, remat)
+    guessed = model.patch_features if moe.router.guess(d) else 0
+    total = (moe.scored_experts + saved + guessed) * FLOAT32 + _cheap_bytes(model, moe, remat)
     total += _mix_bytes(model, moe, remat)
     if remat == "dots":
         total += (kind.in_matrices * shared + (d if shared else 0)) * size

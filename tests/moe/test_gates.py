@@ -17,6 +17,7 @@ from dit_moe.moe.routers import build_router
 from dit_moe.moe.routing import Conditioning, Routing
 from tests.moe.test_cosine_router import numpy_cosines
 from tests.moe.test_expert_choice import assignments
+from tests.moe.test_expert_race import numpy_logits
 
 T, D, E, K = 24, 16, 6, 2
 X = jax.random.normal(jax.random.key(0), (T, D))
@@ -38,6 +39,8 @@ def route(name: str, **settings: Any) -> tuple[Routing, np.ndarray]:
     # Wide enough that gates differ.
     kernel = router.kernels[0] if name == "mixed_top_k" else router.kernel
     kernel[...] = jax.random.normal(jax.random.key(1), (D, E))
+    if name == "expert_race":
+        return router(X, TRAIN), numpy_logits(router)
     logits = np.asarray(X, np.float64) @ np.asarray(kernel[...], np.float64)
     return router(X, TRAIN), logits
 
@@ -99,7 +102,8 @@ def test_every_router_with_logits_has_a_z_loss(name: str):
 
 
 @pytest.mark.parametrize(
-    "name", ["top_k", "sigmoid_top_k", "cosine", "expert_choice", "batch_pool"]
+    "name",
+    ["top_k", "sigmoid_top_k", "cosine", "expert_choice", "batch_pool", "expert_race"],
 )
 def test_z_loss_of_logits(name: str):
     routing, logits = route(name, z_coef=0.5)

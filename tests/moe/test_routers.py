@@ -8,6 +8,7 @@ from dit_moe.config import (
     BatchPoolRouterConfig,
     CosineRouterConfig,
     ExpertChoiceRouterConfig,
+    ExpertRaceRouterConfig,
     MoEConfig,
     NoisyTopKRouterConfig,
     PrototypeExpertChoiceRouterConfig,
@@ -109,6 +110,7 @@ def test_without_unconditional_expert_null_tokens_are_routed_like_others():
         MoEConfig(num_experts=E, router=NoisyTopKRouterConfig()),
         MoEConfig(num_experts=E, router=CosineRouterConfig()),
         MoEConfig(num_experts=E, top_k=1, router=SoftRouterConfig()),
+        MoEConfig(num_experts=E, router=ExpertRaceRouterConfig()),
     ],
     ids=lambda config: config.router.name,
 )

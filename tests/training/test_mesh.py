@@ -29,6 +29,7 @@ from tests.tiny import (
     PROMOE,
     PROMOE_EC,
     PYRAMID,
+    RACE,
     SOFT_MOE,
     tiny,
 )
@@ -54,6 +55,7 @@ from tests.training.test_training import assert_close, batch, one_device, run_st
         ),
         (dataclasses.replace(DIT_MOE, router=TopKRouterConfig(capacity_factor=1.0)), (2, 2, 2)),
         (SOFT_MOE, (2, 2, 2)),
+        (RACE, (2, 2, 2)),
     ],
     ids=[
         "DiT-MoE",
@@ -69,6 +71,7 @@ from tests.training.test_training import assert_close, batch, one_device, run_st
         "sigmoid with a bias",
         "capacity",
         "SoftMoE",
+        "Expert Race",
     ],
 )
 def test_experts_on_several_devices_change_no_numbers(moe, sizes):

@@ -16,7 +16,7 @@ from dit_moe.runs.state import init_state
 from dit_moe.training import session
 from dit_moe.training.loop import train
 from dit_moe.training.step import SKIPPED_FOR_DATA, build_step
-from tests.tiny import ADAMOE, DIFFMOE, tiny
+from tests.tiny import ADAMOE, DIFFMOE, RACE, tiny
 from tests.training.test_training import batch, final_state, one_device
 
 # Experts with weights of a token where the load is as the balance loss would have it.
@@ -61,8 +61,12 @@ def test_thresholds_follow_the_predictions_and_nothing_else():
 
 @pytest.mark.parametrize(
     ("moe", "path", "least"),
-    [(DIFFMOE, PATH, 0), (ADAMOE, "trunk.segments.0.blocks.0.feed_forward.router.updates", 2)],
-    ids=["DiffMoE", "AdaMoE"],
+    [
+        (DIFFMOE, PATH, 0),
+        (ADAMOE, "trunk.segments.0.blocks.0.feed_forward.router.updates", 2),
+        (RACE, "trunk.segments.0.blocks.0.feed_forward.router.threshold", 0),
+    ],
+    ids=["DiffMoE", "AdaMoE", "Expert Race"],
 )
 def test_resume_is_exact(moe, path, least, tmp_path, monkeypatch):
     config = tiny(moe, steps=3)
@@ -81,6 +85,7 @@ def test_resume_is_exact(moe, path, least, tmp_path, monkeypatch):
     "architecture",
     [
         *("ec-dit", "promoe-ec", "diffmoe", "ds-moe", "tc-sigmoid", "tc-bias", "tc-noisy", "x-moe"),
+        *("tc-capacity", "soft-moe", "expert-race"),
         *CHEAP,
         *("pyramid", "pyramid-mix"),
     ],
@@ -109,8 +114,10 @@ def test_training_on_digits(architecture, tmp_path):
     if architecture in CHEAP:
         assert last["moe/capacity/layer00"] == pytest.approx(CHEAP[architecture], abs=0.3)
     else:
-        experts = 2.0 if architecture in ("ds-moe", "tc-noisy") else 1.0
-        assert last["moe/capacity/layer00"] == pytest.approx(experts)
-    if architecture == "diffmoe":
+        experts = 2.0 if architecture in ("ds-moe", "tc-noisy", "expert-race") else 1.0
+        dropped = last.get("moe/dropped/layer00", 0.0)
+        assert (dropped > 0) == (architecture == "tc-capacity")
+        assert last["moe/capacity/layer00"] == pytest.approx(experts * (1 - dropped))
+    if architecture in ("diffmoe", "expert-race"):
         assert float(rows[0]["moe/predicted_capacity/layer00"]) > 2  # thresholds begin at 0
-        assert last["moe/predicted_capacity/layer00"] == pytest.approx(1.0, abs=0.2)
+        assert last["moe/predicted_capacity/layer00"] == pytest.approx(experts, rel=0.2)

@@ -12,6 +12,7 @@ from dit_moe.config import (
     ConfigError,
     CosineRouterConfig,
     ExpertChoiceRouterConfig,
+    ExpertRaceRouterConfig,
     MixedTopKRouterConfig,
     MoEConfig,
     NoisyTopKRouterConfig,
@@ -28,6 +29,7 @@ from dit_moe.moe.routers.cheap_choice import MixedTopKRouter, NullTopKRouter
 from dit_moe.moe.routers.cosine import CosineRouter
 from dit_moe.moe.routers.expert_choice import ExpertChoiceRouter, PrototypeExpertChoiceRouter
 from dit_moe.moe.routers.noisy import NoisyTopKRouter
+from dit_moe.moe.routers.race import ExpertRaceRouter
 from dit_moe.moe.routers.soft import SoftRouter
 from dit_moe.moe.routers.token_choice import PrototypeRouter, SigmoidTopKRouter, TopKRouter
 from dit_moe.moe.routing import Conditioning, Routing
@@ -78,6 +80,7 @@ register_router(PrototypeRouterConfig)(PrototypeRouter)
 register_router(ExpertChoiceRouterConfig)(ExpertChoiceRouter)
 register_router(PrototypeExpertChoiceRouterConfig)(PrototypeExpertChoiceRouter)
 register_router(BatchPoolRouterConfig)(BatchPoolRouter)
+register_router(ExpertRaceRouterConfig)(ExpertRaceRouter)
 register_router(NullTopKRouterConfig)(NullTopKRouter)
 register_router(MixedTopKRouterConfig)(MixedTopKRouter)
 register_router(SoftRouterConfig)(SoftRouter)

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dit_moe.config import BatchPoolRouterConfig, MoEConfig
-from dit_moe.moe.assignments import slots_from_mask
 from dit_moe.moe.routers.scores import expert_capacity, gated_scores, init_kernel
+from dit_moe.moe.routers.thresholds import followed, sampled, served
 from dit_moe.moe.routing import Conditioning, Routing
 from dit_moe.nn.linear import linear
 
@@ -52,15 +52,14 @@ class BatchPoolRouter(nnx.Module):
         logits_TxE = self.predictor(jax.lax.stop_gradient(x_TxD))
         prediction_TxE = jax.lax.stop_gradient(jax.nn.sigmoid(logits_TxE))
         passes_TxE = prediction_TxE > self.threshold[...]
-        metrics = {"predicted_capacity": passes_TxE.sum(-1, dtype=jnp.float32).mean()}
+        metrics = served(passes_TxE)
         if not conditioning.train:
             chosen_TxE = passes_TxE
             if self.settings.inference == "batch":
                 # As many as pass, but those with the highest scores.
                 rank_TxE = jnp.argsort(jnp.argsort(-scores_TxE, axis=0), axis=0)
                 chosen_TxE = rank_TxE < passes_TxE.sum(axis=0)
-            slots = slots_from_mask(chosen_TxE, scores_TxE, self.num_experts)
-            return Routing(*slots, scores=scores_TxE, losses=z, metrics=metrics)
+            return sampled(chosen_TxE, scores_TxE, z, metrics)
 
         capacity = expert_capacity(len(x_TxD), self.num_experts, self.top_k)
         expert_Ex1 = jnp.arange(self.num_experts, dtype=jnp.int32)[:, None]
@@ -69,7 +68,7 @@ class BatchPoolRouter(nnx.Module):
         entropy_TxE = jax.nn.softplus(logits_TxE) - chosen_TxE * logits_TxE
         last_E = jax.lax.top_k(prediction_TxE.T, capacity)[0][:, -1]
         decay = self.settings.threshold_decay
-        threshold_E = decay * self.threshold[...] + (1 - decay) * last_E
+        threshold_E = followed(self.threshold[...], last_E, decay)
         return Routing(
             token=token_ExC.reshape(-1),
             expert=jnp.broadcast_to(expert_Ex1, token_ExC.shape).reshape(-1),
@@ -77,6 +76,6 @@ class BatchPoolRouter(nnx.Module):
             scores=scores_TxE,
             losses={"capacity": self.settings.capacity_coef * entropy_TxE.mean(), **z},
             metrics=metrics,
-            next_state={"threshold": jax.lax.stop_gradient(threshold_E)},
+            next_state={"threshold": threshold_E},
             by_image=False,
         )

@@ -19,9 +19,12 @@ class TokenChoice(nnx.Module):
     """A router that scores all experts, of which every token takes its top_k: those of score plus
     bias, where the settings have biases; in training, as many as the experts have room for."""
 
+    draw: nnx.Param | None = None
+
     def __init__(self, config: MoEConfig, balance: BiasSettings, rngs: nnx.Rngs):
         self.config, self.balance = config, balance
-        self.draw = None if balance.capacity_factor is None else counter(rngs)
+        if balance.capacity_factor is not None:
+            self.draw = counter(rngs)
         # Updated through `Routing.next_state`; its gradient is 0.
         biases = balance.biases(config)
         self.bias = nnx.Param(jnp.zeros(biases), axes=(None,)) if biases else None

@@ -31,6 +31,7 @@ class SoftRouter(nnx.Module):
         into_NxSxP = jax.nn.softmax(logits_NxSxP, axis=1)
         back_NxSxP = jax.nn.softmax(logits_NxSxP, axis=2)
         scores_TxE = back_NxSxP.reshape(num_tokens, self.num_experts, -1).sum(axis=-1)
+        load_E = scores_TxE.mean(axis=0)
         return Routing(
             token=jnp.arange(num_tokens, dtype=jnp.int32),
             expert=scores_TxE.argmax(axis=-1).astype(jnp.int32),
@@ -38,6 +39,8 @@ class SoftRouter(nnx.Module):
             scores=scores_TxE,
             losses={},
             metrics={
+                "load": load_E,
+                "busiest": load_E.max(),
                 "capacity": jnp.float32(self.slots / s),
                 "slot_entropy": _entropy(into_NxSxP),
             },
