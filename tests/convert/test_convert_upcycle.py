@@ -11,10 +11,12 @@ import dit_moe
 from dit_moe.commands import convert as command
 from dit_moe.config import (
     ConfigError,
+    ExpertRaceRouterConfig,
     MoEConfig,
     PrototypeRouterConfig,
     RectifiedFlowConfig,
     SigmoidTopKRouterConfig,
+    SoftRouterConfig,
     TopKRouterConfig,
 )
 from dit_moe.models.parameters import abstract_parameters
@@ -56,8 +58,10 @@ def difference(old, new) -> np.ndarray:
         dataclasses.replace(GELU, router=SOFTMAX, unconditional_expert=True),
         # Two of four, whose weights sum to 2.5.
         dataclasses.replace(GELU, router=SigmoidTopKRouterConfig(scale=2.5), top_k=2),
+        # Its layers' guesses begin at 0.
+        dataclasses.replace(GELU, router=ExpertRaceRouterConfig(gate="softmax")),
     ],
-    ids=["copies", "every_other", "cut", "prototypes", "sigmoid"],
+    ids=["copies", "every_other", "cut", "prototypes", "sigmoid", "race"],
 )
 def test_exact_where_the_weights_have_one_sum(moe, dense, tmp_path):
     upcycle_run(dense, sparse(dense, moe), tmp_path / "up")
@@ -167,6 +171,12 @@ def replaced(config, **model):
                 c, moe=dataclasses.replace(GELU, router=TopKRouterConfig(gate="identity"))
             ),
             "router.gate is 'identity'",
+        ),
+        (
+            lambda c: replaced(
+                c, moe=dataclasses.replace(GELU, router=SoftRouterConfig(), top_k=1)
+            ),
+            "config.model.moe.router.name is 'soft', whose experts see mixes of tokens",
         ),
         (
             lambda c: dataclasses.replace(c, objective=RectifiedFlowConfig()),
