@@ -1,9 +1,9 @@
 """Fashion-MNIST, 28x28 grey, in ten classes: a quarter of an hour on two CPU cores.
 
-Argument: promoe, promoe-ec, tc-dit, tc-sigmoid, tc-bias, tc-noisy, x-moe, ec-dit, diffmoe, dit-moe,
-adamoe, moe-plus-plus, ds-moe or dit. The 60,000 pictures to train on are read from data/fashion and
-the 10,000 held-out ones from data/fashion-test, which are made once (docs/data.md tells where the
-files are to be had):
+Argument: promoe, promoe-ec, tc-dit, tc-sigmoid, tc-bias, tc-capacity, tc-noisy, x-moe, ec-dit,
+diffmoe, expert-race, soft-moe, dit-moe, adamoe, moe-plus-plus, pyramid, pyramid-mix, ds-moe or dit.
+The 60,000 pictures to train on are read from data/fashion and the 10,000 held-out ones from
+data/fashion-test, which are made once (docs/data.md tells where the files are to be had):
 
     python -m dit_moe.data.prepare --input FOLDER --output data/fashion --image_size 28 \\
         --autoencoder none --class_names NAMES
@@ -22,21 +22,23 @@ from dit_moe.config import (
     SampleConfig,
     TrainConfig,
 )
-from dit_moe.config.presets import small_moe
+from dit_moe.config.presets import small_model
 
 
 def get_config(architecture: str = "promoe") -> Config:
     return Config(
         name=f"fashion-{architecture}",
-        model=ModelConfig(
-            image_size=28,
-            channels=1,
-            patch_size=4,
-            num_classes=10,
-            width=128,
-            depth=6,
-            heads=4,
-            moe=small_moe(architecture),
+        model=small_model(
+            architecture,
+            ModelConfig(
+                image_size=28,
+                channels=1,
+                patch_size=4,
+                num_classes=10,
+                width=128,
+                depth=6,
+                heads=4,
+            ),
         ),
         objective=RectifiedFlowConfig(time_scale=1000),
         data=DataConfig(

@@ -140,7 +140,7 @@ def test_active_experts_cost_what_a_dense_layer_of_their_width_does():
 
 
 @pytest.mark.parametrize("remat", ["none", "dots", "full"])
-@pytest.mark.parametrize("name", ["DiT-B/2", "DiT-MoE-S/2-8E2A"])
+@pytest.mark.parametrize("name", ["DiT-B/2", "DiT-MoE-S/2-8E2A", "Soft-DiT-L/2-E8"])
 def test_training_with_recomputation(name, remat, accelerator):
     model = dataclasses.replace(preset(name).model, remat=remat)
     traced = traced_flops(jax.make_jaxpr(gradient(model))(*inputs(model, 1)).jaxpr)

@@ -330,7 +330,7 @@ def small_moe(architecture: str, tokens: int = 16) -> MoEConfig | None:
 
     Args:
       architecture: its name.
-      tokens: of an image, and so its slots where experts compute mixes; a multiple of 8.
+      tokens: of an image, and so nearly its slots where experts compute mixes.
 
     Raises:
       ConfigError: for another name.

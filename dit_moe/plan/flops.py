@@ -93,9 +93,9 @@ def recomputed_flops(model: ModelConfig, *, fused_attention: bool, expert_parall
         case "none":
             return again
         case "dots":
-            # Where attention is fused, the mixture with the scores.
+            # Where attention is fused, the mixture with the scores. Mixes of tokens are not kept.
             products = model.depth * _attention_products(model)
-            return again + (products if fused_attention else products / 2)
+            return again + (products if fused_attention else products / 2) + _mixing(model)
         case "full":
             # Outside of the scan over blocks nothing is recomputed.
             ends = flops.embedding + flops.output + 2 * model.width * 2 * model.width
@@ -112,3 +112,10 @@ def dispatch_in_rounds(model: ModelConfig, mesh_shape: Mapping[str, int]) -> boo
 def _attention_products(model: ModelConfig) -> float:
     """Scores and mixing of one block: two products over all pairs of tokens."""
     return 2 * 2 * model.num_tokens**2 * model.width
+
+
+def _mixing(model: ModelConfig) -> float:
+    """What goes into slots and comes back, of all layers in which nobody chooses."""
+    s = model.num_tokens
+    slots = sum(s * moe.rows(s) for moe in model.mixtures if moe.router.chooser == "nobody")
+    return 2 * 2 * s * slots * model.width

@@ -105,7 +105,8 @@ def aggregated(first: Config, second: Config, keep_top_k: bool) -> Config:
     def both(moe: MoEConfig | None) -> MoEConfig | None:
         if moe is None:
             return None
-        router, times = moe.router, 1 if keep_top_k else 2
+        router = moe.router
+        times = 1 if keep_top_k or router.chooser == "nobody" else 2
         if isinstance(router, BiasSettings) and router.mean_experts is not None:
             router = dataclasses.replace(router, mean_experts=times * router.mean_experts)
         return dataclasses.replace(
@@ -251,6 +252,8 @@ def _weights(model: ModelConfig, moe: MoEConfig, parameters: dict[str, np.ndarra
     routing = router(
         x_TxD, Conditioning(jnp.zeros(tokens, bool), model.num_tokens, previous=previous)
     )
+    if routing.mixed:  # every expert has a part in every token
+        return np.asarray(routing.scores)
     ranges = ExpertRanges.of(moe)
     weight_TxE = jnp.zeros((tokens, ranges.none)).at[routing.token, routing.expert]
     weight_TxE = weight_TxE.add(routing.weight, mode="drop")

@@ -67,12 +67,17 @@ def assert_same_with_itself(config: Config, *, keep_top_k: bool = False) -> Conf
 def test_with_itself_a_run_is_what_it_was(name):
     router = ROUTERS[name]()
     cheap = ("zero",) * 2 if name == "null_top_k" else ()
+    top_k = 1 if router.chooser == "nobody" else 2
     moe = dataclasses.replace(
-        DIT_MOE, router=router, cheap_experts=cheap, unconditional_expert=router.unconditional
+        DIT_MOE,
+        router=router,
+        top_k=top_k,
+        cheap_experts=cheap,
+        unconditional_expert=router.unconditional,
     )
     both = assert_same_with_itself(of(moe))
     assert both.model.moe is not None
-    assert (both.model.moe.num_experts, both.model.moe.top_k) == (8, 4)
+    assert (both.model.moe.num_experts, both.model.moe.top_k) == (8, top_k**2)
 
 
 @pytest.mark.parametrize(
