@@ -63,9 +63,10 @@ class Block(nnx.Module):
             h_TxD, routing = self.feed_forward(h_NxSxD.reshape(n * s, d), conditioning)
             h_NxSxD = h_TxD.reshape(n, s, d)
             if self.guess is not None and given.train:
-                routing = dataclasses.replace(
-                    routing, hidden=None, guess=self.guess(routing.hidden)
-                )
+                if routing.hidden is None:
+                    raise ValueError("the router's settings tell of a guess, but it has no hidden")
+                guess_TxF = self.guess(routing.hidden)
+                routing = dataclasses.replace(routing, hidden=None, guess=guess_TxF)
         else:
             h_NxSxD, routing = self.feed_forward(h_NxSxD), None
         return x_NxSxD + gate_f[:, None] * h_NxSxD, routing
