@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import os
 import time
 import tokenize
 import zipfile
@@ -48,6 +49,11 @@ class Collected:
     """By output of the extractor."""
     features: dict[str, np.ndarray] = field(default_factory=dict)
     """float32 [K, D] by output: those of the images whose features are kept, in order."""
+
+
+def default_cache() -> Path:
+    """Where progress and references are kept unless the user says otherwise."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dit_moe" / "eval"
 
 
 def collect(

@@ -1,7 +1,6 @@
 """Judges samples against a reference: FID and its relatives."""
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from dit_moe.config.command_line import (
     GUIDANCE_FLAGS,
     GUIDE_FLAGS,
     SOLVER_FLAGS,
+    add_checkpoint_flag,
     add_guidance_flags,
     add_solver_flags,
     command_parser,
@@ -83,6 +83,7 @@ _OF_RUNS = (
     *SOLVER_FLAGS,
     "seed",
     "parameters",
+    "checkpoint",
     "autoencoder",
     "save",
 )
@@ -153,15 +154,12 @@ def _parser() -> argparse.ArgumentParser:
         default="ema",
         help="the moving average or the parameters themselves (default: ema)",
     )
+    add_checkpoint_flag(drawn)
     add("--autoencoder", help="decodes latents (default: the one of the training data)")
     add("--save", type=Path, metavar="FOLDER", help="keep the images of each scale here")
     add_solver_flags(parser)
     add_guidance_flags(parser, scales=True)
     return parser
-
-
-def _default_cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dit_moe" / "eval"
 
 
 def _run(options: argparse.Namespace) -> str:
@@ -172,6 +170,7 @@ def _run(options: argparse.Namespace) -> str:
         OSError: a file cannot be written.
     """
     # After the arguments are parsed: JAX takes seconds to import.
+    from .collect import default_cache
     from .judge import Request, RunSamples, judge
 
     names = None if options.metrics is None else options.metrics.split(",")
@@ -184,7 +183,7 @@ def _run(options: argparse.Namespace) -> str:
         batch_size=options.batch_size,
         split=options.split,
         pairwise_reference=options.pairwise_reference,
-        cache=options.cache or _default_cache(),
+        cache=options.cache or default_cache(),
         save_reference=options.save_reference,
         resize=options.resize,
     )
@@ -199,6 +198,7 @@ def _run(options: argparse.Namespace) -> str:
         **solver_settings(options),
         "seed": options.seed,
         "ema": options.parameters == "ema",
+        "checkpoint": options.checkpoint,
         "autoencoder": options.autoencoder,
     }
     scales = numbers("guidance_scale", options.guidance_scale, float)

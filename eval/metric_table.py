@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -52,6 +52,8 @@ class Metric:
     help: str
     rows: dict[str, str]
     """Lines of the table: entry of the result -> its title, where {FD} is the distance's name."""
+    best: Literal["lowest", "highest"] | None
+    """Which number in the first of these is that of the best samples; None: no one is."""
     statistics: tuple[str, ...] = ()
     """Outputs whose Gaussians are compared."""
     keep: tuple[str, ...] = ()
@@ -206,24 +208,28 @@ METRICS = {
         lambda sets: _frechet(sets, "pool"),
         "Fréchet distance of pooled features",
         {"value": "{FD}"},
+        best="lowest",
         statistics=("pool",),
     ),
     "sfid": Metric(
         lambda sets: _frechet(sets, "spatial"),
         "Fréchet distance of spatial Inception features",
         {"value": "sFID"},
+        best="lowest",
         statistics=("spatial",),
     ),
     "is": Metric(
         _inception_score,
         "Inception Score, mean over splits of 5,000",
         {"value": "Inception Score"},
+        best="highest",
         keep=("logits",),
     ),
     "pr": Metric(
         _precision_recall,
         "precision and recall, k = 3",
         {"precision": "precision", "recall": "recall"},
+        best="highest",
         keep=("pool",),
         reference_kept="some",
     ),
@@ -231,6 +237,7 @@ METRICS = {
         _density_coverage,
         "density and coverage, k = 5",
         {"density": "density", "coverage": "coverage"},
+        best="highest",
         keep=("pool",),
         reference_kept="some",
     ),
@@ -238,6 +245,7 @@ METRICS = {
         _kernel_distance,
         "kernel distance, mean over 100 subsets of 1,000",
         {"value": "kernel distance (KID)", "std": "  its spread over subsets"},
+        best="lowest",
         keep=("pool",),
         reference_kept="some",
     ),
@@ -245,6 +253,7 @@ METRICS = {
         _frechet_infinity,
         "fid extrapolated to infinitely many samples",
         {"value": "{FD} at infinity"},
+        best="lowest",
         statistics=("pool",),
         keep=("pool",),
     ),
@@ -252,6 +261,7 @@ METRICS = {
         _per_class,
         "fid of every class, where both sets have labels",
         {"mean": "{FD} of a class, mean"},
+        best="lowest",
         keep=("pool",),
         reference_kept="all",
         labels=True,
@@ -264,6 +274,7 @@ METRICS = {
             "median": "nearest reference, median",
             "num_exact": "exact copies of the reference",
         },
+        best=None,
         keep=("pool",),
         reference_kept="all",
     ),

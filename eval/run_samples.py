@@ -13,6 +13,7 @@ import numpy as np
 
 from dit_moe.sampling.run_sampler import RunSampler
 from dit_moe.sampling.sample_set import write_sample_set
+from dit_moe.training.judging import StateSamples
 
 from . import npz_images
 from .image_set import ImageSet, ImageSetError, check_shape
@@ -47,18 +48,29 @@ def open_run(
         folder = save / f"guidance_{sampler.request.guidance.scale:g}"
         return npz_images.open_npz(write_sample_set(sampler, folder)[0]), drawn
 
+    return _image_set(f"samples of {workdir}", sampler.image_shape, sampler), drawn
+
+
+def image_set(samples: StateSamples) -> ImageSet:
+    """The same of the state of a run that trains."""
+    return _image_set(samples.name, samples.image_shape, samples)
+
+
+def _image_set(
+    path: str, shape: tuple[int, int, int], sampler: RunSampler | StateSamples
+) -> ImageSet:
     def batches(size: int, start: int) -> Iterator[np.ndarray]:
-        assert start % size == 0
+        del size  # the sampler's own
+        assert start % sampler.batch_size == 0
         return sampler.batches(start)
 
-    identity = json.dumps(drawn, sort_keys=True).encode()
+    request, classes = sampler.request, sampler.classes
+    identity = json.dumps(sampler.identity, sort_keys=True).encode()
     return ImageSet(
-        path=f"samples of {workdir}",
-        num=sampler.request.num_samples,
-        shape=check_shape(str(workdir), (sampler.request.num_samples, *sampler.image_shape)),
+        path=path,
+        num=request.num_samples,
+        shape=check_shape(path, (request.num_samples, *shape)),
         make_batches=batches,
-        make_labels=lambda: of_places(
-            sampler.request.labels(), sampler.classes.names, sampler.classes.numbers
-        ),
+        make_labels=lambda: of_places(request.labels(), classes.names, classes.numbers),
         make_sha256=lambda: hashlib.sha256(identity).hexdigest(),
-    ), drawn
+    )

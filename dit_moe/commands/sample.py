@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dit_moe.config.command_line import (
+    add_checkpoint_flag,
     add_guidance_flags,
     add_solver_flags,
     command_parser,
@@ -55,6 +56,7 @@ def main(argv: list[str] | None = None) -> int:
         default="ema",
         help="the parameters' moving average, or the parameters themselves (default: ema)",
     )
+    add_checkpoint_flag(parser)
     add(
         "--autoencoder",
         metavar="FOLDER|FILE|NAME",
@@ -77,6 +79,7 @@ def run(arguments: argparse.Namespace) -> None:
     sampler = RunSampler(
         arguments.workdir,
         ema=arguments.parameters == "ema",
+        checkpoint=arguments.checkpoint,
         batch_size=arguments.batch_size,
         num_samples=arguments.num_samples,
         classes=words(arguments.classes),

@@ -1,11 +1,17 @@
 """Trains a model. Run the same command again to resume."""
 
 import argparse
+from typing import TYPE_CHECKING
 
 from etils import epath
 
+from dit_moe.commands.eval_room import eval_module
 from dit_moe.config.command_line import command_parser, end, run_command, say_error, words
 from dit_moe.config.verbs import spoken
+
+if TYPE_CHECKING:
+    from dit_moe.config import EvaluateConfig
+    from dit_moe.training.judging import Judge
 
 EPILOG = """\
 examples:
@@ -115,6 +121,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
             override_resume=words(arguments.override_resume),
             profile_steps=arguments.profile_steps,
             wandb=arguments.wandb,
+            build_judge=_build_judge,
         )
     except TrainingError as error:
         say_error(f"error: {error}")
@@ -124,6 +131,10 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
         return 128 + stopped_by
     hosts.say(spoken(f"Done. Next: python sample.py --workdir {workdir} --output out/"))
     return 0
+
+
+def _build_judge(settings: "EvaluateConfig") -> "Judge":
+    return eval_module("training_judge").TrainingJudge(settings)
 
 
 def _steps(text: str) -> range:

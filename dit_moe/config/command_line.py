@@ -166,6 +166,16 @@ def numbers(name: str, text: str, kind: type[Number] = int) -> list[Number]:
         ) from None
 
 
+def add_checkpoint_flag(parser: argparse._ActionsContainer) -> None:
+    """Adds `--checkpoint`, which of a run's checkpoints is read."""
+    parser.add_argument(
+        "--checkpoint",
+        default="newest",
+        metavar="newest|best|STEP",
+        help="of the run; best: of those that were judged while it trained (default: newest)",
+    )
+
+
 SOLVER_FLAGS = ("solver", "steps", "time_grid", "eta", "tolerance", "shift")
 """Flags and fields of `SolverConfig` alike."""
 

@@ -1,9 +1,11 @@
 """Optimisation, logging and saving."""
 
+from dataclasses import field
 from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
+from dit_moe.config.evaluation import EvaluateConfig
 from dit_moe.config.low_rank import LowRankConfig
 from dit_moe.config.rules import (
     RULES,
@@ -73,6 +75,9 @@ class TrainConfig:
     `checkpoint_every` where the data have a held-out part, none where not."""
     validation_batches: PositiveInt = 4
     """How many batches of held-out data that takes, always with the same noise."""
+
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    """Samples that are judged as the run goes on."""
 
     def __post_init__(self) -> None:
         require(

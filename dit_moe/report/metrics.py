@@ -12,6 +12,7 @@ from dit_moe.config import ConfigError
 _INDEX = re.compile(r"/(layer|expert)(\d{1,9})$")
 _TIME = re.compile(r"^(validation/)?(loss_t)(\d+)$")
 _HELDOUT = "validation/loss"
+_SELDOM = ("validation/", "judged/")
 _MOST_STEPS = 1e18
 
 
@@ -32,10 +33,11 @@ class Metrics:
         return [float(cell) if cell else math.nan for cell in self.cells[name]]
 
     def curve(self, name: str) -> tuple[list[float], list[float]]:
-        """Steps and numbers of a column. An empty cell is a gap, but what is measured on held-out
-        data has cells in some rows alone, and no gaps."""
+        """Steps and numbers of a column. An empty cell is a gap, but what is measured now and then,
+        on held-out data or on samples, has cells in some rows alone, and no gaps."""
         points = zip(self.steps, self.values(name), strict=True)
-        kept = [(x, y) for x, y in points if not (name.startswith("validation/") and math.isnan(y))]
+        seldom = name.startswith(_SELDOM)
+        kept = [(x, y) for x, y in points if not (seldom and math.isnan(y))]
         return [x for x, _ in kept], [y for _, y in kept]
 
 

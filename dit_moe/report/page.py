@@ -25,6 +25,7 @@ from dit_moe.report.results import find_results
 from dit_moe.report.template import template
 from dit_moe.runs.additions import holds_additions
 from dit_moe.runs.checkpoints import Checkpoints
+from dit_moe.runs.judged import best, read_judgements
 from dit_moe.runs.open_folder import is_published
 from dit_moe.storage.files import new_folder
 from dit_moe.storage.records import read_record
@@ -136,6 +137,10 @@ def _facts(
         facts.append(("Classes", listing(names)))
     if metrics:
         facts.append(("Last row of metrics.csv", f"step {int(metrics.steps[-1]):,}"))
+    judgements = read_judgements(workdir)
+    if found := best(judgements, [known.step for known in judgements]):
+        name, value = found.first
+        facts.append(("Best that was judged", f"step {found.step:,}: {name} is {value:.5g}"))
     if analysis:
         facts.append(("Checkpoint analysed", f"step {analysis.step:,}"))
     return facts

@@ -5,21 +5,25 @@ make the same calls.
 """
 
 import contextlib
+import dataclasses
 import itertools
 import re
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
+from orbax.checkpoint import checkpoint_managers as policies
 
 from dit_moe.config import ConfigError
+from dit_moe.config.rules import listing
 from dit_moe.devices import hosts
 from dit_moe.models.parameters import Parameters
 from dit_moe.runs import about
 from dit_moe.runs.fingerprint import fingerprints
+from dit_moe.runs.judged import best, read_judgements
 from dit_moe.runs.state import TrainState
 from dit_moe.storage.files import absolute
 
@@ -35,27 +39,48 @@ class DamageError(ConfigError):
     """Files of a checkpoint are missing, unreadable or changed."""
 
 
+@dataclasses.dataclass
+class _Best(policies.PreservationPolicy):
+    """Keeps the best of those that were judged."""
+
+    workdir: epath.Path
+
+    def should_preserve(
+        self,
+        checkpoints: Sequence[policies.PolicyCheckpointInfo],
+        *,
+        context: policies.PreservationContext,
+    ) -> list[bool]:
+        del context
+        found = best(read_judgements(self.workdir), [info.step for info in checkpoints])
+        return [found is not None and info.step == found.step for info in checkpoints]
+
+
 class Checkpoints:
     """The `checkpoints` folder of a run. Use as a context: leaving it waits for open saves.
 
     Args:
       workdir: the run folder; what `etils.epath` can open, such as gs:// addresses, too.
-      keep: how many of the newest checkpoints to keep; None opens the folder for reading only,
-        which is safe while another process writes to it.
+      keep: how many of the newest checkpoints to keep, beside the best that was judged; None opens
+        the folder for reading only, which is safe while another process writes to it.
       keep_every: keeps checkpoints whose step is a multiple of it, too; 0: no others.
 
     Raises:
       OSError: the folder cannot be made or written.
+      ConfigError: what tells the best one is damaged.
     """
 
     def __init__(self, workdir: epath.PathLike, keep: int | None = None, keep_every: int = 0):
+        self._workdir = absolute(workdir)
+        self.folder = self._workdir / "checkpoints"
         if keep is None:
             self._options = ocp.CheckpointManagerOptions(read_only=True, create=False)
         else:
-            self._options = ocp.CheckpointManagerOptions(
-                max_to_keep=keep, keep_period=keep_every or None
-            )
-        self.folder = absolute(workdir) / "checkpoints"
+            read_judgements(self._workdir)  # not found damaged only when the oldest is removed
+            kept = [policies.LatestN(keep), _Best(self._workdir)]
+            kept += [policies.EveryNSteps(keep_every)] if keep_every else []
+            policy = policies.AnyPreservationPolicy(kept)
+            self._options = ocp.CheckpointManagerOptions(preservation_policy=policy)
         self._saving: int | None = None
         self._manager = self._open()
 
@@ -78,6 +103,32 @@ class Checkpoints:
     def latest_step(self) -> int | None:
         """The step of the newest checkpoint, complete or still being saved, or None."""
         return self._manager.latest_step()
+
+    def find(self, which: str) -> int:
+        """The step of the checkpoint that is meant.
+
+        Args:
+          which: "newest", "best" of those that were judged, or the number of a step.
+
+        Raises:
+          ConfigError: there is no such checkpoint, or what tells the best one is damaged.
+        """
+        steps = sorted(self._manager.all_steps())
+        where = f"workdir {str(self._workdir)!r}"
+        if not steps:
+            raise ConfigError(f"{where} has no checkpoint yet; train it first")
+        if which == "newest":
+            return steps[-1]
+        found = best(read_judgements(self._workdir), steps)
+        if which == "best" and found is not None:
+            return found.step
+        if which.isdecimal() and int(which) in steps:
+            return int(which)
+        allowed = [] if found is None else ["best"]
+        raise ConfigError(
+            f"checkpoint is {which!r}, which {where} does not have; allowed: "
+            f"{listing(['newest', *allowed, *steps])}"
+        )
 
     def newest_on_disk(self) -> int | None:
         """The step of the newest checkpoint that is complete and still there, or None.

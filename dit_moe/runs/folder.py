@@ -26,6 +26,7 @@ _FREE_ON_RESUME = (
     "data.validation_path",
     "model.remat",
     "train.averages_on_host",
+    "train.evaluate.",
     "train.log_every",
     "train.checkpoint_every",
     "train.keep_checkpoints",

@@ -28,7 +28,7 @@ from dit_moe.storage.hub import is_hub_name
 
 
 class Run(NamedTuple):
-    """What a run folder holds at its newest checkpoint."""
+    """What a run folder holds at one of its checkpoints."""
 
     config: Config
     step: int
@@ -60,6 +60,7 @@ def load_run(
     workdir: str | Path,
     ema: bool = True,
     like: Mapping[str, jax.ShapeDtypeStruct] | None = None,
+    checkpoint: str = "newest",
 ) -> Run:
     """Reads config and parameters of a model; says so if much of the average still is its start.
 
@@ -69,15 +70,22 @@ def load_run(
         `dit_moe.convert` exported, or made of a checkpoint's average, holds one of them alone.
       like: the parameters with their shardings, of one process or several, to which they are
         read; None: the first local device.
+      checkpoint: of a run, see `Checkpoints.find`; a folder that is none has but one.
 
     Raises:
-      ConfigError: if the folder is not a run, has no checkpoint yet, or holds the other one alone;
+      ConfigError: if the folder is not a run, has no such checkpoint, or holds the other one alone;
         if the weights are damaged or not finite.
     """
     workdir = locate(workdir)
     check_weights(workdir, ema=ema)
     config = load_json(workdir / "config.json")
     like = like or on_one_device(abstract_parameters(config.model))
+    exported = additions.holds_additions(workdir) or published.is_published(workdir)
+    if exported and checkpoint != "newest":
+        raise ConfigError(
+            f"checkpoint is {checkpoint!r}, but {str(workdir)!r} is an exported folder; allowed: "
+            "newest"
+        )
     if additions.holds_additions(workdir):
         return Run(config, 0, _onto_base(workdir, config, like))
     if published.is_published(workdir):
@@ -85,7 +93,7 @@ def load_run(
         # One by one, so that little is in memory twice.
         return Run(config, 0, {path: _place(tensors.pop(path), p) for path, p in like.items()})
     with Checkpoints(workdir) as checkpoints:
-        step = _newest(checkpoints, workdir)
+        step = checkpoints.find(checkpoint)
         kept = _restore_kept(checkpoints, step, config, like, ema)
     parameters = merge_on_devices(kept, config.train.lora) if config.train.lora else kept
     wrong = [path for path, is_finite in _finite(parameters).items() if not is_finite]
@@ -110,16 +118,9 @@ def load_kept(workdir: Path, config: Config, *, ema: bool) -> tuple[int, Paramet
     """
     check_weights(workdir, ema=ema)
     with Checkpoints(workdir) as checkpoints:
-        step = _newest(checkpoints, workdir)
+        step = checkpoints.find("newest")
         like = on_one_device(abstract_parameters(config.model))
         return step, _restore_kept(checkpoints, step, config, like, ema)
-
-
-def _newest(checkpoints: Checkpoints, workdir: Path) -> int:
-    step = checkpoints.latest_step()
-    if step is None:
-        raise ConfigError(f"workdir {str(workdir)!r} has no checkpoint yet; train it first")
-    return step
 
 
 def _restore_kept(

@@ -10,7 +10,7 @@ from jax.sharding import Mesh, PartitionSpec
 from dit_moe.autoencoder.latent_space import LatentSpace
 from dit_moe.autoencoder.loading import load
 from dit_moe.autoencoder.tiling import decode_tiled
-from dit_moe.config import ConfigError
+from dit_moe.config import ConfigError, ModelConfig
 from dit_moe.devices import hosts
 from dit_moe.devices.mesh import batch_sharding, replicated
 from dit_moe.storage import images
@@ -26,6 +26,12 @@ class Renderer:
     """s."""
     description: Mapping[str, object] | None = None
     """What decodes latents and how they were scaled, ready for JSON; None for pictures."""
+
+
+def picture_shape(model: ModelConfig, renderer: Renderer) -> tuple[int, int, int]:
+    """[H, W, C] of the pictures that a renderer makes of a model's samples."""
+    side = model.image_size * renderer.scale
+    return side, side, model.channels if renderer.description is None else 3
 
 
 _PER_DEVICE = 8  # latents that a device is given at a time; it decodes them one by one

@@ -27,7 +27,7 @@ from dit_moe.sampling import sampler as sampling
 from dit_moe.sampling.guides import check_guide
 from dit_moe.sampling.known_classes import own_labels
 from dit_moe.sampling.known_images import Steering, SteeringRequest, read_steering
-from dit_moe.sampling.rendering import Renderer, build_renderer
+from dit_moe.sampling.rendering import Renderer, build_renderer, picture_shape
 from dit_moe.sampling.request import build_request, function_evaluations
 from dit_moe.storage.colours import MODES
 
@@ -43,7 +43,8 @@ class RunSampler:
       batch_size: images per pass over all devices, rounded up to divide evenly over them.
       autoencoder: what decodes a latent model's samples; None: the one that its training data
         were encoded with; "none": nothing, samples then stay the network's latents.
-      guide: with guidance `auto`, the model that guides, as `workdir`.
+      checkpoint: of the run: "newest", "best" of those that were judged, or a step.
+      guide: with guidance `auto`, the model that guides, as `workdir`; its newest checkpoint.
       guide_ema: as `ema`, of the guide.
       steering: what the images are held to. If its file has labels, their classes are the classes
         in turn, unless the request has others.
@@ -60,6 +61,7 @@ class RunSampler:
         ema: bool,
         batch_size: int,
         autoencoder: str | None = None,
+        checkpoint: str = "newest",
         guide: str | Path | None = None,
         guide_ema: bool = True,
         steering: SteeringRequest | None = None,
@@ -79,7 +81,7 @@ class RunSampler:
         request["classes"] = _classes(self.classes.labels(asked), workdir, config.model)
         # All is checked before parameters are read, which may take long.
         self.request = build_request(config, **request)
-        run = load_run(workdir, ema)
+        run = load_run(workdir, ema, checkpoint=checkpoint)
         chosen = self.request.guidance.guide
         weaker = _load_guide(guide, guide_ema, chosen, workdir, run.config.model)
         self._mesh = build_mesh(MeshConfig())
@@ -87,7 +89,7 @@ class RunSampler:
         self.batch_size = sampling.round_up(
             min(batch_size, self.request.num_samples), self._mesh.size
         )
-        self.image_shape = _picture_shape(run.config.model, self._renderer)
+        self.image_shape = self._renderer and picture_shape(run.config.model, self._renderer)
         """[H, W, C] of the pictures; None if samples stay latents."""
         self.image_bytes = math.prod(self.image_shape or (4, *run.config.model.image_shape))
         self.identity: dict[str, object] = {
@@ -227,13 +229,6 @@ def _renderer(
             "allowed: no --autoencoder"
         )
     return build_renderer(space, autoencoder, mesh)
-
-
-def _picture_shape(model: ModelConfig, renderer: Renderer | None) -> tuple[int, int, int] | None:
-    if renderer is None:
-        return None
-    side = model.image_size * renderer.scale
-    return side, side, model.channels if renderer.description is None else 3
 
 
 def _digest(parameters: Parameters) -> str:

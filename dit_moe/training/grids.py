@@ -10,7 +10,7 @@ from PIL.Image import Image
 
 from dit_moe.autoencoder.latent_space import LatentSpace
 from dit_moe.autoencoder.sources import is_local
-from dit_moe.config import Config, ConfigError
+from dit_moe.config import Config, ConfigError, TrainConfig
 from dit_moe.data.classes import ModelClasses, evenly_spaced
 from dit_moe.devices import hosts
 from dit_moe.devices.mesh import batch_sharding
@@ -31,6 +31,13 @@ GRID_CLASSES, GRID_COLUMNS = 10, 8
 def _onto_devices(parameters: Parameters) -> Parameters:
     """From the memory of their hosts."""
     return jax.device_put(parameters, jax.memory.Space.Device)
+
+
+def average_on_devices(state: TrainState, train: TrainConfig) -> Parameters:
+    """The averaged parameters of the network of a state, where the sampler can use them."""
+    if train.averages_on_host:
+        state = dataclasses.replace(state, ema=_onto_devices(state.ema))
+    return network_average(state, train)
 
 
 def grid_request(config: Config, learnt: Sequence[int]) -> Request:
@@ -79,9 +86,7 @@ class GridSampler:
           NotFiniteError: the samples hold no pictures.
         """
         batch_size = sampling.round_up(self.request.num_samples, self.sharding.num_devices)
-        if self.config.averages_on_host:
-            state = dataclasses.replace(state, ema=_onto_devices(state.ema))
-        average = network_average(state, self.config)
+        average = average_on_devices(state, self.config)
         (x_NxHxWxC,) = sampling.generate(
             self.sampler, average, self.request, batch_size, sharding=self.sharding
         )

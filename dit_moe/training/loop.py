@@ -14,6 +14,7 @@ from dit_moe.runs.checkpoints import TrainingError
 from dit_moe.runs.folder import put_back_run
 from dit_moe.runs.optimizer import updates_done
 from dit_moe.storage.files import check_reachable
+from dit_moe.training.judging import BuildJudge
 from dit_moe.training.progress import postfix
 from dit_moe.training.session import Session, open_session
 from dit_moe.training.step import Metrics
@@ -29,6 +30,7 @@ def train(
     override_resume: tuple[str, ...] = (),
     profile_steps: range = range(0),
     wandb: str | None = None,
+    build_judge: BuildJudge | None = None,
 ) -> int | None:
     """Trains to `config.train.steps`, from the newest checkpoint of the workdir if there is one.
 
@@ -46,6 +48,7 @@ def train(
         workdir (`runs.history.OVERRIDABLE`); without one there, they change nothing.
       profile_steps: steps whose profiler trace is written to `workdir / "profile"`.
       wandb: Weights & Biases project that receives the metrics too.
+      build_judge: makes what judges samples, where `config.train.evaluate` asks for that.
 
     Returns:
       None when done, or the number of the signal that stopped it after a save.
@@ -68,12 +71,9 @@ def train(
         override_resume=override_resume,
         profile_steps=profile_steps,
         wandb=wandb,
+        build_judge=build_judge,
     ) as session:
-        _show(
-            session,
-            session.first_step,
-            session.milestones.resume(session.first_step, session.state),
-        )
+        _make_up(session)
         stopped_by = 0
         for number in range(session.first_step + 1, steps + 1):
             metrics = _advance(session, number)
@@ -105,9 +105,11 @@ def _advance(session: Session, number: int) -> Metrics:
 
 
 def _record(session: Session, number: int, *, last: bool) -> None:
-    """Writes what is due after step `number`: metrics, a checkpoint, grids and snapshots."""
+    """Writes what is due after step `number`: metrics, a checkpoint, grids, snapshots and what
+    samples are worth."""
     settings = session.config.train
-    save = number % settings.checkpoint_every == 0 or last
+    judge = session.judging is not None and session.judging.due(number)
+    save = number % settings.checkpoint_every == 0 or last or judge
     validate = session.validation is not None and session.validation.due(number)
     # A row before every save too, which shows whether updates are being skipped.
     if number % settings.log_every == 0 or save or validate:
@@ -119,6 +121,29 @@ def _record(session: Session, number: int, *, last: bool) -> None:
     if session.milestones.due(number):
         with session.window.paused():
             _show(session, number, session.milestones.write(number, session.state))
+    if judge:
+        with session.window.paused():
+            _judge(session, number)
+
+
+def _judge(session: Session, number: int) -> None:
+    """Judges samples of the state after step `number`, whose row of the metrics is there."""
+    assert session.judging is not None
+    judgement = session.judging.judge(number, session.state)
+    if judgement is None:
+        return
+    for writer in session.writers:
+        with hosts.surviving("metrics"):
+            writer.write(number, judgement.values)
+    session.judging.keep(judgement)
+
+
+def _make_up(session: Session) -> None:
+    """Does what was due after the last step that was done, and was stopped or killed."""
+    number = session.first_step
+    _show(session, number, session.milestones.resume(number, session.state))
+    if session.judging is not None and session.judging.missing(number):
+        _judge(session, number)
 
 
 def _show(session: Session, number: int, grid: Image | None) -> None:

@@ -1,7 +1,7 @@
 """`metrics.csv` of a run: one row a log line, of its step and the means since the last."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from etils import epath
 
@@ -26,28 +26,40 @@ class MetricsTable:
     def __init__(self, workdir: epath.Path, first_step: int):
         self._path = workdir / "metrics.csv"
         self._fields: list[str] = []
+        self._last_step: int | None = None
         if self._path.exists():
-            self._write(self._rows_to(first_step))
+            rows = self._rows_to(first_step)
+            self._write(rows)
+            self._last_step = int(rows[-1][0]) if rows else None
 
     def append(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Adds a row; a NaN is an empty cell. A new column is empty in the rows before.
+        """Adds a row; a NaN is an empty cell. A new column is empty in the rows before. What is
+        told of the last row's step once more becomes part of that row.
 
         Raises:
           OSError: the file cannot be read or written.
         """
-        there = self._path.exists()
-        if not there or not scalars.keys() <= set(self._fields):
-            self._widen(scalars, self._rows_to(step) if there else [])
         cells = {k: "" if math.isnan(v) else f"{v:.6g}" for k, v in scalars.items()}
-        row = [str(step), *(cells.get(name, "") for name in self._fields[1:])]
-        with self._path.open("a") as file:
-            file.write(_text([row]))
+        known = self._path.exists() and scalars.keys() <= set(self._fields)
+        if known and step != self._last_step:
+            with self._path.open("a") as file:
+                file.write(_text([self._row(step, cells)]))
+        else:
+            self._rewrite(step, cells)
+        self._last_step = step
 
-    def _widen(self, names: Iterable[str], rows: Sequence[list[str]]) -> None:
-        """Writes the file again with the columns that it lacks of these, and the rows there."""
+    def _rewrite(self, step: int, cells: dict[str, str]) -> None:
+        """Writes the file again, with the columns that it lacks, and a row more or a fuller one."""
+        rows = self._rows_to(step) if self._path.exists() else []
+        if rows and rows[-1][0] == str(step):
+            cells = dict(zip(self._fields[1:], rows.pop()[1:], strict=True)) | cells
         fields = self._fields if rows else []
-        self._fields = [*dict.fromkeys(["step", *fields, *names])]
-        self._write([row + [""] * (len(self._fields) - len(row)) for row in rows])
+        self._fields = [*dict.fromkeys(["step", *fields, *cells])]
+        wide = [row + [""] * (len(self._fields) - len(row)) for row in rows]
+        self._write([*wide, self._row(step, cells)])
+
+    def _row(self, step: int, cells: Mapping[str, str]) -> list[str]:
+        return [str(step), *(cells.get(name, "") for name in self._fields[1:])]
 
     def _write(self, rows: Sequence[list[str]]) -> None:
         with atomic(self._path) as temporary:

@@ -29,6 +29,7 @@ from dit_moe.storage.files import lock
 from dit_moe.training.grids import grid_request
 from dit_moe.training.health import Skips, Warnings
 from dit_moe.training.interrupt import Interrupt
+from dit_moe.training.judging import BuildJudge, Judging, open_judging
 from dit_moe.training.logging import MetricsWriter
 from dit_moe.training.milestones import Milestones
 from dit_moe.training.origin import find_start, prepare_origin, start_parameters
@@ -71,6 +72,7 @@ class Session:
     checkpoints: Checkpoints
     milestones: Milestones
     validation: Validation | None
+    judging: Judging | None
     window: Window
     skips: Skips
     warnings: Warnings
@@ -96,12 +98,16 @@ def open_session(
     override_resume: tuple[str, ...] = (),
     profile_steps: range = range(0),
     wandb: str | None = None,
+    build_judge: BuildJudge | None = None,
 ) -> Iterator[Session]:
     """Begins a run or goes on with it, and ends it in order; arguments and errors as of `train`."""
     check_override(override_resume)
     parts = build_parts(config)
     settings, mesh = config.train, parts.mesh
     with contextlib.ExitStack() as held, jax.set_mesh(mesh), Interrupt() as interrupt:
+        judging = open_judging(
+            config, parts.sources, mesh, workdir, build_judge, lambda: interrupt.signal is not None
+        )
         busy = ConfigError(
             f"workdir {str(workdir)!r} is in use by another run; allowed: another --workdir"
         )
@@ -136,6 +142,7 @@ def open_session(
             checkpoints=checkpoints,
             milestones=Milestones(config, parts.request, space, mesh, workdir),
             validation=Validation(config, parts.heldout, mesh) if parts.heldout else None,
+            judging=judging,
             window=Window(settings.batch_size, parts.plan.flops_per_image, parts.plan.peak),
             skips=Skips(settings.max_skipped, hosts.say),
             warnings=Warnings([moe.num_experts for moe in config.model.mixtures], hosts.say),

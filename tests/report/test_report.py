@@ -24,6 +24,7 @@ from dit_moe.report.chart import Line, draw
 from dit_moe.report.metrics import Metrics, group, read_metrics
 from dit_moe.report.pictures import data_uri
 from dit_moe.runs.history import write_change
+from dit_moe.runs.judged import Judgement, write_judgement
 from dit_moe.storage.records import write_record
 from dit_moe.training.origin import Origin
 from tests.analysis.fresh_run import write_fresh_run
@@ -41,6 +42,7 @@ NAMES = [
     "moe/load/layer00/expert00",
     "moe/load/layer00/expert01",
     "skipped",
+    "judged/digits/fid",
     HOSTILE,
 ]
 
@@ -95,12 +97,16 @@ def run(tmp_path_factory) -> Path:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(NAMES)
         for step in range(1, 41):
-            values = [f"{v:.6g}" for v in rng.random(len(NAMES) - 3)]
-            writer.writerow([step, *values, 0, "" if step == 7 else step**2])
+            values = [f"{v:.6g}" for v in rng.random(len(NAMES) - 4)]
+            judged = 1 / step if step % 20 == 0 else ""
+            writer.writerow([step, *values, 0, judged, "" if step == 7 else step**2])
         file.write("41,0.5")  # the machine stopped here
     (workdir / "samples").mkdir()
     for step in range(0, 90, 10):
         Image.new("RGB", (8, 8), (step, 0, 0)).save(workdir / f"samples/step_{step:08d}.png")
+    for step in (20, 40):
+        values = {"judged/digits/fid": 1 / step}
+        write_judgement(workdir, Judgement(step, values, highest=False, judged_by={}))
     write_change(workdir, 10, {"train.steps": (20, 40), "train.learning_rate": (1e-3, 1e-4)})
     write_change(workdir, 30, {"train.schedule": ("constant", HOSTILE)})
     write_record(workdir / "origin.json", Origin("/runs/animals", 1200, {"fox": "dog"}))
@@ -184,6 +190,13 @@ def test_its_history(found):
     ]
     origin = "Started from the parameters of /runs/animals at step 1,200"
     assert f"{origin}, with the classes fox from dog." in found.texts
+    assert "step 40: judged/digits/fid is 0.025" in found.texts
+
+
+def test_a_curve_of_what_is_measured_now_and_then_has_no_gaps(run):
+    metrics = read_metrics(run / "metrics.csv")
+    assert metrics.curve("judged/digits/fid") == ([20, 40], [0.05, 0.025])
+    assert len(metrics.curve(HOSTILE)[0]) == 40
 
 
 def test_pictures(text, found):
@@ -191,7 +204,7 @@ def test_pictures(text, found):
     assert len(images) == page.MAX_GRIDS + 10
     assert "step 0<" in text
     assert "step 80<" in text
-    assert text.count("<svg") == 5  # of nine columns, one constant; two and two share a chart
+    assert text.count("<svg") == 6  # of ten columns, one constant; two and two share a chart
     assert "skipped 0" in text
 
 

@@ -85,3 +85,15 @@ def test_a_table_that_is_removed_begins_again(tmp_path):
     (tmp_path / "metrics.csv").unlink()
     table.append(3, {"loss": 2.0})
     assert (tmp_path / "metrics.csv").read_text() == "step,loss\n3,2\n"
+
+
+def test_what_is_told_of_a_step_later_fills_its_row(tmp_path, capsys):
+    table, path = MetricsTable(tmp_path, 0), tmp_path / "metrics.csv"
+    table.append(1, {"loss": 1.0})
+    table.append(1, {"judged": 5.0})
+    table.append(2, {"loss": 0.5})
+    assert path.read_text() == "step,loss,judged\n1,1,5\n2,0.5,\n"
+    # By the next start, too.
+    MetricsTable(tmp_path, 2).append(2, {"judged": 4.0})
+    assert path.read_text() == "step,loss,judged\n1,1,5\n2,0.5,4\n"
+    assert capsys.readouterr().out == ""
