@@ -53,7 +53,7 @@ def get_config(folder: str = "data/prepared") -> Config:
             label_dropout=0.1 if several else 0.0,
         ),
         objective=RectifiedFlowConfig(time_scale=1000),
-        data=DataConfig(source="prepared", path=(folder,), flip=True),
+        data=DataConfig(source="prepared", path=(folder,), flip=card.mirrored),
         train=TrainConfig(
             steps=10_000,
             batch_size=64,

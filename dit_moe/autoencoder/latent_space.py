@@ -23,6 +23,13 @@ class AutoencoderCard:
     """What its authors multiply latents by, for a standard deviation of about 1 (0.18215)."""
     shift_factor: float = 0.0
     """What they subtract before."""
+    pixel_range: tuple[float, float] = (-1.0, 1.0)
+    """Black and white of the pictures that were encoded; decoded ones have the same."""
+
+    def pixels(self, picture: np.ndarray) -> np.ndarray:
+        """Decoded pictures with -1 as black and 1 as white, as all others here."""
+        low, high = self.pixel_range
+        return picture if (low, high) == (-1, 1) else (picture - low) * (2 / (high - low)) - 1
 
 
 @dataclass(frozen=True, config=RULES)
@@ -70,7 +77,10 @@ def same_latents(a: LatentSpace | None, b: LatentSpace | None) -> bool:
     """Whether both hold the same latents, wherever their autoencoder lies."""
     if a is None or b is None:
         return a is b
-    return (a.autoencoder.sha256, a.mean, a.std) == (b.autoencoder.sha256, b.mean, b.std)
+    ours, theirs = (
+        (s.autoencoder.sha256, s.autoencoder.pixel_range, s.mean, s.std) for s in (a, b)
+    )
+    return ours == theirs
 
 
 def read_latent_space(workdir: FilePath) -> LatentSpace | None:

@@ -25,11 +25,11 @@ examples:
 
 The input is a folder with one folder per class, of pictures without classes, or with EDM's
 dataset.json, a .zip of one, files of the format of MNIST, a TFDS data set stored as array_record,
-or files of WebDataset (.tar) or of the Hugging Face hub (.parquet): one, a pattern such as
-'train-{000..123}.tar', or a folder of them. Every picture is cut to a centred square. Pictures that
-cannot be used are left out and listed in rejected.csv with the reason. A run that was interrupted
-goes on where it stopped when the same command is given again; on a finished set the command
-verifies every file.
+files of WebDataset (.tar) or of the Hugging Face hub (.parquet): one, a pattern such as
+'train-{000..123}.tar', or a folder of them; or ready-made latents of fast-DiT or EDM2.
+Every picture is cut to a centred square. Pictures that cannot be used are left out and listed in
+rejected.csv with the reason. A run that was interrupted goes on where it stopped when the same
+command is given again; on a finished set the command verifies every file.
 docs/data.md says more.
 """
 
@@ -55,7 +55,17 @@ def build_parser(program: str, description: str | None) -> argparse.ArgumentPars
     )
     add(
         "--source",
-        choices=("auto", "image_folder", "zip", "tfds", "idx", "webdataset", "parquet"),
+        choices=(
+            "auto",
+            "image_folder",
+            "zip",
+            "tfds",
+            "idx",
+            "webdataset",
+            "parquet",
+            "fast_dit",
+            "edm2",
+        ),
         default="auto",
         help="what the input is (default: auto, by its looks)",
     )
@@ -75,6 +85,12 @@ def build_parser(program: str, description: str | None) -> argparse.ArgumentPars
         "--follow_links",
         action="store_true",
         help="of a folder: follow links, wherever they lead (default: class folders alone may be)",
+    )
+    add(
+        "--latent_scale",
+        type=float,
+        help="of fast-DiT's latents: what they were multiplied by, 1 for raw ones (default: the "
+        "autoencoder's scaling factor)",
     )
     add("--name", help="of the data set: a-z, 0-9, _ (default: from the output folder)")
     add(
@@ -175,6 +191,7 @@ def _settings(arguments: argparse.Namespace) -> "Settings":
         images_per_shard=arguments.images_per_shard,
         validation_share=arguments.validation_share,
         follow_links=arguments.follow_links,
+        latent_scale=arguments.latent_scale,
     )
 
 
@@ -187,6 +204,12 @@ def _describe(job: "Job") -> None:
     )
     if job.input.classes == UNCONDITIONAL:
         print("There are no classes: the set is unconditional, with one class called 'all'.")
+    if job.input.latents is not None:
+        low, high = job.input.latents.pixel_range
+        print(
+            f"They are ready-made latents, multiplied by {job.latent_scale[0]:g}, of pictures from "
+            f"{low:g} (black) to {high:g} (white), without mirror images."
+        )
     if job.input.ignored:
         print(
             f"{job.input.ignored:,} files outside of the class folders, or that dataset.json does "
@@ -212,6 +235,13 @@ def _report(output: Path, card: "Card", verified: bool) -> None:
     if card.latent_mean is not None and card.latent_std is not None:
         for title, values in (("mean", card.latent_mean), ("std", card.latent_std)):
             print(f"latent {title:>4} per channel: {'  '.join(f'{v:8.4f}' for v in values)}")
+        assert card.autoencoder is not None
+        scaled = card.autoencoder.scaling_factor * sum(card.latent_std) / len(card.latent_std)
+        if not card.mirrored and not 0.3 < scaled < 3:
+            print(
+                f"Times the autoencoder's scaling factor that is {scaled:.3g}, where about 1 is "
+                "usual: is --latent_scale right, and is this the autoencoder that made them?"
+            )
     config = shlex.quote(f"configs/prepared.py:{output}")
     print(spoken(f"next: python train.py --config {config} --workdir runs/{card.name}"))
 

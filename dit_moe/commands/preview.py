@@ -11,7 +11,7 @@ examples:
       --classes 207,360,387 --output preview.png
 
 Latents are decoded from their posterior's mean, by the autoencoder that made them unless another is
-given. Every second picture of a row is the mirror image of the one before it.
+given. Every second picture of a row is the mirror image of the one before it, where there are any.
 """
 ROWS, COLUMNS = 8, 8
 
@@ -67,7 +67,8 @@ def draw(folder: Path, output: Path, classes: str, autoencoder: str | None) -> N
         x_NxHxWxC = space.normalize(np.concatenate([record["mean"] for record in records]))
         pictures = renderer.render(x_NxHxWxC)
     with atomic(output) as temporary:
-        images.grid(pictures, np.repeat(titles, 2)).save(temporary)
+        views = len(pictures) // len(titles)
+        images.grid(pictures, np.repeat(titles, views)).save(temporary)
     print(f"Wrote {output}.")
 
 

@@ -57,6 +57,8 @@ class Card:
     """Hash of every other file of the set, by name: records, labels and TFDS's metadata."""
     num_validation: int = 0
     """Examples that are held out, of the same kind."""
+    mirrored: bool = True
+    """Whether there are latents of mirror images; pictures can always be mirrored."""
     format: int = FORMAT
 
     def digest(self, split: Split) -> str:
@@ -93,13 +95,13 @@ def latent_space(card: Card, scaling: str) -> LatentSpace | None:
 
 
 def features(
-    shape: tuple[int, int, int], classes: Sequence[str], *, latents: bool
+    shape: tuple[int, int, int], classes: Sequence[str], *, latents: bool, mirrored: bool = True
 ) -> tfds.features.FeaturesDict:
     """The fields of a record.
 
     Pictures: `image` uint8 [H, W, C]. Latents: `mean` and `log_variance` of the autoencoder's
-    posterior, float16 [2, h, w, c], of the picture (0) and of its mirror image (1). Both: `label`,
-    and `key`, which names the picture in its source.
+    posterior, float16 [2, h, w, c], of the picture (0) and of its mirror image (1), or [1, h, w, c]
+    where that is not `mirrored`. Both: `label`, and `key`, which names the picture in its source.
     """
 
     def array(dtype: type[np.generic], *shape: int) -> tfds.features.Tensor:
@@ -111,8 +113,9 @@ def features(
         "key": tfds.features.Text(),
     }
     if latents:
-        fields["mean"] = array(np.float16, 2, *shape)
-        fields["log_variance"] = array(np.float16, 2, *shape)
+        views = 1 + mirrored
+        fields["mean"] = array(np.float16, views, *shape)
+        fields["log_variance"] = array(np.float16, views, *shape)
     else:
         fields["image"] = array(np.uint8, *shape)
     return tfds.features.FeaturesDict(fields)
@@ -170,12 +173,13 @@ def finish(
     shards: Sequence[Shard],
     description: str,
     validation: Sequence[Shard] = (),
+    mirrored: bool = True,
 ) -> Card:
     """Makes the folder of finished shards a data set: TFDS's metadata, the labels, the card.
 
     Statistics of latents are those of the `shards` to train on, not of the `validation` ones.
     """
-    fields = features(shape, classes, latents=autoencoder is not None)
+    fields = features(shape, classes, latents=autoencoder is not None, mirrored=mirrored)
     splits: dict[Split, Sequence[Shard]] = {"train": shards}
     if validation:
         splits["validation"] = validation
@@ -191,7 +195,7 @@ def finish(
         with atomic(folder / _LABELS[split]) as temporary:
             np.save(temporary, label_N)
     beside = [*(_LABELS[split] for split in splits), *_METADATA]
-    mean, std = _latent_statistics(shards, 2 * shape[0] * shape[1])
+    mean, std = _latent_statistics(shards, (1 + mirrored) * shape[0] * shape[1])
     card = Card(
         name=name,
         image_size=image_size,
@@ -199,6 +203,7 @@ def finish(
         classes=tuple(classes),
         num_examples=sum(len(shard.labels) for shard in shards),
         num_validation=sum(len(shard.labels) for shard in validation),
+        mirrored=mirrored,
         autoencoder=autoencoder,
         latent_mean=mean,
         latent_std=std,

@@ -223,6 +223,12 @@ def _patches(data: DataConfig, split: Split) -> Mapping[str, Source]:
 
 
 def _prepared(data: DataConfig, split: Split) -> Mapping[str, Source]:
+    for folder in (*data.path, *data.validation_path) if data.flip else ():
+        if not read_card(Path(folder)).mirrored:
+            raise ConfigError(
+                f"config.data.flip is True, but data set {folder!r} holds no latents of mirror "
+                "images, since it was made of latents; allowed: --config.data.flip=False"
+            )
     if split == "train":
         return {folder: _open(Prepared(folder), data.latent_scaling) for folder in data.path}
     if data.validation_path:

@@ -77,7 +77,8 @@ def build_renderer(space: LatentSpace | None, autoencoder: str | None, mesh: Mes
             # Filled up to one shape, so that the decoder is compiled once.
             padded = np.resize(latent, (size, *latent.shape[1:]))
             picture = decode(model, jax.device_put(padded, batch_sharding(mesh)))
-            pictures.append(images.to_uint8(hosts.fetch(picture)[: len(latent)]))
+            pixels = space.autoencoder.pixels(hosts.fetch(picture)[: len(latent)])
+            pictures.append(images.to_uint8(pixels))
         return np.concatenate(pictures)
 
     description = {
@@ -86,4 +87,6 @@ def build_renderer(space: LatentSpace | None, autoencoder: str | None, mesh: Mes
         "mean": space.mean,
         "std": space.std,
     }
+    if space.autoencoder.pixel_range != (-1, 1):
+        description["pixel_range"] = space.autoencoder.pixel_range
     return Renderer(render, loaded.config.downsampling, description)

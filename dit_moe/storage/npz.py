@@ -1,6 +1,7 @@
 """Arrays from `.npz` files of anybody: nothing is executed, and damage is told in a sentence."""
 
 import contextlib
+import io
 import math
 import zipfile
 from collections.abc import Iterable, Iterator
@@ -51,28 +52,58 @@ def open_member(
     """
     info = archive.getinfo(f"{name}.npy")
     with archive.open(info) as file:
-        version = npy.read_magic(file)
-        read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-        if version not in read_header:
-            raise NpzError(f"{path}: {name} has the unknown .npy version {version}.")
-        shape, fortran_order, dtype = read_header[version](file)
-        if dtype.hasobject:
-            raise NpzError(
-                f"{path}: {name} holds pickled Python objects, which are refused because "
-                "reading them can execute code."
-            )
-        if fortran_order and len(shape) > 1:
-            raise NpzError(
-                f"{path}: {name} is in Fortran order; save numpy.ascontiguousarray of it."
-            )
-        # Python's whole numbers do not overflow.
-        num_bytes = math.prod(map(int, shape)) * dtype.itemsize
-        if min(shape, default=0) < 0 or num_bytes != info.file_size - file.tell():
+        try:
+            shape, dtype = _read_header(file)
+        except _HeaderError as error:
+            raise NpzError(f"{path}: {name} {error}.") from None
+        if not _fits(shape, dtype, info.file_size - file.tell()):
             raise NpzError(
                 f"{path} cannot be read ({name} says it has shape {shape}, but holds "
                 f"{info.file_size - file.tell()} bytes)."
             )
         yield file, shape, dtype
+
+
+class _HeaderError(ValueError):
+    """What an array is that is not read; the message begins with a verb."""
+
+
+def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
+    version = npy.read_magic(file)
+    read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+    if version not in read_header:
+        raise _HeaderError(f"has the unknown .npy version {version}")
+    shape, fortran_order, dtype = read_header[version](file)
+    if dtype.hasobject:
+        raise _HeaderError(
+            "holds pickled Python objects, which are refused because reading them can execute code"
+        )
+    if fortran_order and len(shape) > 1:
+        raise _HeaderError("is in Fortran order; save numpy.ascontiguousarray of it")
+    return shape, dtype
+
+
+def _fits(shape: tuple[int, ...], dtype: np.dtype, num_bytes: int) -> bool:
+    # Python's whole numbers do not overflow.
+    return min(shape, default=0) >= 0 and math.prod(map(int, shape)) * dtype.itemsize == num_bytes
+
+
+def parse_npy(content: bytes) -> np.ndarray:
+    """The array of a `.npy` file's bytes, without a copy.
+
+    Raises:
+      ValueError: it is damaged, or none that is read without executing code; a short reason.
+    """
+    file = io.BytesIO(content)
+    try:
+        shape, dtype = _read_header(file)
+    except _HeaderError:
+        raise
+    except Exception:  # damaged headers raise almost anything
+        raise ValueError("a damaged header") from None
+    if not _fits(shape, dtype, len(content) - file.tell()):
+        raise ValueError("cut short")
+    return np.frombuffer(content, dtype, offset=file.tell()).reshape(shape)
 
 
 def read_member(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 
 UNCONDITIONAL = ("all",)
 """The one class of pictures without classes."""
-Kind = Literal["image_folder", "zip", "tfds", "idx", "webdataset", "parquet"]
+Kind = Literal["image_folder", "zip", "tfds", "idx", "webdataset", "parquet", "fast_dit", "edm2"]
 
 
 class Entry(NamedTuple):
@@ -24,11 +24,32 @@ class Entry(NamedTuple):
     """Where it lies in its shard, for readers that need to be told."""
 
 
+class Posterior(NamedTuple):
+    """A latent that is there already: what a picture was encoded to."""
+
+    mean: np.ndarray
+    """float32 [h, w, c]."""
+    log_variance: np.ndarray
+    """float32 [h, w, c]."""
+
+
+@dataclass(frozen=True)
+class Latents:
+    """What all latents of an input have in common."""
+
+    shape: tuple[int, int, int]
+    """(h, w, c)."""
+    scaled: bool
+    """Whether they were multiplied by the autoencoder's scaling factor, or by another one."""
+    pixel_range: tuple[float, float] = (-1.0, 1.0)
+    """Black and white of the pictures that were encoded."""
+
+
 class Reader(Protocol):
     """Reads pictures by entry. Small, because it is sent to every worker process."""
 
-    def read(self, entry: Entry) -> tuple[bytes | np.ndarray, int]:
-        """What `decode` takes, and the label.
+    def read(self, entry: Entry) -> tuple[bytes | np.ndarray | Posterior, int]:
+        """What `decode` takes, or a latent, and the label.
 
         Raises:
           ImageError: it cannot be read.
@@ -50,6 +71,8 @@ class Input:
     """Files outside of class folders, or that are no pictures beside a `dataset.json`."""
     channels: int = 3
     """Of the prepared pictures, if nothing else is asked for."""
+    latents: Latents | None = None
+    """None: it holds pictures."""
 
 
 def listing_digest(lines: Iterable[object]) -> str:

@@ -11,6 +11,7 @@ from dit_moe.data.idx_files import is_images
 from dit_moe.data.prepare.input import Input, Kind
 from dit_moe.data.prepare.inputs_files import open_image_folder, open_zip
 from dit_moe.data.prepare.inputs_idx import open_idx
+from dit_moe.data.prepare.inputs_latents import is_edm2, is_fast_dit, open_edm2, open_fast_dit
 from dit_moe.data.prepare.inputs_parquet import open_parquet
 from dit_moe.data.prepare.inputs_webdataset import open_webdataset
 from dit_moe.data.prepare.shards import is_pattern
@@ -29,10 +30,11 @@ def open_input(
     Args:
       source: its kind; "auto" tells it from the path.
       path: a folder of class folders, a .zip of one, a TFDS folder or name, a folder or file of the
-        format of MNIST, or files of WebDataset or parquet: one, a pattern, or a folder of them.
+        format of MNIST, files of WebDataset or parquet (one, a pattern, or a folder of them), or
+        latents of fast-DiT or EDM2.
       split: of a TFDS data set, such as "train" or "train[:10%]"; of a folder of files whose names
         tell splits; unused by the others.
-      follow_links: whether links in a folder of class folders are followed, wherever they lead.
+      follow_links: whether links in a folder of files are followed, wherever they lead.
       class_names: what classes are called that the input itself only numbers.
 
     Raises:
@@ -40,8 +42,11 @@ def open_input(
     """
     if source == "auto":
         source = _guess(path)
-    if follow_links and source != "image_folder":
-        raise ConfigError(f"follow_links is given for an input of {source}; allowed: image_folder")
+    folders = ("image_folder", "fast_dit", "edm2")
+    if follow_links and source not in folders:
+        raise ConfigError(
+            f"follow_links is given for an input of {source}; allowed: {', '.join(folders)}"
+        )
     match source:
         case "image_folder":
             found = open_image_folder(Path(path), follow_links=follow_links)
@@ -57,6 +62,10 @@ def open_input(
             found = open_webdataset(path, split)
         case "parquet":
             found = open_parquet(path, split)
+        case "fast_dit":
+            found = open_fast_dit(Path(path), follow_links=follow_links)
+        case "edm2":
+            found = open_edm2(Path(path), follow_links=follow_links)
     if not found.entries:
         raise ConfigError(f"input {path!r} holds no images; allowed: one or more")
     if class_names:
@@ -92,6 +101,8 @@ def _guess(path: str) -> Kind:
     if folder.is_dir():
         if (folder / "dataset_info.json").is_file():
             return "tfds"
+        if is_fast_dit(folder) or is_edm2(folder):
+            return "fast_dit" if is_fast_dit(folder) else "edm2"
         for place in (folder, folder / "data"):  # the hub's place for parquet files
             for suffix, kind in _SHARDS.items():
                 if next(place.glob(f"*{suffix}"), None) is not None:

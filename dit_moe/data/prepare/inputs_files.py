@@ -85,6 +85,11 @@ def _by_folder(path: Path, listing: Listing) -> tuple[list[Entry], tuple[str, ..
 def _by_edm(path: Path, listing: Listing) -> tuple[list[Entry], tuple[str, ...]]:
     """Entries of what is named as a picture, and the classes that `dataset.json` says."""
     pictures = [name for name in listing.names if has_picture_name(name)]
+    if not pictures and any(name.endswith(".npy") for name in listing.names):
+        raise ConfigError(
+            f"input {str(path)!r} has no pictures beside its {edm_labels.NAME} but .npy files; "
+            "allowed: latents of EDM2 with --source edm2"
+        )
     try:
         label = edm_labels.read(listing.files, pictures)
     except FilesError as error:

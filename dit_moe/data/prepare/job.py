@@ -1,8 +1,10 @@
 """The work of preparing a data set as a list of shards, and what of it is done."""
 
 import contextlib
+import dataclasses
 import hashlib
 import json
+import math
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -61,6 +63,8 @@ class Settings:
     """A key of `colours.MODES`; None: what goes with the input."""
     class_names: tuple[str, ...] = ()
     """What classes are called that the input only numbers; empty: by their numbers."""
+    latent_scale: float | None = None
+    """What ready-made latents were multiplied by; None: as the autoencoder says."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.validation_share < 1:
@@ -73,6 +77,9 @@ class Settings:
                 raise ConfigError(f"{field} is {value}; allowed: 1 or more")
         if self.channels not in (None, *MODES):
             raise ConfigError(f"channels is {self.channels}; allowed: {', '.join(map(str, MODES))}")
+        scale = self.latent_scale
+        if scale is not None and not 0 < scale < math.inf:
+            raise ConfigError(f"latent_scale is {scale}; allowed: a number above 0")
         if str(self.output) != printable(str(self.output)):
             raise ConfigError(
                 f"output is {str(self.output)!r}; allowed: a name in UTF-8, since array_record "
@@ -114,8 +121,12 @@ class Job:
         self.shape = (size, size, self.channels)
         if settings.autoencoder is not None:
             self._load_autoencoder(settings.autoencoder)
+        self.latent_scale = self._latent_scale()
         self.fields = prepared.features(
-            self.shape, self.input.classes, latents=self.autoencoder is not None
+            self.shape,
+            self.input.classes,
+            latents=self.autoencoder is not None,
+            mirrored=self.input.latents is None,
         )
         self._split_entries()
         self.num_train_shards = self._shards(self._entries["train"])
@@ -162,6 +173,38 @@ class Job:
         self.autoencoder = AutoencoderCard(
             loaded.source, loaded.sha256, config.scaling_factor, config.shift_factor or 0.0
         )
+        if self.input.latents is not None:
+            self.autoencoder = dataclasses.replace(
+                self.autoencoder, pixel_range=self.input.latents.pixel_range
+            )
+
+    def _latent_scale(self) -> tuple[float, float]:
+        """What ready-made latents are divided by, and what is added then, to unscale them.
+
+        Raises:
+          ConfigError: they are not of the autoencoder, or of another size.
+        """
+        latents, scale, settings = self.input.latents, self.settings.latent_scale, self.settings
+        if scale is not None and (latents is None or not latents.scaled):
+            raise ConfigError(
+                f"latent_scale is {scale} for an input of {self.input.kind}; allowed: with fast_dit"
+            )
+        if latents is None:
+            return 1.0, 0.0
+        if self.autoencoder is None:
+            raise ConfigError(
+                f"input {settings.input!r} holds latents ({self.input.kind}); allowed with "
+                "autoencoder: the one that made them, which decodes samples"
+            )
+        if self.input.entries and latents.shape != self.shape:
+            raise ConfigError(
+                f"input {settings.input!r} has latents of {'x'.join(map(str, latents.shape))}, but "
+                f"this image_size and autoencoder give {'x'.join(map(str, self.shape))}; allowed: "
+                "the image_size of their pictures, and the autoencoder that made them"
+            )
+        if scale is not None or not latents.scaled:
+            return scale or 1.0, 0.0
+        return self.autoencoder.scaling_factor, self.autoencoder.shift_factor
 
     def identity(self) -> dict[str, object]:
         """All that decides what the files hold."""
@@ -181,11 +224,13 @@ class Job:
             identity["class_names"] = list(settings.class_names)
         if settings.validation_share:
             identity["validation_share"] = settings.validation_share
+        if self.input.latents is not None:
+            identity["latent_scale"] = list(self.latent_scale)
         if settings.follow_links:
             identity["follow_links"] = True
         if self.input.kind == "tfds":
             identity["split"] = settings.split
-        if self.autoencoder is not None:
+        if self.autoencoder is not None and self.input.latents is None:
             identity |= {"dtype": settings.dtype, "batch_size": settings.batch_size}
         return identity
 
@@ -355,6 +400,7 @@ def _finish(job: Job, max_rejected: float) -> Card:
         shape=job.shape,
         classes=job.input.classes,
         autoencoder=job.autoencoder,
+        mirrored=job.input.latents is None,
         shards=[record.shard for record in training],
         validation=[record.shard for record in validation],
         description=f"Made by dit_moe.data.prepare from {job.input.kind}.",

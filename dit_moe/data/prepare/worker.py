@@ -11,7 +11,7 @@ import numpy as np
 
 from dit_moe.data.picture_files import printable
 from dit_moe.data.prepare.decode import decode
-from dit_moe.data.prepare.input import Entry, Reader
+from dit_moe.data.prepare.input import Entry, Posterior, Reader
 from dit_moe.storage.pictures import ImageError
 
 
@@ -20,8 +20,8 @@ class Decoded(NamedTuple):
 
     key: str
     label: int
-    image: np.ndarray | None
-    """uint8 [H, W, C]; None if it was rejected."""
+    image: np.ndarray | Posterior | None
+    """uint8 [H, W, C], or a latent as it was; None if it was rejected."""
     reason: str
     """Why it was rejected."""
 
@@ -37,7 +37,8 @@ def _decode_entry(reader: Reader, entry: Entry, image_size: int, channels: int) 
     key = printable(entry.key)
     try:
         data, label = reader.read(entry)
-        return Decoded(key, label, decode(data, image_size, channels), "")
+        image = data if isinstance(data, Posterior) else decode(data, image_size, channels)
+        return Decoded(key, label, image, "")
     except ImageError as error:
         return Decoded(key, -1, None, str(error))
 
