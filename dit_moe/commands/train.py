@@ -71,6 +71,14 @@ def main(argv: list[str] | None = None) -> int:
         "starts from, by names or numbers (default: the class of the same name, or else the mean)",
     )
     parser.add_argument(
+        "--init_layers",
+        type=_layers,
+        default=(),
+        metavar="BLOCK,...",
+        help="with --init_from: for each block of the config's network, which block of RUN it "
+        "starts from, counted from 0, where it has more or fewer",
+    )
+    parser.add_argument(
         "--override_resume",
         default="",
         metavar="FIELD,FIELD",
@@ -118,6 +126,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
             workdir,
             init_from=arguments.init_from,
             init_classes=arguments.init_classes,
+            init_layers=arguments.init_layers,
             override_resume=words(arguments.override_resume),
             profile_steps=arguments.profile_steps,
             wandb=arguments.wandb,
@@ -144,6 +153,15 @@ def _steps(text: str) -> range:
             f"{text!r}; allowed: FIRST:LAST, both 1 or more, such as 10:12"
         )
     return range(int(first), int(last) + 1)
+
+
+def _layers(text: str) -> tuple[int, ...]:
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() for part in parts):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}; allowed: numbers of blocks with commas, such as 0,2,4"
+        )
+    return tuple(map(int, parts))
 
 
 def _classes(text: str) -> dict[str, str]:

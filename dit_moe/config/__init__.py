@@ -7,6 +7,7 @@ from pydantic.dataclasses import dataclass
 
 from dit_moe.config.cheap_routers import MixedTopKRouterConfig, NullTopKRouterConfig
 from dit_moe.config.data import DataConfig
+from dit_moe.config.distillation import DistillConfig
 from dit_moe.config.evaluation import EvaluateConfig
 from dit_moe.config.experts import CHEAP_EXPERTS, EXPERTS, ExpertKind, register_expert
 from dit_moe.config.guidance import GUIDES, WEAK_ROUTINGS, GuidanceConfig
@@ -61,6 +62,7 @@ __all__ = [
     "CosineRouterConfig",
     "DDPMConfig",
     "DataConfig",
+    "DistillConfig",
     "EvaluateConfig",
     "ExpertChoiceRouterConfig",
     "ExpertKind",

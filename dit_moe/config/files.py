@@ -4,6 +4,7 @@ All ways check the same rules and raise `ConfigError` with one sentence that nam
 value and what is allowed.
 """
 
+import copy
 import dataclasses
 import importlib.util
 import json
@@ -21,6 +22,7 @@ from dit_moe.config import (
     SOLVER_OPTIONS,
     Config,
     ConfigError,
+    DistillConfig,
     LowRankConfig,
     MoEConfig,
 )
@@ -35,7 +37,11 @@ hold is called or means something else. A folder without a number is of format 1
 _ABSENT = {"train": {"ema_warmup": False}}
 """What runs did that were made before these fields were, and so lack them in their config.json."""
 
-_WITH_A_FIELD = {"moe": MoEConfig, "lora": LowRankConfig}
+_WITH_A_FIELD = {
+    "moe": dataclasses.asdict(MoEConfig()),
+    "lora": dataclasses.asdict(LowRankConfig()),
+    "distill": {**dataclasses.asdict(DistillConfig("RUN")), "teacher": ""},  # which is to be given
+}
 """What is none until one of its fields is set on the command line: a dense model becomes sparse."""
 
 _OTHERWISE = "train again, or read it with dit_moe 0.1.0"
@@ -172,7 +178,7 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
         for parent in parents:
             where = _check_field(node, parent, where)
             if node.get(parent) is None and parent in _WITH_A_FIELD:
-                node[parent] = dataclasses.asdict(_WITH_A_FIELD[parent]())
+                node[parent] = copy.deepcopy(_WITH_A_FIELD[parent])
             node = node[parent]
         _check_field(node, name, where)
         if _VARIANT.match(text):

@@ -31,6 +31,12 @@ class ObjectiveSettings:
         """What the network sees of a flow time, over that time; None: it sees numbers of steps."""
         raise self._untold("its flow_time_scale")
 
+    @property
+    def meaning(self) -> dict[str, object]:
+        """The fields that fix what a network is shown and what its output means, with their
+        values: networks of the same ones can be put in each other's place."""
+        raise self._untold("its meaning")
+
     def _untold(self, what: str) -> ConfigError:
         return ConfigError(f"objective {self.name!r} does not tell {what}")
 
@@ -76,6 +82,11 @@ class DDPMConfig(ObjectiveSettings):
         """The network sees timesteps."""
         return None
 
+    @property
+    def meaning(self) -> dict[str, object]:
+        """The noise that a step has; how the variance is learnt lies beside it."""
+        return {"name": self.name, "timesteps": self.timesteps, "betas": self.betas}
+
 
 @OBJECTIVES.add
 @dataclass(frozen=True, config=RULES)
@@ -104,6 +115,17 @@ class RectifiedFlowConfig(ObjectiveSettings):
     def flow_time_scale(self) -> float:
         """That of the config."""
         return self.time_scale
+
+    @property
+    def meaning(self) -> dict[str, object]:
+        """How a time is shown; how often each is drawn does not matter."""
+        return {"name": self.name, "time_scale": self.time_scale}
+
+
+def other_meaning(a: ObjectiveSettings, b: ObjectiveSettings) -> str | None:
+    """The field by which a network means something else under two objectives, if any."""
+    one, two = a.meaning, b.meaning
+    return next((field for field in {**one, **two} if one.get(field) != two.get(field)), None)
 
 
 ObjectiveConfig = Annotated[ObjectiveSettings, PlainValidator(OBJECTIVES.parse)]

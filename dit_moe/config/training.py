@@ -5,6 +5,7 @@ from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
+from dit_moe.config.distillation import DistillConfig
 from dit_moe.config.evaluation import EvaluateConfig
 from dit_moe.config.low_rank import LowRankConfig
 from dit_moe.config.rules import (
@@ -47,6 +48,8 @@ class TrainConfig:
     lora: LowRankConfig | None = None
     """Learns additions of low rank alone, to the matrices of a model that the run starts from
     (docs/finetuning.md). None: the matrices themselves."""
+    distill: DistillConfig | None = None
+    """Learns from a trained model beside the data (docs/distillation.md). None: from data alone."""
     max_skipped: PositiveInt = 10
     """Updates with a loss or gradient that is not finite are skipped; after this many in a row,
     training stops."""

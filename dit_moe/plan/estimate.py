@@ -16,7 +16,15 @@ from dit_moe.config import Config, ConfigError, ModelConfig, TrainConfig
 from dit_moe.devices.accelerators import Device
 from dit_moe.devices.mesh import check_mesh
 from dit_moe.plan.flops import dispatch_in_rounds, image_flops, recomputed_flops
-from dit_moe.plan.memory import FLOAT32, abstract_mesh, device_bytes, itemsize, parameter_bytes
+from dit_moe.plan.memory import (
+    FLOAT32,
+    abstract_mesh,
+    device_bytes,
+    itemsize,
+    parameter_bytes,
+    teacher_bytes,
+)
+from dit_moe.runs.teacher import taught_steps, teacher_model
 
 UTILISATION = 0.4
 """Share of the peak that the matrix products are assumed to reach. Not measured here."""
@@ -38,7 +46,9 @@ class Estimate:
     flops_per_image: float
     """Model FLOPs of training on one image, as if nothing were frozen."""
     hardware_flops_per_image: float
-    """The same with what rematerialisation computes again."""
+    """The same with what rematerialisation computes again, and with the teacher's."""
+    teacher_flops_per_image: float
+    """Of the forward pass of its teacher, in the steps that have one (`train.distill`)."""
     seconds: tuple[float, float] | None
     """The time of a step with communication hidden behind compute, and not hidden at all; None
     without a known device."""
@@ -90,6 +100,11 @@ class Estimate:
         )
         if train.freeze or train.lora:
             text += ", fewer as part is frozen"
+        if self.teacher_flops_per_image:
+            text += (
+                f", and {self.teacher_flops_per_image / 1e9:,.4g} of its teacher up to step "
+                f"{taught_steps(train):,}"
+            )
         if self.device is not None and not self.fits:
             usable = USABLE * self.device.memory / 1e9
             return f"{text}; does not fit: {usable:.3g} GB are counted on"
@@ -118,8 +133,8 @@ def estimate(
       device: the accelerator; None where it is not known, for memory and FLOPs alone.
 
     Raises:
-      ConfigError: the mesh does not divide the model or the batch, or `train.freeze` or
-        `train.lora` does not fit the model.
+      ConfigError: the mesh does not divide the model or the batch, `train.freeze` or `train.lora`
+        does not fit the model, or there is no such teacher as `train.distill` names.
     """
     model, train = config.model, config.train
     mesh = abstract_mesh(mesh_shape)
@@ -135,13 +150,21 @@ def estimate(
     hardware = flops + recomputed_flops(
         model, fused_attention=fused, expert_parallel=dispatch_in_rounds(model, mesh.shape)
     )
+    parts = device_bytes(model, train, mesh, fused_attention=fused)
+    teacher, of_teacher = teacher_model(config), 0.0
+    if teacher is not None:
+        of_teacher = image_flops(teacher).total
+        hardware += of_teacher
+        own = _fused_attention(teacher, device)
+        parts["teacher"] = teacher_bytes(teacher, train, mesh, fused_attention=own)
     return Estimate(
         config=config,
         mesh=dict(mesh.shape),
         device=device,
-        parts=device_bytes(model, train, mesh, fused_attention=fused),
+        parts=parts,
         flops_per_image=flops,
         hardware_flops_per_image=hardware,
+        teacher_flops_per_image=of_teacher,
         seconds=None if device is None else _step_seconds(model, train, mesh, device, hardware),
     )
 

@@ -18,6 +18,7 @@ from dit_moe.models.frozen import split_learning
 from dit_moe.models.low_rank import is_addition, matrices_of, shapes_and_axes
 from dit_moe.models.parameters import stack_of
 from dit_moe.plan.flops import dispatch_in_rounds
+from dit_moe.runs.teacher import held_as
 
 FLOAT32 = 4
 _ALL_LEARN = TrainConfig()
@@ -134,6 +135,36 @@ def device_bytes(
         "working set": part_images * recomputed + weights,
         "batch": train.batch_size / mesh.size * pixels * FLOAT32,
     }
+
+
+def teacher_bytes(
+    teacher: ModelConfig, train: TrainConfig, mesh: AbstractMesh, *, fused_attention: bool
+) -> float:
+    """Bytes that a teacher takes of one device while the run learns from it.
+
+    Its parameters, in shards as the run's own and in the types in which they are held
+    (`runs.teacher.held_as`), and one unit of blocks: gathered, and what it makes on the way.
+
+    Args:
+      teacher: the network.
+      train: of the run.
+      mesh: axes as in devices/mesh.py.
+      fused_attention: see `flops.recomputed_flops`.
+    """
+    parameters, axes = _parameters(teacher, None)
+    shardings = parameter_shardings(mesh, parameters, axes)
+    stored = sum(
+        math.prod(shardings[path].shard_shape(p.shape)) * held_as(path, teacher).itemsize
+        for path, p in parameters.items()
+    )
+    gathered = 0.0
+    if mesh.shape["fsdp"] * mesh.shape["expert"] > 1:
+        gathered = parameter_bytes(teacher, mesh).unit_used * itemsize(teacher) / FLOAT32
+    part_images = train.batch_size / train.accumulation / mesh.size
+    unit = max(
+        _unit_bytes(teacher, segment, "none", fused_attention, False) for segment in teacher.trunk
+    )
+    return stored + gathered + part_images * teacher.num_tokens * unit
 
 
 def saved_bytes(model: ModelConfig, *, fused_attention: bool, expert_parallel: bool) -> float:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dit_moe.runs.history import read_changes
+from dit_moe.runs.teacher import read_teacher
 from dit_moe.storage.records import shown
 from dit_moe.training.origin import read_origin
 
@@ -13,7 +14,7 @@ class History:
     """What the folder notes."""
 
     origin: str
-    """A sentence, or nothing."""
+    """Sentences on the model that it started from and on its teacher, or nothing."""
     changes: tuple[tuple[str, str, str, str], ...]
     """Step, field of the config, its value of before and the one from then on."""
 
@@ -29,7 +30,7 @@ def told_history(workdir: Path) -> History:
         for change in read_changes(workdir)
         for field, (old, new) in change.changed.items()
     )
-    return History(_origin(workdir), changes)
+    return History(" ".join(filter(None, (_origin(workdir), _teacher(workdir)))), changes)
 
 
 def _origin(workdir: Path) -> str:
@@ -38,4 +39,12 @@ def _origin(workdir: Path) -> str:
         return ""
     pairs = ", ".join(f"{new} from {old}" for new, old in origin.init_classes.items())
     classes = f", with the classes {pairs}" if pairs else ""
-    return f"Started from the parameters of {origin.init_from} at step {origin.step:,}{classes}."
+    layers = ", ".join(map(str, origin.init_layers))
+    blocks = f", from its blocks {layers}" if layers else ""
+    start = f"Started from the parameters of {origin.init_from} at step {origin.step:,}"
+    return f"{start}{classes}{blocks}."
+
+
+def _teacher(workdir: Path) -> str:
+    teacher = read_teacher(workdir)
+    return "" if teacher is None else f"Learnt from {teacher.teacher} at step {teacher.step:,}."

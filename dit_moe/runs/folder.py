@@ -26,6 +26,7 @@ _FREE_ON_RESUME = (
     "data.validation_path",
     "model.remat",
     "train.averages_on_host",
+    "train.distill.teacher",
     "train.evaluate.",
     "train.log_every",
     "train.checkpoint_every",
@@ -105,7 +106,8 @@ def write_config(
             if not field.startswith(_FREE_ON_RESUME)
         }
         allowed = {f"train.{name.removeprefix('train.')}" for name in override}
-        if before.train.schedule == config.train.schedule == "constant":
+        constant = before.train.schedule == config.train.schedule == "constant"
+        if constant and config.train.distill is None:
             allowed.add("train.steps")  # more steps continue the same trajectory
         refused = {field: values for field, values in changes.items() if field not in allowed}
         if refused:

@@ -21,6 +21,7 @@ from flax import nnx
 from dit_moe.autoencoder.latent_space import read_latent_space, same_latents
 from dit_moe.config import BiasSettings, Config, ConfigError, ModelConfig, MoEConfig
 from dit_moe.config.files import differences
+from dit_moe.config.objective import other_meaning
 from dit_moe.config.rules import describe
 from dit_moe.data.classes import model_classes
 from dit_moe.models.parameters import Parameters, abstract_parameters, places
@@ -31,7 +32,6 @@ from dit_moe.nn.flat import bind, variables
 from dit_moe.runs.loading import load_run, locate
 from dit_moe.runs.weights import has_average
 from dit_moe.runs.writer import InMemory, write_run
-from dit_moe.surgery.upcycle import other_time
 
 _MAY_DIFFER = ("model.label_dropout", "model.dtype", "model.remat")
 _ROUTER = "feed_forward.router."
@@ -91,7 +91,7 @@ def check(first: Config, second: Config) -> None:
         raise ConfigError(
             f"the runs to aggregate differ in {', '.join(fields)}; allowed: the same network"
         )
-    if (field := other_time(first.objective, second.objective)) is not None:
+    if (field := other_meaning(first.objective, second.objective)) is not None:
         raise ConfigError(f"the runs to aggregate differ in objective.{field}; allowed: the same")
 
 

@@ -34,8 +34,8 @@ from dit_moe.config import (
     ConfigError,
     ModelConfig,
     MoEConfig,
-    ObjectiveConfig,
 )
+from dit_moe.config.objective import other_meaning
 from dit_moe.models.parameters import Parameters, Place, abstract_parameters, places
 from dit_moe.moe.routers import build_router
 from dit_moe.nn.flat import variables
@@ -110,8 +110,8 @@ def check(old: Config, new: Config) -> None:
             raise ConfigError(
                 f"config.model.{field.name} is {b!r}; allowed: {a!r}, as in the run to upcycle"
             )
-    if (field := other_time(old.objective, new.objective)) is not None:
-        a, b = getattr(old.objective, field, None), getattr(new.objective, field, None)
+    if (field := other_meaning(old.objective, new.objective)) is not None:
+        a, b = old.objective.meaning.get(field), new.objective.meaning.get(field)
         raise ConfigError(
             f"config.objective.{field} is {b!r}; allowed: {a!r}, as in the run to upcycle"
         )
@@ -155,12 +155,6 @@ def check(old: Config, new: Config) -> None:
             raise ConfigError(
                 f"config.model.moe.{field} is {b!r}; allowed: {a!r}, as in the run to upcycle"
             )
-
-
-def other_time(a: ObjectiveConfig, b: ObjectiveConfig) -> str | None:
-    """The field by which a network's time means something else under two objectives, if any."""
-    fields = ("name", "time_scale", "timesteps")
-    return next((f for f in fields if getattr(a, f, None) != getattr(b, f, None)), None)
 
 
 class _Block(NamedTuple):

@@ -27,6 +27,7 @@ def train(
     *,
     init_from: str | None = None,
     init_classes: Mapping[str, str] = MappingProxyType({}),
+    init_layers: tuple[int, ...] = (),
     override_resume: tuple[str, ...] = (),
     profile_steps: range = range(0),
     wandb: str | None = None,
@@ -44,6 +45,8 @@ def train(
         resumes goes on from its own.
       init_classes: for classes of the run, which class of that model each starts from, by name or
         by number in the data; others as `training.label_rows.find_rows` says.
+      init_layers: for each block of the run, which of that model's blocks it starts from, where
+        it has more or fewer.
       override_resume: fields of `config.train` that may differ from those of the run in the
         workdir (`runs.history.OVERRIDABLE`); without one there, they change nothing.
       profile_steps: steps whose profiler trace is written to `workdir / "profile"`.
@@ -60,14 +63,21 @@ def train(
         first or last checkpoint could not be saved.
     """
     check_reachable("workdir", workdir)
-    if init_classes and init_from is None:
-        raise ConfigError("init_classes is given without init_from; allowed: both, or none")
+    for name, given in {"init_classes": init_classes, "init_layers": init_layers}.items():
+        if given and init_from is None:
+            raise ConfigError(f"{name} is given without init_from; allowed: both, or none")
+    if init_layers and config.train.lora is not None:
+        raise ConfigError(
+            "init_layers is given with config.train.lora, whose additions are to a model as it is; "
+            "allowed: one of them"
+        )
     folder, steps = epath.Path(workdir), config.train.steps
     with open_session(
         config,
         folder,
         init_from=init_from,
         init_classes=init_classes,
+        init_layers=init_layers,
         override_resume=override_resume,
         profile_steps=profile_steps,
         wandb=wandb,

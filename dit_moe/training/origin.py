@@ -1,11 +1,13 @@
 """The model that a run starts from in place of random parameters (fine-tuning)."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
 from etils import epath
+from jax.sharding import NamedSharding, PartitionSpec
 from pydantic.dataclasses import dataclass
 
 from dit_moe.autoencoder.latent_space import read_latent_space, same_latents
@@ -15,13 +17,14 @@ from dit_moe.config.rules import RULES
 from dit_moe.data.classes import count_classes, model_classes, named_classes, read_classes
 from dit_moe.data.sources import Source
 from dit_moe.devices import hosts
-from dit_moe.models.parameters import Parameters
+from dit_moe.models.parameters import Parameters, abstract_parameters
 from dit_moe.runs.fingerprint import fingerprints
 from dit_moe.runs.loading import load_run, locate
 from dit_moe.runs.weights import has_average
 from dit_moe.storage.files import FilePath
 from dit_moe.storage.records import read_record, write_record
 from dit_moe.training.label_rows import LABEL_TABLE, LabelRows, find_rows, sentence
+from dit_moe.training.taken_layers import check_layers, take_layers
 
 _FILE = "origin.json"
 # Fields of the model that change neither its parameters, but for the label table, nor what they
@@ -45,6 +48,8 @@ class Origin:
     """Where its checkpoint was saved; 0 for a folder that was exported."""
     init_classes: dict[str, str] = dataclasses.field(default_factory=dict)
     """For classes of the run, which of the model's each started from, as the user said."""
+    init_layers: tuple[int, ...] = ()
+    """For each block of the run, which of the model's it started from; empty: the same."""
     fingerprints: dict[str, int] = dataclasses.field(default_factory=dict)
     """Of each of the model's parameters by path (runs/fingerprint.py), where additions are learnt
     to them."""
@@ -56,19 +61,27 @@ class Start:
 
     init_from: str
     init_classes: Mapping[str, str]
+    init_layers: tuple[int, ...]
     config: Config
     """Of the model."""
+    model: ModelConfig
+    """Of the run."""
     rows: LabelRows
 
 
 def find_start(
-    init_from: str, init_classes: Mapping[str, str], config: Config, sources: Sequence[Source]
+    init_from: str,
+    init_classes: Mapping[str, str],
+    init_layers: tuple[int, ...],
+    config: Config,
+    sources: Sequence[Source],
 ) -> Start:
     """Checks that a run can start from a model, before anything of either is read or written.
 
     Args:
       init_from: a run folder, an exported folder or a Hugging Face name.
       init_classes: see `label_rows.find_rows`.
+      init_layers: see `taken_layers.check_layers`; empty where the model has the run's blocks.
       config: of the run.
       sources: the data that it learns from.
 
@@ -82,12 +95,15 @@ def find_start(
         field
         for field in differences(other, config)
         if field.startswith("model.") and field not in _free(config.model)
+        if not (init_layers and field.startswith(("model.depth", "model.segments")))
     ]
     if fields:
         raise ConfigError(
             f"init_from is {init_from!r}, whose network differs from config.model in "
             f"{', '.join(fields)}; allowed: a model of the same network"
         )
+    if init_layers:
+        check_layers(init_layers, other.model, config.model)
     if not same_latents(read_latent_space(folder), sources[0].latent_space):
         raise ConfigError(
             f"init_from is {init_from!r}, which was trained on other latents than those of "
@@ -106,7 +122,7 @@ def find_start(
     rows = find_rows(old, () if known is None else known.learnt(), new, init_classes)
     if told := sentence(rows, old, new):
         hosts.say(told)
-    return Start(init_from, init_classes, other, rows)
+    return Start(init_from, init_classes, init_layers, other, config.model, rows)
 
 
 def _free(model: ModelConfig) -> set[str]:
@@ -124,12 +140,13 @@ def _free(model: ModelConfig) -> set[str]:
 def prepare_origin(
     init_from: str | None,
     init_classes: Mapping[str, str],
+    init_layers: tuple[int, ...],
     workdir: epath.Path,
     *,
     resuming: bool,
 ) -> None:
     """When resuming, checks that `init_from`, if given, is what the run once started from, and
-    `init_classes` likewise.
+    `init_classes` and `init_layers` likewise.
 
     Raises:
       ConfigError: it is not.
@@ -152,6 +169,12 @@ def prepare_origin(
             f"init_classes is {_pairs(init_classes)}, but workdir {str(workdir)!r} holds a run "
             f"that started with {_pairs(known.init_classes)}; allowed: the same, none, or another "
             "--workdir"
+        )
+    if init_layers and init_layers != known.init_layers:
+        began = ", ".join(map(str, known.init_layers)) or "all"
+        raise ConfigError(
+            f"init_layers is {', '.join(map(str, init_layers))}, but workdir {str(workdir)!r} "
+            f"holds a run that started with {began}; allowed: the same, none, or another --workdir"
         )
 
 
@@ -189,15 +212,38 @@ def start_parameters(
     table = like[LABEL_TABLE]
     old_shape = (start.config.model.num_classes + 1, *table.shape[1:])
     old = jax.ShapeDtypeStruct(old_shape, table.dtype, sharding=table.sharding)
-    run = load_run(init_from, ema, {**like, LABEL_TABLE: old})
+    wanted = {**like, LABEL_TABLE: old}
+    run = load_run(init_from, ema, _of_model(start.config.model, wanted))
     take = jax.jit(start.rows.take, out_shardings=table.sharding)
     parameters = {**run.parameters, LABEL_TABLE: take(run.parameters[LABEL_TABLE])}
+    if start.init_layers:
+        blocks = functools.partial(
+            take_layers, layers=start.init_layers, old=start.config.model, new=start.model
+        )
+        shardings = {path: p.sharding for path, p in like.items()}
+        parameters = jax.jit(blocks, out_shardings=shardings)(parameters)
     averaged = "averaged " if ema else ""
     found = fingerprints(run.parameters) if fingerprinted else {}
-    origin = Origin(_identity(init_from), run.step, dict(start.init_classes), found)
+    began = dict(start.init_classes), start.init_layers
+    origin = Origin(_identity(init_from), run.step, *began, found)
     hosts.on_lead(lambda: write_record(workdir / _FILE, origin))
     hosts.say(f"Starts from the {averaged}parameters of {init_from} at step {run.step:,}.")
     return parameters
+
+
+def _of_model(
+    model: ModelConfig, like: Mapping[str, jax.ShapeDtypeStruct]
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """The parameters of a model where those of the run are, which may have other blocks."""
+    anywhere = next(iter(like.values())).sharding
+    assert isinstance(anywhere, NamedSharding)
+    whole = NamedSharding(anywhere.mesh, PartitionSpec())
+    return {
+        path: jax.ShapeDtypeStruct(
+            p.shape, p.dtype, sharding=like[path].sharding if path in like else whole
+        )
+        for path, p in abstract_parameters(model).items()
+    }
 
 
 def _pairs(init_classes: Mapping[str, str]) -> str:

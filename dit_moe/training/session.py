@@ -10,22 +10,25 @@ from etils import epath
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from dit_moe.config import Config, ConfigError
-from dit_moe.data.classes import count_classes
+from dit_moe.config import Config, ConfigError, ModelConfig
+from dit_moe.data.classes import count_classes, named_classes
 from dit_moe.data.pipeline import Batch, device_batches
 from dit_moe.data.sources import Source, build_sources
 from dit_moe.devices import hosts
 from dit_moe.devices.accelerators import find_device
 from dit_moe.devices.mesh import batch_sharding, build_mesh, check_mesh, replicated
 from dit_moe.models.low_rank import is_addition
+from dit_moe.models.parameters import Parameters
 from dit_moe.plan.estimate import Estimate, estimate
 from dit_moe.plan.host import check_host_memory
 from dit_moe.runs.checkpoints import Checkpoints
 from dit_moe.runs.folder import write_parameter_overview, write_run
 from dit_moe.runs.history import check_override
 from dit_moe.runs.state import TrainState, abstract_state, init_state, start_state
+from dit_moe.runs.teacher import check_teacher, taught_steps, teacher_model, write_teacher
 from dit_moe.sampling.request import Request
 from dit_moe.storage.files import lock
+from dit_moe.training.distillation import StagedStep, find_teaching
 from dit_moe.training.grids import grid_request
 from dit_moe.training.health import Skips, Warnings
 from dit_moe.training.interrupt import Interrupt
@@ -53,6 +56,8 @@ class Parts:
     """None without validation."""
     request: Request | None
     """What grids show; None without grids."""
+    teacher: ModelConfig | None
+    """The network that the run learns from; None: from data alone."""
 
 
 @dataclasses.dataclass
@@ -95,6 +100,7 @@ def open_session(
     *,
     init_from: str | None = None,
     init_classes: Mapping[str, str] = MappingProxyType({}),
+    init_layers: tuple[int, ...] = (),
     override_resume: tuple[str, ...] = (),
     profile_steps: range = range(0),
     wandb: str | None = None,
@@ -116,8 +122,16 @@ def open_session(
             Checkpoints(workdir, settings.keep_checkpoints, settings.keep_every)
         )
         like = abstract_state(config.model, settings, mesh)
-        state = _begin(
-            config, workdir, parts, checkpoints, like, init_from, init_classes, override_resume
+        state, teaching = _begin(
+            config,
+            workdir,
+            parts,
+            checkpoints,
+            like,
+            init_from,
+            init_classes,
+            init_layers,
+            override_resume,
         )
         first_step, space = int(state.step), parts.sources[0].latent_space
         writers: list[MetricsWriter] = []
@@ -130,7 +144,7 @@ def open_session(
             sources=parts.sources,
             first_step=first_step,
             state=state,
-            step=_compiled(config, like, mesh),
+            step=_compiled(config, like, parts, teaching, first_step),
             stream=device_batches(
                 parts.sources,
                 config.data,
@@ -152,7 +166,7 @@ def open_session(
             interrupt=interrupt,
             agreement=hosts.Agreement(mesh),
         )
-        del state  # which the first step takes over
+        del state, teaching  # which the first step takes over, and the last with a teacher lets go
         yield session
 
 
@@ -169,7 +183,11 @@ def build_parts(config: Config) -> Parts:
     sources = build_sources(config.data, config.model)
     heldout = heldout_sources(config.data, config.model, config.train.validate_every, sources)
     request = grid_or_none(config, count_classes(sources).learnt())
-    return Parts(mesh, plan, sources, heldout, request)
+    teacher = teacher_model(config)
+    if teacher is not None:
+        classes = named_classes(config.data, config.model, count_classes(sources).names)
+        check_teacher(config, sources[0].latent_space, classes)
+    return Parts(mesh, plan, sources, heldout, request, teacher)
 
 
 def grid_or_none(config: Config, learnt: Sequence[int]) -> Request | None:
@@ -192,9 +210,11 @@ def _begin(
     like: TrainState,
     init_from: str | None,
     init_classes: Mapping[str, str],
+    init_layers: tuple[int, ...],
     override_resume: tuple[str, ...],
-) -> TrainState:
-    """Makes the folder the run's, and its state."""
+) -> tuple[TrainState, Parameters]:
+    """Makes the folder the run's, and its state; beside it the parameters of its teacher, if steps
+    to come have one."""
     newest = checkpoints.latest_step()
     resuming = newest is not None
     start = None
@@ -204,7 +224,8 @@ def _begin(
             "to a model that there is"
         )
     if init_from is not None and not resuming:
-        start = find_start(init_from, init_classes, config, parts.sources)
+        start = find_start(init_from, init_classes, init_layers, config, parts.sources)
+    teacher, teaching = find_teaching(config, parts.teacher, parts.mesh, workdir, newest)
 
     def prepare_folder() -> None:
         write_run(
@@ -215,7 +236,9 @@ def _begin(
             override=override_resume,
             step=newest or 0,
         )
-        prepare_origin(init_from, init_classes, workdir, resuming=resuming)
+        prepare_origin(init_from, init_classes, init_layers, workdir, resuming=resuming)
+        if not resuming:
+            write_teacher(workdir, teacher)
         write_parameter_overview(like, workdir)
 
     hosts.on_lead(prepare_folder)
@@ -225,6 +248,9 @@ def _begin(
     state = checkpoints.restore_newest(like)
     if state is not None:
         hosts.say(f"Resuming {workdir} from step {int(state.step):,}.")
+        if teacher is None:  # the newest checkpoint may have been damaged
+            done = int(state.step)
+            _, teaching = find_teaching(config, parts.teacher, parts.mesh, workdir, done)
     elif start is not None:
         network = {path: p for path, p in like.parameters.items() if not is_addition(path)}
         parameters = start_parameters(
@@ -236,11 +262,19 @@ def _begin(
         state = start_state(config.model, config.train, parts.mesh, parameters, config.seed)
     else:
         state = init_state(config.model, config.train, parts.mesh, config.seed)
-    return state
+    return state, teaching
 
 
-def _compiled(config: Config, like: TrainState, mesh: Mesh) -> _Step:
-    """The step, which takes over the memory of the state that it is given."""
-    shardings = jax.tree.map(lambda a: a.sharding, like)
-    step = build_step(config.model, config.objective, config.train, config.seed)
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+def _compiled(
+    config: Config, like: TrainState, parts: Parts, teaching: Parameters, first_step: int
+) -> _Step:
+    """The steps to come, each of which takes over the memory of the state that it is given."""
+    shardings = jax.tree.map(lambda a: a.sharding, like), replicated(parts.mesh)
+
+    def compiled(teacher: ModelConfig | None) -> _Step:
+        step = build_step(config.model, config.objective, config.train, config.seed, teacher)
+        return jax.jit(step, donate_argnums=0, out_shardings=shardings)
+
+    plain = compiled(None)
+    left = taught_steps(config.train) - first_step
+    return StagedStep(compiled(parts.teacher), plain, teaching, left) if teaching else plain

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dit_moe.config import LowRankConfig, ModelConfig, ObjectiveConfig, TrainConfig
+from dit_moe.config import ModelConfig, ObjectiveConfig, TrainConfig
 from dit_moe.diffusion.integrate import build_objective
 from dit_moe.models.frozen import split_learning
 from dit_moe.models.low_rank import functional_merged
-from dit_moe.models.parameters import Parameters, router_prefixes
+from dit_moe.models.parameters import Parameters, functional, router_prefixes
 from dit_moe.moe.routing import Routing
 from dit_moe.moe.statistics import layer_statistics
 from dit_moe.nn.embeddings import drop_labels
@@ -21,19 +21,30 @@ from dit_moe.runs.ema_start import decay_of_step
 from dit_moe.runs.ema_tracks import update_tracks
 from dit_moe.runs.optimizer import build_optimizer, build_schedule, updates_done
 from dit_moe.runs.state import TrainState
+from dit_moe.training.distillation import with_teacher
 
 Metrics = dict[str, Any]
 """Arrays by name; what is of MoE layers is a `moe.statistics.ByLayer`."""
 SKIPPED, SKIPPED_FOR_DATA = 1, 2
-Step = Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, Metrics]]
+Step = Callable[..., tuple[TrainState, Metrics]]
 _Beside = tuple[Metrics, Parameters]
-_Loss = Callable[[Parameters, jax.Array, jax.Array, jax.Array], tuple[jax.Array, _Beside]]
+_Loss = Callable[
+    [Parameters, Parameters, jax.Array, jax.Array, jax.Array], tuple[jax.Array, _Beside]
+]
+_NONE: Parameters = {}
 
 
 def build_step(
-    model: ModelConfig, objective: ObjectiveConfig, train: TrainConfig, seed: int
+    model: ModelConfig,
+    objective: ObjectiveConfig,
+    train: TrainConfig,
+    seed: int,
+    teacher: ModelConfig | None = None,
 ) -> Step:
     """The function from (state, x [N, H, W, C] float32, labels [N] int32) to (state, metrics).
+
+    With the model of a teacher, its parameters are a fourth argument, and the loss has the part of
+    `train.distill` too; without one, that is no matter.
 
     Every image draws its time, noise and label dropout from a key of its own, made from the seed,
     the step and its place in the batch: accumulation and the number of devices do not change
@@ -50,13 +61,17 @@ def build_step(
     as it was, and the metric `skipped` is `SKIPPED`, or `SKIPPED_FOR_DATA` where x is not finite
     itself; otherwise it is 0.
     """
-    gradients = _build_gradients(_build_loss(model, objective, train.lora), train)
+    gradients = _build_gradients(_build_loss(model, objective, train, teacher), train)
     update, schedule = _build_update(train), build_schedule(train)
     base_key = jax.random.key(seed)
 
-    def step(state: TrainState, x_NxHxWxC: jax.Array, y_N: jax.Array) -> tuple[TrainState, Metrics]:
+    def step(
+        state: TrainState, x_NxHxWxC: jax.Array, y_N: jax.Array, teaching: Parameters = _NONE
+    ) -> tuple[TrainState, Metrics]:
         key_N = image_keys(jax.random.fold_in(base_key, state.step), len(y_N))
-        gradient, (metrics, router_state) = gradients(state.parameters, key_N, x_NxHxWxC, y_N)
+        gradient, (metrics, router_state) = gradients(
+            state.parameters, teaching, key_N, x_NxHxWxC, y_N
+        )
         metrics["gradient_norm"] = optax.tree.norm(gradient)
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
         why = jnp.where(jnp.isfinite(x_NxHxWxC).all(), SKIPPED, SKIPPED_FOR_DATA)
@@ -94,19 +109,30 @@ def mean_of_parts(metrics: Metrics) -> Metrics:
 
 
 def _build_loss(
-    model: ModelConfig, objective: ObjectiveConfig, lora: LowRankConfig | None
+    model: ModelConfig,
+    objective: ObjectiveConfig,
+    train: TrainConfig,
+    teacher: ModelConfig | None,
 ) -> _Loss:
     """The loss of a batch, and beside it the metrics and what the routers keep."""
-    bind, measure = functional_merged(model, lora), build_objective(objective).loss
+    bind, measure = functional_merged(model, train.lora), build_objective(objective).loss
+    bind_teacher = None if teacher is None else functional(teacher)
     mixtures = [segment.moe for segment in model.trunk if segment.moe is not None]
     prefixes = router_prefixes(model)
 
     def loss(
-        parameters: Parameters, key_N: jax.Array, x_NxHxWxC: jax.Array, y_N: jax.Array
+        parameters: Parameters,
+        teaching: Parameters,
+        key_N: jax.Array,
+        x_NxHxWxC: jax.Array,
+        y_N: jax.Array,
     ) -> tuple[jax.Array, _Beside]:
         label_key_N, key_N = jax.vmap(jax.random.split, out_axes=1)(key_N)
         y_N = drop_labels(label_key_N, y_N, model.label_dropout, model.null_label)
         network = functools.partial(bind(parameters), train=True)
+        if bind_teacher is not None:
+            assert train.distill is not None
+            network = with_teacher(network, bind_teacher(teaching), train.distill.coefficient)
         value, (metrics, prediction) = measure(network, key_N, x_NxHxWxC, y_N)
         statistics = layer_statistics(prediction.routing, mixtures)
         metrics |= {f"moe/{name}": value for name, value in statistics.items()}
@@ -119,10 +145,12 @@ def _build_gradients(loss: _Loss, train: TrainConfig) -> Callable[..., tuple[Par
     """The gradient by what learns, with what is beside it, of a batch that is cut into parts."""
     parts = train.accumulation
 
-    def gradients(parameters: Parameters, *batch: jax.Array) -> tuple[Parameters, _Beside]:
+    def gradients(
+        parameters: Parameters, teaching: Parameters, *batch: jax.Array
+    ) -> tuple[Parameters, _Beside]:
         learning, frozen = split_learning(parameters, train)
         compute = jax.grad(
-            lambda learning, *part: loss({**learning, **frozen}, *part), has_aux=True
+            lambda learning, *part: loss({**learning, **frozen}, teaching, *part), has_aux=True
         )
         if parts == 1:
             return compute(learning, *batch)
