@@ -71,6 +71,9 @@ class ModelConfig:
     learn_sigma: bool = False
     """Doubles the output channels; the second half parameterises the variance under DDPM."""
     qk_norm: bool = False
+    """Queries and keys are normalised, each head's by itself."""
+    qk_norm_epsilon: PositiveFloat = 1e-5
+    """Added to the variance there: timm's, as in ProMoE. DiT-MoE's flash attention has 1e-6."""
     position: Literal["sincos", "rope"] = "sincos"
     """`sincos`: sines and cosines of column and row, added to the patches (DiT). `rope`: each block
     turns queries and keys by row and column (DSMoE)."""

@@ -23,6 +23,9 @@ def constructor_arguments(
     if peer.dit_blocks:
         require.one_of("model.position", model.position, "sincos")
         require.one_of("model.mlp_activation", model.mlp_activation, "gelu")
+    if model.qk_norm:
+        epsilon = model.qk_norm_epsilon
+        require.one_of("model.qk_norm_epsilon", epsilon, peer.qk_norm_epsilon)
     if peer.other_clock:
         fits = objective.flow_time_scale == 1
         require(fits, "objective", objective, "rectified_flow with time_scale 1")

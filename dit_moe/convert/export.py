@@ -118,7 +118,7 @@ def _write_for_peer(run: Run, family: Family, output: Path) -> None:
     tensors = _peer_tensors(run)
     if PEERS[family].other_clock:
         tensors = exchange_clocks(tensors)
-    _write_state_dict(output, tensors)
+    _write_state_dict(output, PEERS[family].own_names(tensors, run.config.model))
     with atomic(output.with_suffix(".json")) as temporary:
         temporary.write_text(json.dumps(arguments, indent=2) + "\n")
 

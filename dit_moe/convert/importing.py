@@ -70,15 +70,16 @@ def import_checkpoint(
     elif network is not None:
         raise ConfigError(f"network is {network!r}, but {folder} is diffusers' and holds one")
     elif family == "dit":
-        tensors, told = read_diffusers(folder)
-        taken = Network(tensors, "", which)
+        found, told = read_diffusers(folder)
+        taken = Network(found, "", which)
         arguments = {**told, **(arguments or {})}
     else:
         raise ConfigError(f"family is {family!r}, but {folder} is diffusers'; allowed: 'dit'")
     config = recognise(family, {key: t.shape for key, t in taken.tensors.items()}, arguments)
-    pieces = Pieces(config.model, taken.tensors)
+    tensors = PEERS[family].usual_names(taken.tensors)
+    pieces = Pieces(config.model, tensors)
     if PEERS[family].other_clock:  # which only tensors that fit can be changed to
-        pieces = Pieces(config.model, exchange_clocks(taken.tensors))
+        pieces = Pieces(config.model, exchange_clocks(tensors))
     if config.model.channels not in MODES:
         raise ConfigError(
             f"channels is {config.model.channels}; allowed: 4 (latents), or 1, 2 or 3 (pictures)"

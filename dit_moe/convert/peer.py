@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from dit_moe.convert.entries import Entry, gelu, swiglu
 from dit_moe.convert.requirements import Requirements
 from dit_moe.convert.shapes import Shapes
 
+T = TypeVar("T")
 Arguments = dict[str, Any]
 Given = Mapping[str, Any]
 """Constructor arguments that came with a checkpoint."""
@@ -95,10 +96,25 @@ class Peer:
     """It was trained as a diffusion model, too."""
     dit_blocks: bool = True
     """Its blocks have DiT's positions and activation."""
+    qk_norm_epsilon: float = 1e-5
+    """Of normalised queries and keys."""
+    normalised: Mapping[str, str] = {}
+    """What the parts of an attention with normalised queries and keys are called, where these are
+    not timm's names, by timm's."""
 
     def arguments(self, model: ModelConfig, require: Requirements) -> Arguments:
         """The constructor arguments that are its own, for a network that it has."""
         raise NotImplementedError
+
+    def usual_names(self, tensors: Mapping[str, T]) -> dict[str, T]:
+        """Tensors by the names that all other peers have for them."""
+        usual = {f".attn.{theirs}.": f".attn.{timm}." for timm, theirs in self.normalised.items()}
+        return _renamed(tensors, usual)
+
+    def own_names(self, tensors: Mapping[str, T], model: ModelConfig) -> dict[str, T]:
+        """The inverse of `usual_names`, for a network that was made of such tensors."""
+        own = {f".attn.{timm}.": f".attn.{theirs}." for timm, theirs in self.normalised.items()}
+        return _renamed(tensors, own if model.qk_norm else {})
 
     def sizes(self, shapes: Shapes) -> Mapping[str, tuple[int, int, int]]:
         """Depth, width and heads of the published models, by name."""
@@ -135,6 +151,17 @@ class Peer:
         """
         del base, given
         return RectifiedFlowConfig(time_scale=1000)
+
+
+def _renamed(tensors: Mapping[str, T], parts: Mapping[str, str]) -> dict[str, T]:
+    renamed = {}
+    for name, tensor in tensors.items():
+        for old, new in parts.items():
+            name = name.replace(old, new)
+        if name in renamed:
+            raise ConfigError(f"{name} is there twice, under two names of an attention's parts")
+        renamed[name] = tensor
+    return renamed
 
 
 def mixture_of(given: Given) -> Given:

@@ -25,7 +25,7 @@ class Attention(nnx.Module):
         self.q_norm, self.k_norm = (
             nnx.LayerNorm(
                 width // config.heads,
-                epsilon=1e-5,
+                epsilon=config.qk_norm_epsilon,
                 scale_metadata={"axes": (None,)},
                 bias_metadata={"axes": (None,)},
                 rngs=rngs,

@@ -264,6 +264,8 @@ def with_model(config, **changes):
         ("dit-moe", "ProMoE-S/2", {}, "model.moe.router.name is 'prototype' (allowed: top_k)"),
         ("dit-moe", "DiT-S/2", {"moe": MoEConfig(shared_hidden_ratio=1)}, "(allowed: 2)"),
         ("dit-moe", "DiT-S/2", {"moe": MIXED}, "shared_mix is 'learnt' (allowed: sum)"),
+        ("dit-moe", "DiT-MoE-S/2-8E2A", {"qk_norm": True}, "epsilon is 1e-05 (allowed: 1e-06)"),
+        ("promoe", "ProMoE-S/2", {"qk_norm": True, "qk_norm_epsilon": 1e-6}, "(allowed: 1e-05)"),
         ("promoe", "DiT-MoE-S/2-8E2A", {}, "model.moe.expert is 'swiglu' (allowed: gelu)"),
         ("promoe", "ProMoE-S/2", {"num_classes": 10}, "model.num_classes is 10 (allowed: 1000"),
         ("promoe", "ProMoE-EC-L/2", {}, "is 'prototype_expert_choice' (allowed: prototype)"),

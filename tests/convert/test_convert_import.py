@@ -182,6 +182,56 @@ class TestSiT:
         return functional(config.model)({k: jnp.asarray(v) for k, v in tensors.items()})
 
 
+class TestFlashAttention:
+    """DiT-MoE's other attention, with its own names and normalised queries and keys."""
+
+    name = "dit_moe_tiny"
+
+    @pytest.fixture
+    def tensors(self):
+        rng, tensors = np.random.default_rng(0), {}
+        for key, x in tensors_of(self.name).items():
+            own = key.replace("attn.qkv", "attn.Wqkv").replace("attn.proj", "attn.out_proj")
+            tensors[own] = x
+        for block in range(2):
+            for norm in ("q_norm", "k_norm"):
+                for part in ("weight", "bias"):
+                    x = rng.normal(1, 0.1, 8).astype(np.float32)  # of six heads
+                    tensors[f"blocks.{block}.attn.{norm}.{part}"] = x
+        return tensors
+
+    def arguments(self, tmp_path, **changes) -> Path:
+        path = tmp_path / "model.json"
+        path.write_text(json.dumps({**arguments(self.name), "num_heads": 6, **changes}))
+        return path
+
+    def test_there_and_back(self, tensors, tmp_path, capsys):
+        file = store(tmp_path / "a.safetensors", tensors)
+        run, given = tmp_path / "run", self.arguments(tmp_path, use_flash_attn=True)
+        needed = ["--family=dit-moe", f"--checkpoint={file}", f"--model_json={given}"]
+        assert command.main([*needed, f"--output={run}"]) == 0
+        model = load_run(run).config.model
+        assert (model.qk_norm, model.qk_norm_epsilon) == (True, 1e-6)
+        back = tmp_path / "back.safetensors"
+        assert command.main([f"--workdir={run}", "--format=dit-moe", f"--output={back}"]) == 0
+        exported = load_file(back)
+        assert exported.keys() == tensors.keys()
+        for key, x in tensors.items():
+            np.testing.assert_array_equal(exported[key], x, err_msg=key)
+        assert json.loads(back.with_suffix(".json").read_text())["use_flash_attn"] is True
+        # What the constructor was given must agree.
+        given = self.arguments(tmp_path, use_flash_attn=False)
+        assert command.main([*needed, f"--output={tmp_path / 'other'}"]) == 2
+        assert "use_flash_attn is False in --model_json" in capsys.readouterr().err
+
+    def test_a_part_under_both_names(self, tensors, tmp_path, capsys):
+        tensors["blocks.0.attn.qkv.bias"] = tensors["blocks.0.attn.Wqkv.bias"]
+        file = store(tmp_path / "a.safetensors", tensors)
+        flags = [f"--model_json={self.arguments(tmp_path)}", f"--output={tmp_path / 'run'}"]
+        assert command.main(["--family=dit-moe", f"--checkpoint={file}", *flags]) == 2
+        assert "blocks.0.attn.qkv.bias is there twice" in capsys.readouterr().err
+
+
 class TestForms:
     """Other files with the same network."""
 

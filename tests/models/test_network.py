@@ -45,9 +45,9 @@ def inputs(n: int = 3):
     return x, jnp.linspace(0.1, 0.9, n), jnp.arange(n, dtype=jnp.int32)
 
 
-@pytest.mark.parametrize("qk_norm", [False, True])
-def test_attention(qk_norm):
-    config = dataclasses.replace(tiny().model, qk_norm=qk_norm)
+@pytest.mark.parametrize(("qk_norm", "epsilon"), [(False, 1e-5), (True, 1e-5), (True, 0.1)])
+def test_attention(qk_norm, epsilon):
+    config = dataclasses.replace(tiny().model, qk_norm=qk_norm, qk_norm_epsilon=epsilon)
     # What places parameters on devices knows all their axes.
     axes = {path: len(names) for path, names in logical_axes(config).items()}
     assert axes == {path: p.ndim for path, p in abstract_parameters(config).items()}
@@ -57,7 +57,7 @@ def test_attention(qk_norm):
     q, k, v = qkv.reshape(2, 5, 3, 2, 8).transpose(2, 0, 3, 1, 4)
     if qk_norm:
         q, k = (
-            (a - a.mean(-1, keepdims=True)) / np.sqrt(a.var(-1, keepdims=True) + 1e-5)
+            (a - a.mean(-1, keepdims=True)) / np.sqrt(a.var(-1, keepdims=True) + epsilon)
             for a in (q, k)
         )
     logits = q @ k.transpose(0, 1, 3, 2) / np.sqrt(8)
