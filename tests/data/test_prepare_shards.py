@@ -101,6 +101,15 @@ def test_webdataset(tmp_path):
     assert open_input("auto", str(tmp_path / "in-000.tar"), "train").digest != one
 
 
+def test_a_tar_beside_class_folders_is_a_loose_file(tmp_path):
+    tar(tmp_path / "old.tar", samples(range(2)))
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.png").write_bytes(png(1))
+    found = open_input("auto", str(tmp_path), "train")
+    assert (found.kind, found.classes, found.ignored) == ("image_folder", ("cat", "dog"), 1)
+
+
 def test_labels_of_webdataset(tmp_path):
     names = ["cat", "dog", "owl"]
     kinds = {

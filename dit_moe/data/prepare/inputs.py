@@ -8,6 +8,7 @@ from typing import Literal
 from dit_moe.config import ConfigError
 from dit_moe.config.rules import listing
 from dit_moe.data.idx_files import is_images
+from dit_moe.data.picture_files import is_visible
 from dit_moe.data.prepare.input import Input, Kind
 from dit_moe.data.prepare.inputs_files import open_image_folder, open_zip
 from dit_moe.data.prepare.inputs_idx import open_idx
@@ -103,10 +104,8 @@ def _guess(path: str) -> Kind:
             return "tfds"
         if is_fast_dit(folder) or is_edm2(folder):
             return "fast_dit" if is_fast_dit(folder) else "edm2"
-        for place in (folder, folder / "data"):  # the hub's place for parquet files
-            for suffix, kind in _SHARDS.items():
-                if next(place.glob(f"*{suffix}"), None) is not None:
-                    return kind
+        if (kind := _kind_of_shards(folder)) is not None:
+            return kind
         return "idx" if any(map(is_images, folder.iterdir())) else "image_folder"
     if folder.is_file() or is_pattern(path):
         return "idx" if is_images(folder) else _SHARDS.get(folder.suffix, "zip")
@@ -115,3 +114,15 @@ def _guess(path: str) -> Kind:
         "folder of a TFDS data set, idx files, .tar files of WebDataset or .parquet files (one, a "
         "pattern or a folder), or, with --source tfds, the name of a TFDS data set"
     )
+
+
+def _kind_of_shards(folder: Path) -> Kind | None:
+    """What lies in a folder, or in its `data`, where the hub has parquet files; None beside others,
+    which may be class folders."""
+    beside = [p.name for p in folder.iterdir() if p.is_dir() and is_visible(p.name)]
+    if beside not in ([], ["data"]):
+        return None
+    for suffix, kind in _SHARDS.items():
+        if any(next(place.glob(f"*{suffix}"), None) for place in (folder, folder / "data")):
+            return kind
+    return None
