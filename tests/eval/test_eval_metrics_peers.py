@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from eval import metrics
+from eval.references import write_reference
 from eval.statistics import fit_gaussian
 
 pytestmark = pytest.mark.peers
@@ -76,3 +77,15 @@ def test_precision_recall(features, save_cpu_ram):
     assert 0.1 < result.precision < 1
     assert result.precision == pytest.approx(expected["precision"], abs=1e-6)
     assert result.recall == pytest.approx(expected["recall"], abs=1e-6)
+
+
+def test_pytorch_fid_reads_saved_statistics(features, tmp_path):
+    """What --save_reference writes, by its own reader."""
+    fid_score = pytest.importorskip("pytorch_fid.fid_score")
+    real = fit_gaussian(features[1])
+    write_reference(tmp_path / "a.npz", {"pool": real}, {"features": {}, "num": 600})
+    mean, covariance = fid_score.compute_statistics_of_path(
+        str(tmp_path / "a.npz"), None, 1, 256, "cpu"
+    )
+    np.testing.assert_array_equal(mean, real.mean)
+    np.testing.assert_array_equal(covariance, real.covariance)
