@@ -51,7 +51,7 @@ def shapes_and_axes(
     shapes, axes = abstract_parameters(model), logical_axes(model)
     if lora is None:
         return shapes, axes
-    matrices = [path for path in shapes if _is_matrix(path, axes[path])]
+    matrices = [path for path in shapes if is_matrix(path, axes[path])]
     check_patterns("config.train.lora.patterns", lora.patterns, matrices, "matrix")
     check_patterns("config.train.lora.whole", lora.whole, list(shapes), "parameter")
     chosen = [path for path in matrices if matches(path, lora.patterns)]
@@ -74,7 +74,8 @@ def shapes_and_axes(
     return shapes, axes
 
 
-def _is_matrix(path: str, axes: tuple[str | None, ...]) -> bool:
+def is_matrix(path: str, axes: tuple[str | None, ...]) -> bool:
+    """Whether a parameter with these logical axes is a matrix, or a stack of them."""
     own = len(axes) - (stack_of(path) is not None) - ("expert" in axes)
     return own >= 2
 

@@ -24,6 +24,7 @@ from dit_moe.plan.memory import (
     parameter_bytes,
     teacher_bytes,
 )
+from dit_moe.plan.training_flops import training_flops
 from dit_moe.runs.teacher import taught_steps, teacher_model
 
 UTILISATION = 0.4
@@ -44,7 +45,7 @@ class Estimate:
     parts: Mapping[str, float]
     """Bytes of one device; see `memory.device_bytes`."""
     flops_per_image: float
-    """Model FLOPs of training on one image, as if nothing were frozen."""
+    """Model FLOPs of training on one image; see `training_flops`."""
     hardware_flops_per_image: float
     """The same with what rematerialisation computes again, and with the teacher's."""
     teacher_flops_per_image: float
@@ -61,9 +62,7 @@ class Estimate:
     @property
     def peak(self) -> float | None:
         """FLOP/s of all devices together, for model FLOP utilisation; None where the device is not
-        known, or the model FLOPs are not, as parts are frozen."""
-        if self.config.train.freeze or self.config.train.lora:
-            return None
+        known."""
         return self.device and self.num_devices * self.device.peak(self.config.model.dtype)
 
     @property
@@ -98,8 +97,6 @@ class Estimate:
             f"{self.bytes_per_device / 1e9:.3g} GB a device ({parts}); "
             f"{self.flops_per_image / 1e9:,.4g} GFLOPs a training image"
         )
-        if train.freeze or train.lora:
-            text += ", fewer as part is frozen"
         if self.teacher_flops_per_image:
             text += (
                 f", and {self.teacher_flops_per_image / 1e9:,.4g} of its teacher up to step "
@@ -146,7 +143,7 @@ def estimate(
             f"{train.accumulation * mesh.size}"
         )
     fused = _fused_attention(model, device)
-    flops = image_flops(model).training
+    flops = training_flops(model, train)
     hardware = flops + recomputed_flops(
         model, fused_attention=fused, expert_parallel=dispatch_in_rounds(model, mesh.shape)
     )

@@ -64,7 +64,7 @@ def image_flops(model: ModelConfig) -> ImageFlops:
             router += s * 2 * guess.width * model.patch_features
     dense = EXPERTS[model.mlp_activation].flops(d, model.mlp_ratio * d)
     return ImageFlops(
-        attention=depth * (2 * s * d * 4 * d + _attention_products(model)),
+        attention=depth * (2 * s * d * 4 * d + attention_products(model)),
         feed_forward=(depth - len(model.mixtures)) * s * dense,
         experts=experts,
         shared=shared,
@@ -94,7 +94,7 @@ def recomputed_flops(model: ModelConfig, *, fused_attention: bool, expert_parall
             return again
         case "dots":
             # Where attention is fused, the mixture with the scores. Mixes of tokens are not kept.
-            products = model.depth * _attention_products(model)
+            products = model.depth * attention_products(model)
             return again + (products if fused_attention else products / 2) + _mixing(model)
         case "full":
             # Outside of the scan over blocks nothing is recomputed.
@@ -109,7 +109,7 @@ def dispatch_in_rounds(model: ModelConfig, mesh_shape: Mapping[str, int]) -> boo
     return mesh_shape["expert"] > 1 or (of_batch and math.prod(mesh_shape.values()) > 1)
 
 
-def _attention_products(model: ModelConfig) -> float:
+def attention_products(model: ModelConfig) -> float:
     """Scores and mixing of one block: two products over all pairs of tokens."""
     return 2 * 2 * model.num_tokens**2 * model.width
 

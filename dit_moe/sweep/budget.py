@@ -6,13 +6,13 @@ from typing import Any
 
 from dit_moe.config import Config, ConfigError
 from dit_moe.config.rules import MAX_SIZE
-from dit_moe.plan.flops import image_flops
+from dit_moe.plan.training_flops import training_flops
 
 UNITS: dict[str, Callable[[Config], float]] = {
     "steps": lambda config: 1.0,
     "images": lambda config: config.train.batch_size,
     "tokens": lambda config: config.train.batch_size * config.model.num_tokens,
-    "flops": lambda config: config.train.batch_size * image_flops(config.model).training,
+    "flops": lambda config: config.train.batch_size * training_flops(config.model, config.train),
 }
 """What a step takes of each."""
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dit_moe.config import Config, ConfigError
-from dit_moe.plan.flops import image_flops
 from dit_moe.plan.parameters import parameter_counts, sparsity
+from dit_moe.plan.training_flops import training_flops
 from dit_moe.report.metrics import Metrics, group, read_metrics
 
 Row = dict[str, float | None]
@@ -39,7 +39,7 @@ def facts(config: Config) -> Row:
         "parameters_active": round(counts.active),
         "tokens_per_parameter": tokens / counts.total,
         "sparsity": sparsity(config.model),
-        "flops": images * image_flops(config.model).training,
+        "flops": images * training_flops(config.model, config.train),
     }
 
 

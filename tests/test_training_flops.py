@@ -1,0 +1,66 @@
+"""FLOPs of a step in which a part learns, against the products that are left in its trace."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.interpreters import partial_eval
+
+from dit_moe.config import LowRankConfig, SegmentConfig, TrainConfig
+from dit_moe.config.presets import small_moe
+from dit_moe.models.frozen import split_learning
+from dit_moe.models.low_rank import functional_merged, shapes_and_axes
+from dit_moe.plan.flops import image_flops
+from dit_moe.plan.training_flops import training_flops
+from tests.test_plan import SMALL, inputs, traced_flops
+
+DENSE = dataclasses.replace(SMALL, depth=2, remat="none")
+MIXED = dataclasses.replace(DENSE, moe=small_moe("dit-moe"))
+TWO = dataclasses.replace(
+    DENSE, depth=4, segments=(SegmentConfig(2), SegmentConfig(2, small_moe("dit-moe")))
+)
+BATCH = 2
+
+
+def traced(model, train):
+    """FLOPs of an image, of the products that a gradient by what learns depends on."""
+    shapes, _ = shapes_and_axes(model, train.lora)
+    learning, frozen = split_learning(shapes, train)
+
+    def loss(learning, frozen, x, t, y):
+        network = functional_merged(model, train.lora)({**learning, **frozen})
+        return jnp.sum(network(x, t, y).value ** 2)
+
+    _, *rest = inputs(model, BATCH)
+    jaxpr = jax.make_jaxpr(jax.value_and_grad(loss))(learning, frozen, *rest).jaxpr
+    left, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    return traced_flops(left) / BATCH
+
+
+@pytest.mark.parametrize(
+    ("model", "settings"),
+    [
+        (DENSE, {"freeze": ("*.attention.*",)}),
+        (DENSE, {"freeze": ("trunk.*", "timestep.*", "label.*", "patch_in.*")}),
+        (MIXED, {"freeze": ("trunk.*", "patch_*", "timestep.*", "modulation.*")}),
+        (MIXED, {"freeze": ("label.*", "timestep.*", "*.experts.*", "*.modulation.*")}),
+        (TWO, {"freeze": ("label.*", "timestep.*", "patch_in.*", "trunk.segments.0.*")}),
+        (MIXED, {"lora": LowRankConfig(rank=4)}),
+        (MIXED, {"lora": LowRankConfig(patterns=("*.experts.*",), whole=("label.table",))}),
+    ],
+)
+def test_products_of_a_step(model, settings, monkeypatch):
+    # Traced as for accelerators: experts by ragged products.
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    train = TrainConfig(batch_size=BATCH, **settings)
+    counted = training_flops(model, train)
+    assert counted == pytest.approx(traced(model, train), rel=1e-3)
+    assert counted < image_flops(model).training
+
+
+def test_nothing_that_computes_is_frozen():
+    for model in (DENSE, MIXED, TWO):
+        whole = image_flops(model).training
+        assert training_flops(model, TrainConfig()) == whole
+        assert training_flops(model, TrainConfig(freeze=("label.*",))) == pytest.approx(whole)
