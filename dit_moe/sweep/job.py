@@ -1,5 +1,6 @@
 """Training as the task of a queue."""
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import jax
 
 from dit_moe.config import ConfigError
 from dit_moe.runs.checkpoints import TrainingError
-from dit_moe.sweep.measure import Judge, facts, from_log
+from dit_moe.sweep.measure import Judge, Row, facts, from_log
 from dit_moe.sweep.record import Sweep
 from dit_moe.training.loop import train
 from dit_moe.training.session import build_parts
@@ -43,6 +44,7 @@ class Trainer:
         """
         run, workdir = self._runs[name], self._folder / RUNS / name
         self._say(f"{name}: {workdir}")
+        jax.clear_caches()  # every run has programs of its own
         try:
             self.stopped_by = train(run.config, workdir)
         except TrainingError as error:
@@ -51,9 +53,12 @@ class Trainer:
             return None
         row = facts(run.config) | from_log(run.config, workdir)
         if self._judge is not None:
-            row |= self._judge(workdir, run.config)
-        jax.clear_caches()  # the next run has programs of its own
+            row |= _finite(self._judge(workdir, run.config))
         return row
+
+
+def _finite(row: Row) -> Row:
+    return {name: v if v is not None and math.isfinite(v) else None for name, v in row.items()}
 
 
 def check_runs(sweep: Sweep) -> None:

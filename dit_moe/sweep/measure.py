@@ -62,7 +62,9 @@ def from_log(config: Config, workdir: Path) -> Row:
     row: Row = {}
     for name in names:
         if name.startswith("validation/"):
-            row[name.replace("/", "_")] = _last(metrics, name)
+            # A run ends with a measurement: an older one would not be of what it became.
+            last = metrics.values(name)[-1]
+            row[name.replace("/", "_")] = last if math.isfinite(last) else None
         elif name == "loss" or name.startswith("loss_t"):
             row[name] = _end(metrics, name)
     for title, layers in _by_layer(names).items():
@@ -88,15 +90,13 @@ def _dead_experts(metrics: Metrics, names: list[str]) -> int:
 
 
 def _end(metrics: Metrics, name: str) -> float | None:
-    """The mean over the last rows."""
+    """The mean over the last rows; None where one of them is not finite: training had diverged."""
     steps = metrics.steps
     rows = zip(steps, metrics.values(name), strict=True)
-    last = [value for step, value in rows if step > (1 - _END) * steps[-1] and math.isfinite(value)]
-    return statistics.fmean(last) if last else None
-
-
-def _last(metrics: Metrics, name: str) -> float | None:
-    return next((v for v in reversed(metrics.values(name)) if math.isfinite(v)), None)
+    last = [value for step, value in rows if step > (1 - _END) * steps[-1]]
+    if name.startswith("loss_t"):
+        last = [value for value in last if not math.isnan(value)]  # no image was of this quarter
+    return statistics.fmean(last) if last and all(map(math.isfinite, last)) else None
 
 
 def _seconds(metrics: Metrics, batch_size: int) -> float | None:

@@ -9,7 +9,7 @@ from dit_moe.report.metrics import read_metrics
 from dit_moe.report.pictures import as_uri
 from dit_moe.report.template import template
 from dit_moe.sweep.intervals import COVERAGE
-from dit_moe.sweep.pictures import iso_flops
+from dit_moe.sweep.pictures import iso_flops, png
 from dit_moe.sweep.prediction import Findings
 from dit_moe.sweep.table import Entry, columns
 
@@ -39,8 +39,9 @@ def render(
         count={s: sum(e.state == s for e in entries) for s in ("done", "failed", "open")},
         failures=[(e.run.name, e.failure) for e in entries if e.state == "failed"],
         loss=loss,
-        picture=as_uri(iso_flops(shown, loss, findings)) if shown else None,
+        picture=as_uri(png(iso_flops(shown, loss, findings))) if shown else None,
         charts=_charts(entries, runs),
+        most_curves=MAX_LINES if len(entries) > MAX_LINES else None,
         findings=findings,
         coverage=f"{COVERAGE:.0%}",
         names=names,

@@ -16,7 +16,7 @@ from dit_moe.sweep.table import Entry, by_seed
 _TITLES = {"active": "active parameters", "total": "parameters"}
 
 
-def iso_flops(entries: Sequence[Entry], loss: str, findings: Findings | None) -> bytes:
+def iso_flops(entries: Sequence[Entry], loss: str, findings: Findings | None) -> Figure:
     """Loss over active and over all parameters, a line for every number of training FLOPs.
 
     Points are means over seeds, with their standard deviation; crosses are what the law tells of
@@ -26,9 +26,6 @@ def iso_flops(entries: Sequence[Entry], loss: str, findings: Findings | None) ->
       entries: runs that are done and have the column.
       loss: a column of the table.
       findings: the law; None: no crosses.
-
-    Returns:
-      A PNG.
     """
     figure = Figure(figsize=(10.0, 4.0), layout="constrained")
     axes = figure.subplots(1, len(_TITLES), sharey=True)
@@ -44,6 +41,11 @@ def iso_flops(entries: Sequence[Entry], loss: str, findings: Findings | None) ->
         axis.grid(alpha=0.3)
     axes[0].set_ylabel(loss.replace("_", " "))
     axes[0].legend(fontsize=8)
+    return figure
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a file."""
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)
     return buffer.getvalue()
@@ -70,5 +72,5 @@ def _line(
         axis.plot(at, value, "o", color=colour, markerfacecolor=face)
     if findings is not None:
         law = findings.fitted.law
-        told = [law({n: g[0].row[FACTORS[n]] for n in law.exponent}) for g in groups]
+        told = [float(law({n: g[0].row[FACTORS[n]] for n in law.exponent})) for g in groups]
         axis.plot(x, told, "x", color="black")

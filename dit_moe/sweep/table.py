@@ -100,14 +100,15 @@ def summary(entries: Sequence[Entry]) -> str:
         return ""
     names = [name for name in _SUMMARY if any(e.row.get(name) is not None for e in done)]
     axes = [axis for axis in done[0].run.choices if axis != SEED]
-    head = [*axes, "active parameters", "parameters", "GFLOPs", "runs", *names]
+    head = [*axes, "active parameters", "parameters", "sparsity", "GFLOPs", "runs", *names]
     lines = [head, ["---"] * len(head)]
     for key, group in by_seed(done).items():
         first = group[0].row
         counts = [f"{first['parameters_active']:,}", f"{first['parameters_total']:,}"]
         flops = f"{first['flops'] / 1e9:,.4g}"
         means = [spread(entry.row.get(name) for entry in group) for name in names]
-        lines.append([*key, *counts, flops, str(len(group)), *means])
+        sparse = f"{first['sparsity']:.3f}"
+        lines.append([*key, *counts, sparse, flops, str(len(group)), *means])
     return _markdown(lines)
 
 

@@ -45,7 +45,7 @@ def _done(name: str, job: Job, say: Callable[[str], None]) -> Outcome | None:
         sentence = str(error)
     except Exception as error:  # no user can mend it, and the others shall have their turn
         traceback.print_exc()
-        sentence = f"{type(error).__name__}: {error}"
+        sentence = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
     else:
         return None if result is None else Outcome(result=dict(result))
     say(f"error: {name}: {sentence}")

@@ -216,6 +216,13 @@ def test_a_run_lies_in_the_sweeps_folder(tmp_path):
         read_sweep(tmp_path)
 
 
+def test_the_grids_that_come_with_the_package_are_found_everywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert read_grid(Path("configs/sweeps/experts.toml")).judge == 400
+    with pytest.raises(ConfigError, match=r"grid is 'configs/\.\./configs/sweeps/experts\.toml'"):
+        read_grid(Path("configs/../configs/sweeps/experts.toml"))
+
+
 def test_the_grids_that_come_with_the_package():
     counts = {
         path.name: len(expand(read_grid(path))) for path in ROOT.glob("configs/sweeps/*.toml")

@@ -10,6 +10,7 @@ from dit_moe.sweep.intervals import fit_with_intervals
 from dit_moe.sweep.law import Law, Points, check_points, fit, levels
 from dit_moe.sweep.measure import facts
 from dit_moe.sweep.page import render
+from dit_moe.sweep.pictures import iso_flops
 from dit_moe.sweep.prediction import find_law, text
 from dit_moe.sweep.record import Run
 from dit_moe.sweep.table import Entry
@@ -203,3 +204,26 @@ def test_a_page_before_any_run_is_done(tmp_path):
     open_runs = [dataclasses.replace(e, state="open", row=facts(tiny(None))) for e in entries()]
     page = Page(render(open_runs, "sweep", tmp_path, "validation_loss", None))
     assert "No run that is done has the column validation_loss." in page.texts
+
+
+def test_a_line_for_every_number_of_flops():
+    """Points are means over seeds, in the order of the parameters, and crosses are the law's."""
+    twice = [
+        dataclasses.replace(e, row={**e.row, "flops": 1e9 if i % 5 < 3 else 1.02e12})
+        for i, e in enumerate(entries())
+    ]
+    findings = find_law(twice, ["total"], "validation_loss")
+    figure = iso_flops(twice, "validation_loss", findings)
+    _, axis = figure.axes
+    assert figure.axes[0].get_legend_handles_labels()[1] == ["1e+09 FLOPs", "1e+12 FLOPs"]
+    lines = [container.lines[0] for container in axis.containers]
+    np.testing.assert_array_equal(lines[0].get_xdata(), [1e6, 2e6, 4e6])
+    np.testing.assert_array_equal(lines[1].get_xdata(), [8e6, 16e6])
+    means = [np.mean([e.row["validation_loss"] for e in twice[i::5]]) for i in range(5)]
+    np.testing.assert_allclose(lines[1].get_xydata()[:, 1], means[3:])
+    crosses = [line for line in axis.lines if line.get_marker() == "x"]
+    np.testing.assert_allclose(
+        crosses[0].get_xydata()[:, 1], findings.fitted.law({"total": np.array([1e6, 2e6, 4e6])})
+    )
+    empty = [line.get_xdata() for line in axis.lines if line.get_markerfacecolor() == "none"]
+    assert [16e6] in [list(x) for x in empty]

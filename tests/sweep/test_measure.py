@@ -53,7 +53,7 @@ validation/loss,validation/loss_t0
 1,9,9,9,0.9,0.9,0.5,0.5,0.5,0.5,,,
 10,5,5,5,0.9,0.9,0.5,0.5,0.5,0.5,16,0.7,0.8
 19,3,,2,0.5,0.6,0.5,0.5,1,0,32,,
-20,1,,2,0.6,0.7,0.5,0.5,0.999,0.001,16,0.5,0.6
+20,1,,,0.6,0.7,0.5,0.5,0.999,0.001,16,0.5,0.6
 """
 
 
@@ -72,6 +72,14 @@ def test_what_a_log_tells(tmp_path):
         "seconds": pytest.approx((9 + 4.5 + 1) * 20 / 19),
     }
     assert all(value is None or math.isfinite(value) for value in row.values())
+
+
+def test_a_run_that_diverged_has_no_loss(tmp_path):
+    """Not that of before."""
+    log = "step,loss,images_per_second,validation/loss\n10,1,16,0.5\n19,1,16,\n20,,16,\n"
+    (tmp_path / "metrics.csv").write_text(log)
+    row = from_log(tiny(None, batch_size=16), tmp_path)
+    assert row == {"loss": None, "validation_loss": None, "seconds": 20}
 
 
 def test_a_run_without_a_log_is_told(tmp_path):

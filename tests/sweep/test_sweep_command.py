@@ -4,9 +4,14 @@ import base64
 import csv
 import json
 import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
+from dit_moe.commands import sweep as command
 from dit_moe.commands.sweep import main
 from dit_moe.config.files import to_dict
 from dit_moe.runs.checkpoints import TrainingError
@@ -16,6 +21,7 @@ from dit_moe.sweep.queue import Queue
 from tests.report.test_report import Page
 from tests.tiny import DIT_MOE, tiny
 
+ROOT = Path(__file__).parents[2]
 CONFIG = """\
 import json
 from dit_moe.config.files import from_dict
@@ -104,7 +110,9 @@ def test_groups_of_seeds(begun, capsys):
     _, line, _, _ = begun
     main(line)
     header, _, first, second, *_ = capsys.readouterr().out.splitlines()
-    assert header.startswith("| learning_rate | active parameters | parameters | GFLOPs | runs |")
+    assert header.startswith(
+        "| learning_rate | active parameters | parameters | sparsity | GFLOPs | runs |"
+    )
     assert first.startswith("| 0.001 | ")
     assert second.startswith("| 0.0001 | ")
     assert " | 2 | " in first
@@ -202,3 +210,44 @@ def test_a_law_that_the_runs_cannot_tell_is_refused(begun, capsys):
     said = capsys.readouterr().err
     assert "error: factors has 'total', of which the runs have 1 level(s)" in said
     assert page.read_text() == "before"
+
+
+def test_eval_is_found_where_it_is(tmp_path, monkeypatch):
+    assert command._eval() == "eval"
+    (tmp_path / "dit_moe/eval").mkdir(parents=True)
+    monkeypatch.setattr(command, "__file__", str(tmp_path / "dit_moe/commands/sweep.py"))
+    assert command._eval() == "dit_moe.eval"
+    (tmp_path / "dit_moe/eval").rmdir()  # an `eval` that is found is not of this checkout
+    assert command._eval() == "dit_moe.eval"
+
+
+@pytest.mark.slow
+def test_runs_whose_workers_are_killed_end_as_others_do(tmp_path, begun):
+    """Two workers, five kills: the same losses to the bit, and each run once."""
+    reference, *_ = begun
+    folder = tmp_path / "out"
+    text = (reference.parent / "grid.toml").read_text()
+    grid = tmp_path / "grid.toml"
+    grid.write_text(
+        text.replace("judge = 20", "").replace("[set]", "[set]\ntrain.checkpoint_every = 1")
+    )
+
+    def start() -> subprocess.Popen:
+        line = ["-m", "dit_moe.sweep", "--grid", str(grid), "--output", str(folder)]
+        return subprocess.Popen([sys.executable, *line], cwd=ROOT)
+
+    workers = [start(), start()]
+    for kill in range(5):
+        time.sleep(12)
+        workers[kill % 2].kill()
+        workers[kill % 2].wait()
+        workers[kill % 2] = start()
+    assert [worker.wait() for worker in workers] == [0, 0]
+    found, expected = (
+        {row["run"]: row for row in csv.DictReader((path / "results.csv").open())}
+        for path in (folder, reference)
+    )
+    assert [*found] == NAMES
+    for name in NAMES:
+        assert found[name]["state"] == "done"
+        assert found[name]["validation_loss"] == expected[name]["validation_loss"]
