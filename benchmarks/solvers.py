@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from benchmarks.embedded_judge import EmbeddedJudge
 from dit_moe.config import SOLVERS, TIME_GRIDS, Config, ConfigError
 from dit_moe.config.files import load_file
 from dit_moe.diffusion.denoiser import Denoised, Denoiser
@@ -22,7 +23,6 @@ from dit_moe.models.parameters import Parameters, functional
 from dit_moe.runs.loading import Run, load_run
 from dit_moe.storage.images import to_uint8
 from dit_moe.training.loop import train
-from eval.embedded_judge import EmbeddedJudge
 from eval.features.embedded import EMBEDDED
 
 # Euler's method is ddim with eta 0, and dopri5 has no given number of evaluations.

@@ -1,15 +1,16 @@
 """Trains the runs of a grid. Any number of workers may do so together; the same command resumes."""
 
 import argparse
-import importlib
-import importlib.util
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dit_moe.commands.eval_room import eval_module
 from dit_moe.config.command_line import command_parser, end, run_command, words
 
 if TYPE_CHECKING:
+    from dit_moe.config import Config
     from dit_moe.sweep.measure import Judge
     from dit_moe.sweep.queue import Queue
     from dit_moe.sweep.record import Sweep
@@ -134,37 +135,47 @@ def _work(sweep: "Sweep", queue: "Queue", folder: Path, judge: "Judge | None") -
 
 
 def _judge(sweep: "Sweep") -> "Judge | None":
-    """What judges samples of a run, of `eval`."""
-    from dit_moe.config import Config, ConfigError
-    from dit_moe.sampling.run_sampler import RunSampler
+    """What judges samples of a run, by the classifiers of `eval.classes`."""
+    from dit_moe.sweep.measure import Row
 
     if sweep.judge is None:
         return None
-    module = importlib.import_module(f"{_eval()}.embedded_judge")
-    sources = {run.config.data.source for run in sweep.runs}
-    if unknown := sources - module.EMBEDDED.keys():
-        raise ConfigError(
-            f"grid.judge is given with config.data.source {unknown.pop()!r}; allowed: with "
-            f"{', '.join(module.EMBEDDED)}, or no judge"
+    judged, evaluate, run_samples = (
+        eval_module(name) for name in ("classes.judged", "classes.evaluate", "run_samples")
+    )
+    open_judged = functools.cache(judged.open_judged)
+    for run in sweep.runs:
+        open_judged(*_pictures(run.config))
+
+    def judge(workdir: Path, config: "Config") -> Row:
+        data = open_judged(*_pictures(config))
+        images, _ = run_samples.open_run(
+            workdir, ema=True, batch_size=_BATCH, num_samples=sweep.judge
         )
-    judges = {source: module.EmbeddedJudge(source) for source in sorted(sources)}
-
-    def judge(workdir: Path, config: Config) -> dict[str, float | None]:
-        import numpy as np
-
-        sampler = RunSampler(workdir, ema=True, batch_size=_BATCH, num_samples=sweep.judge)
-        image_NxHxWxC = np.concatenate([*sampler.batches(0)])
-        return judges[config.data.source](image_NxHxWxC, sampler.request.labels())
+        label_N = judged.places(images, data.labels)
+        found = evaluate.evaluate(images.read(), label_N, data)["samples"]
+        return {
+            "frechet": found["frechet_distance"],
+            "recognised": found["asked_class_accuracy"],
+            "copies": found["copies_of_train"],
+        }
 
     return judge
 
 
-def _eval() -> str:
-    """What the room `eval` is called: beside this package in a checkout, else inside of it."""
-    inside, root = Path(__file__).parents[1] / "eval", Path(__file__).parents[2]
-    found = None if inside.is_dir() else importlib.util.find_spec("eval")
-    beside = found is not None and found.origin == str(root / "eval" / "__init__.py")
-    return "eval" if beside else "dit_moe.eval"
+def _pictures(config: "Config") -> tuple[str, str | None]:
+    """What a run is trained on, and what was held out of it, as `eval.classes` calls them."""
+    from dit_moe.config import ConfigError
+
+    data = config.data
+    if not data.path:
+        return data.source, None
+    if len(data.path) > 1 or len(data.validation_path) > 1:
+        raise ConfigError(
+            f"grid.judge is given with config.data.path {', '.join(data.path)}; allowed: one data "
+            "set and at most one of held-out data, or no judge"
+        )
+    return data.path[0], data.validation_path[0] if data.validation_path else None
 
 
 if __name__ == "__main__":

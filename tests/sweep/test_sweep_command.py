@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dit_moe.commands import sweep as command
+from dit_moe.commands import eval_room
 from dit_moe.commands.sweep import main
 from dit_moe.config.files import to_dict
 from dit_moe.runs.checkpoints import TrainingError
@@ -173,12 +173,18 @@ def test_all_configs_are_checked_before_the_first_run(tmp_path, begun, monkeypat
     assert not (tmp_path / "out").exists()
 
 
-def test_a_judge_needs_a_classifier_of_the_data(tmp_path, begun, capsys):
+def test_a_judge_of_a_set_that_is_not_there_is_refused_before_the_first_run(
+    tmp_path, begun, capsys
+):
     path = tmp_path / "grid.toml"
-    sets = '[set]\ndata = {source = "prepared", path = "set"}'
+    sets = '[set]\ndata = {source = "prepared", path = "nowhere"}'
     path.write_text(GRID.format(folder=begun[0].parent).replace("[set]", sets))
     assert main(["--grid", str(path), "--output", str(tmp_path / "out")]) == 2
-    assert "grid.judge is given with config.data.source 'prepared'" in capsys.readouterr().err
+    assert "nowhere" in capsys.readouterr().err
+    path.write_text(path.read_text().replace('"nowhere"', '["a", "b"]'))
+    assert main(["--grid", str(path), "--output", str(tmp_path / "out")]) == 2
+    assert "grid.judge is given with config.data.path a, b; allowed: one" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_queue_and_runs_lie_in_the_folder(begun):
@@ -213,12 +219,15 @@ def test_a_law_that_the_runs_cannot_tell_is_refused(begun, capsys):
 
 
 def test_eval_is_found_where_it_is(tmp_path, monkeypatch):
-    assert command._eval() == "eval"
+    asked = []
+    monkeypatch.setattr(eval_room.importlib, "import_module", asked.append)
+    eval_room.eval_module("fid")
     (tmp_path / "dit_moe/eval").mkdir(parents=True)
-    monkeypatch.setattr(command, "__file__", str(tmp_path / "dit_moe/commands/sweep.py"))
-    assert command._eval() == "dit_moe.eval"
+    monkeypatch.setattr(eval_room.dit_moe, "__file__", str(tmp_path / "dit_moe/__init__.py"))
+    eval_room.eval_module("fid")
     (tmp_path / "dit_moe/eval").rmdir()  # an `eval` that is found is not of this checkout
-    assert command._eval() == "dit_moe.eval"
+    eval_room.eval_module("fid")
+    assert asked == ["eval.fid", "dit_moe.eval.fid", "dit_moe.eval.fid"]
 
 
 @pytest.mark.slow
