@@ -168,14 +168,15 @@ def _pictures(config: "Config") -> tuple[str, str | None]:
     from dit_moe.config import ConfigError
 
     data = config.data
-    if not data.path:
+    paths, heldout = list(data.path), list(data.validation_path)
+    if not paths:
         return data.source, None
-    if len(data.path) > 1 or len(data.validation_path) > 1:
+    if len(paths) > 1 or len(heldout) > 1:
         raise ConfigError(
-            f"grid.judge is given with config.data.path {', '.join(data.path)}; allowed: one data "
+            f"grid.judge is given with config.data.path {', '.join(paths)}; allowed: one data "
             "set and at most one of held-out data, or no judge"
         )
-    return data.path[0], data.validation_path[0] if data.validation_path else None
+    return paths[0], heldout[0] if heldout else None
 
 
 if __name__ == "__main__":
