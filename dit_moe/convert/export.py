@@ -23,7 +23,7 @@ from dit_moe.runs.additions import Base, write_additions
 from dit_moe.runs.fingerprint import fingerprints
 from dit_moe.runs.loading import Run, load_kept, load_run, locate
 from dit_moe.runs.open_folder import write_shards, write_tensors
-from dit_moe.runs.tensor_files import write_safetensors
+from dit_moe.runs.tensor_files import finite, write_safetensors
 from dit_moe.runs.weights import has_average
 from dit_moe.storage.files import atomic, new_folder
 from dit_moe.storage.hub import reason
@@ -87,7 +87,8 @@ def _write_additions(workdir: Path, output: Path, *, ema: bool) -> None:
         )
     _, kept = load_kept(workdir, config, ema=ema)
     found = fingerprints(kept)
-    tensors = {p: np.asarray(kept[p]) for p in kept if found[p] != origin.fingerprints.get(p)}
+    lacking = [path for path in kept if found[path] != origin.fingerprints.get(path)]
+    tensors = {path: finite(path, workdir, np.asarray(kept[path])) for path in lacking}
     with new_folder(output) as target:
         write_additions(target, tensors, Base(origin.init_from, origin.fingerprints), ema=ema)
         _write_beside(config, workdir, target)
