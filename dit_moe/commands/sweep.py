@@ -65,17 +65,23 @@ def main(argv: list[str] | None = None) -> int:
 def run(arguments: argparse.Namespace) -> int:
     """Does what is asked; returns the exit code."""
     # After the arguments are parsed: JAX takes seconds to import.
+    from dit_moe.config import ConfigError
     from dit_moe.sweep.grid import read_grid
     from dit_moe.sweep.job import check_runs
     from dit_moe.sweep.queue import Queue
-    from dit_moe.sweep.record import Sweep, read_sweep, write_sweep
+    from dit_moe.sweep.record import Sweep, check_sweep, read_sweep, write_sweep
     from dit_moe.sweep.runs import expand
     from dit_moe.sweep.table import collect, plan
 
     folder: Path = arguments.output
+    if arguments.factors and not arguments.report:
+        raise ConfigError(
+            f"factors is {arguments.factors!r} without --report; allowed: both, or none"
+        )
     if arguments.grid is not None:
         grid = read_grid(arguments.grid)
         sweep = Sweep(tuple(expand(grid)), grid.judge)
+        check_sweep(folder, sweep)
     else:
         sweep = read_sweep(folder)
     queue = Queue(folder / "queue", [run.name for run in sweep.runs])

@@ -44,8 +44,7 @@ def write_sweep(folder: Path, sweep: Sweep) -> None:
       ConfigError: a run of that name is another there, or they are judged otherwise.
       OSError: it cannot be written.
     """
-    if (folder / _FILE).exists():
-        _check_same(read_sweep(folder), sweep, folder)
+    check_sweep(folder, sweep)
     values = {"format": FORMAT, "judge": sweep.judge, "runs": [_plain(r) for r in sweep.runs]}
     with atomic(folder / _FILE) as temporary:
         temporary.write_text(json.dumps(values, indent=1) + "\n")
@@ -93,8 +92,15 @@ def _plain(run: Run) -> dict[str, Any]:
     return {**dataclasses.asdict(run), "config": to_dict(run.config)}
 
 
-def _check_same(before: Sweep, now: Sweep, folder: Path) -> None:
-    """That no run is another than before."""
+def check_sweep(folder: Path, now: Sweep) -> None:
+    """Checks that what a folder holds already, if anything, is of these runs.
+
+    Raises:
+      ConfigError: a run of that name is another there, or they are judged otherwise.
+    """
+    if not (folder / _FILE).exists():
+        return
+    before = read_sweep(folder)
     if before.judge != now.judge:
         raise ConfigError(
             f"grid.judge is {now.judge} and was {before.judge} in {str(folder)!r}; allowed: the "

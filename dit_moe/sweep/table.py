@@ -9,13 +9,15 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from dit_moe.config import ConfigError
 from dit_moe.storage.files import atomic
-from dit_moe.sweep.measure import facts
+from dit_moe.sweep.measure import Row, facts
 from dit_moe.sweep.queue import Queue
 from dit_moe.sweep.record import Run, Sweep
 
 SEED = "seed"
 """The axis over which means are taken, by its name."""
+_IDENTITY = ("seed", "steps", "images", "parameters_total")
 _SUMMARY = ("validation_loss", "loss", "frechet", "recognised")
 
 
@@ -35,18 +37,28 @@ def collect(sweep: Sweep, queue: Queue) -> list[Entry]:
     """What the queue knows of every run.
 
     Raises:
-      ConfigError: an outcome is damaged.
+      ConfigError: an outcome is damaged, or of another run.
     """
     entries = []
     for run in sweep.runs:
-        outcome = queue.outcome(run.name)
+        outcome, known = queue.outcome(run.name), facts(run.config)
         if outcome is None:
-            entries.append(Entry(run, "open", facts(run.config)))
+            entries.append(Entry(run, "open", known))
         elif outcome.result is None:
-            entries.append(Entry(run, "failed", facts(run.config), outcome.failure or ""))
+            entries.append(Entry(run, "failed", known, outcome.failure or ""))
         else:
-            entries.append(Entry(run, "done", facts(run.config) | outcome.result))
+            _check_identity(run, known, outcome.result)
+            entries.append(Entry(run, "done", known | outcome.result))
     return entries
+
+
+def _check_identity(run: Run, known: Row, result: Row) -> None:
+    for name in _IDENTITY:
+        if result.get(name) != known[name]:
+            raise ConfigError(
+                f"what came of run {run.name} is of one whose {name} is {result.get(name)}, and by "
+                f"the grid it is {known[name]}; allowed: the grid of before, or another --output"
+            )
 
 
 def columns(entries: Sequence[Entry]) -> list[str]:

@@ -3,6 +3,7 @@
 import base64
 import csv
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -185,6 +186,31 @@ def test_a_judge_of_a_set_that_is_not_there_is_refused_before_the_first_run(
     assert main(["--grid", str(path), "--output", str(tmp_path / "out")]) == 2
     assert "grid.judge is given with config.data.path a, b; allowed: one" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("flag", ["--plan", "--report"])
+def test_another_grid_is_not_taken_for_that_of_the_folder(tmp_path, begun, capsys, flag):
+    """Not with its file, nor where somebody removed what the folder says of its runs."""
+    folder, *_ = begun
+    path, copy = tmp_path / "grid.toml", tmp_path / "out"
+    text = GRID.format(folder=folder.parent).replace("[set]", "[set]\nbudget.steps = 5")
+    path.write_text(text)
+    line = ["--grid", str(path), "--output", str(copy), flag]
+    shutil.copytree(folder / "queue", copy / "queue")
+    shutil.copy(folder / "sweep.json", copy)
+    assert main(line) == 2
+    assert "it differs in train.steps" in capsys.readouterr().err
+    (copy / "sweep.json").unlink()
+    assert main(line) == 2
+    said = capsys.readouterr().err
+    assert (
+        f"what came of run {NAMES[0]} is of one whose steps is 4, and by the grid it is 5" in said
+    )
+
+
+def test_factors_are_of_a_report(begun, capsys):
+    assert main([*begun[1], "--factors", "total"]) == 2
+    assert "factors is 'total' without --report" in capsys.readouterr().err
 
 
 def test_queue_and_runs_lie_in_the_folder(begun):
