@@ -88,6 +88,16 @@ def test_training_takes_the_best_pairs_of_the_batch(gate):
     np.testing.assert_allclose(
         routing.next_state["threshold"], [0.75 * 0.25 + 0.25 * lowest], rtol=1e-5
     )
+    together = sorted(
+        (
+            sum((t, i) in pairs and (t, j) in pairs for t in range(T))
+            for i in range(E)
+            for j in range(i)
+        ),
+        reverse=True,
+    )
+    used = next(n for n in range(1, 16) if sum(together[:n]) >= 0.95 * sum(together))
+    np.testing.assert_allclose(routing.metrics["pair_usage"], used / 15, rtol=1e-6)
     passing = (scores >= 0.25).sum() / T
     np.testing.assert_allclose(routing.metrics["predicted_capacity"], passing, rtol=1e-6)
 
@@ -201,3 +211,16 @@ def test_a_guess_is_the_heads_of_the_tokens(network):
         tokens = patchify(guesses.value[layer], 2)
         np.testing.assert_allclose(tokens, np.broadcast_to(said[layer], tokens.shape))
     assert model(IMAGES, jnp.full(4, 0.5), Y_N).guesses is None
+
+
+def test_a_guess_that_is_promised_needs_a_hidden_layer(network, monkeypatch):
+    config, parameters = network
+    route = ExpertRaceRouter.__call__
+
+    def forgetful(router, *given):
+        return dataclasses.replace(route(router, *given), hidden=None)
+
+    monkeypatch.setattr(ExpertRaceRouter, "__call__", forgetful)
+    run = functools.partial(functional(config.model)(parameters), train=True)
+    with pytest.raises(ValueError, match="tell of a guess, but it has no hidden"):
+        jax.eval_shape(run, IMAGES, jnp.full(4, 0.5), Y_N)

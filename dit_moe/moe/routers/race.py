@@ -53,8 +53,19 @@ class ExpertRaceRouter(nnx.Module):
             weight=weight_A,
             scores=scores_TxE,
             losses={"similarity": settings.similarity_coef * similarity, **z},
-            metrics=served(passes_TxE),
+            metrics={**served(passes_TxE), "pair_usage": _pair_usage(chosen_TxE)},
             next_state={"threshold": threshold},
             hidden=hidden_TxD,
             by_image=False,
         )
+
+
+def _pair_usage(chosen_TxE: jax.Array) -> jax.Array:
+    """The share of the pairs of experts in which 95% of the tokens' pairs lie, the most frequent
+    first: 0.95 where all are alike, near 0 where tokens have few combinations; 0 without any."""
+    num_experts = chosen_TxE.shape[1]
+    shared_ExE = jnp.matmul(chosen_TxE.T, chosen_TxE)
+    pairs_P = jnp.sort(shared_ExE[jnp.triu_indices(num_experts, k=1)], descending=True)
+    before_P = jnp.cumsum(pairs_P) - pairs_P
+    needed_P = (before_P < 0.95 * pairs_P.sum()) & (pairs_P > 0)
+    return needed_P.sum(dtype=jnp.float32) / max(len(pairs_P), 1)
