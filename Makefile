@@ -4,11 +4,15 @@ VENV ?= .venv
 EXTRAS ?= dev,docs
 # The demo's model: promoe, dit-moe or dit.
 MODEL ?= promoe
-# For make folder: pixels, and steps of training. A trained folder goes on with more STEPS.
+# For make folder: pixels (32, or height and width as 48x64), and steps of training. A trained
+# folder goes on with more STEPS.
 IMAGE_SIZE ?= 32
 STEPS ?= 10000
 # Steps over which the learning rate rises; as a run goes on it stays, unless FLAGS override it.
 WARMUP ?= 500
+# Channels of the pictures (1 to 4), and 0 for FLIP where a mirror image would be another picture.
+CHANNELS ?=
+FLIP ?=
 # More for train.py, such as "--config.train.batch_size=128 --override_resume batch_size".
 FLAGS ?=
 SET = $(shell basename "$$(cd "$(IMAGES)" 2>/dev/null && pwd)")-$(IMAGE_SIZE)
@@ -20,7 +24,7 @@ BIN = $(VENV)/bin
 
 help:
 	@echo "make demo       train on real digits, sample, evaluate (MODEL=promoe|dit-moe|dit)"
-	@echo "make folder     the same from your pictures: IMAGES=FOLDER [IMAGE_SIZE=32 STEPS=10000 FLAGS=...]"
+	@echo "make folder     the same from your pictures: IMAGES=FOLDER [IMAGE_SIZE=32 STEPS=10000 FLIP=0 FLAGS=...]"
 	@echo "make test       the test suite, in ten minutes"
 	@echo "make test-peers comparisons with PyTorch packages, in an environment of their own"
 	@echo "make test-floors the suite on the oldest releases that pyproject.toml allows"
@@ -46,8 +50,8 @@ demo: $(VENV)/.installed
 folder: $(VENV)/.installed
 	@test -n "$(IMAGES)" || { echo "IMAGES is not set; allowed: IMAGES=FOLDER, with one sub-folder per class, or with pictures alone"; exit 2; }
 	@test "$(STEPS)" -gt "$(WARMUP)" || { echo "STEPS is $(STEPS); allowed: above WARMUP, which is $(WARMUP) (WARMUP=... sets it)"; exit 2; }
-	$(BIN)/python -m dit_moe.data.prepare --input "$(IMAGES)" --output "data/$(SET)" --autoencoder none --image_size $(IMAGE_SIZE)
-	$(BIN)/python train.py --config "configs/prepared.py:data/$(SET)" --workdir "runs/$(SET)" --config.train.steps=$(STEPS) --config.train.warmup_steps=$(WARMUP) $(FLAGS)
+	$(BIN)/python -m dit_moe.data.prepare --input "$(IMAGES)" --output "data/$(SET)" --autoencoder none --image_size $(IMAGE_SIZE) $(if $(CHANNELS),--channels $(CHANNELS))
+	$(BIN)/python train.py --config "configs/prepared.py:data/$(SET)" --workdir "runs/$(SET)" --config.train.steps=$(STEPS) --config.train.warmup_steps=$(WARMUP) $(if $(FLIP),--config.data.flip=$(FLIP)) $(FLAGS)
 	$(BIN)/python sample.py --workdir "runs/$(SET)" --output "out/$(SET)"
 
 test: $(VENV)/.installed

@@ -6,6 +6,7 @@ nothing to guide to, and no label is dropped. Everything can be overridden:
 """
 
 import dataclasses
+import math
 from pathlib import Path
 
 from dit_moe.config import (
@@ -17,33 +18,34 @@ from dit_moe.config import (
     RectifiedFlowConfig,
     SampleConfig,
     TrainConfig,
+    divisors,
 )
 from dit_moe.config.presets import small_moe
+from dit_moe.config.sizes import height_and_width, parse_size, size_text
 from dit_moe.data.prepared import read_card
 
 
 def get_config(folder: str = "data/prepared") -> Config:
     card = read_card(Path(folder))
-    size, _, channels = card.shape
+    height, width, channels = card.shape
     most = 16 if card.autoencoder else 8
-    patches = _patches(size, most)
-    if patches is None:
-        pixels = card.image_size // size
-        good = [s for s in range(1, 2 * size) if _patches(s, most)]
-        near = [max(s for s in good if s < size), min(s for s in good if s > size)]
+    patch = _patch(height, width, most)
+    if patch is None:
+        pixels = height_and_width(card.image_size)[0] // height
+        near = " or ".join(_near(height, width, most, pixels))
         raise ConfigError(
-            f"data set {folder!r} has examples of {size}x{size}, which no patch divides into "
-            f"{most // 2 + 1} to {most} along a side; allowed: a set prepared with another "
-            f"--image_size, such as {pixels * near[0]} or {pixels * near[1]}"
+            f"data set {folder!r} has examples of {height}x{width}, which no patch divides into "
+            f"{most // 2 + 1} to {most} along {'a' if height == width else 'the longer'} side; "
+            f"allowed: a set prepared with another --image_size, such as {near}"
         )
     moe, several = small_moe("promoe"), len(card.classes) > 1
     assert moe is not None
     return Config(
         name=card.name,
         model=ModelConfig(
-            image_size=size,
+            image_size=(height, width),
             channels=channels,
-            patch_size=size // patches,
+            patch_size=patch,
             num_classes=len(card.classes),
             width=128,
             depth=6,
@@ -71,8 +73,25 @@ def get_config(folder: str = "data/prepared") -> Config:
     )
 
 
-def _patches(size: int, most: int) -> int | None:
-    """The largest number of patches along a side that is not above `most`, or None where it is
+def _patch(height: int, width: int, most: int) -> int | None:
+    """The smallest patch that divides the longer side into `most` or less, or None where these are
     half of that or less: too few for a transformer."""
-    patches = max(n for n in range(1, most + 1) if size % n == 0)
-    return patches if patches > most // 2 or patches == size else None
+    longer = max(height, width)
+    patch = min(p for p in [*divisors(math.gcd(height, width)), longer] if longer <= p * most)
+    return patch if patch == 1 or longer > patch * (most // 2) else None
+
+
+def _near(height: int, width: int, most: int, pixels: int) -> list[str]:
+    """Sizes in pixels that have a patch: squares the next below and above, else what is nearest."""
+    if height == width:
+        good = [s for s in range(1, 2 * height) if _patch(s, s, most)]
+        near = [max(s for s in good if s < height), min(s for s in good if s > height)]
+        return [size_text(pixels * side) for side in near]
+    longer = max(height, width)
+    around = [
+        [max(1, round(side / p)) * p for side in (height, width)]
+        for p in range(max(1, longer // most), longer // (most // 2) + 2)
+    ]
+    good = [sides for sides in around if _patch(*sides, most)]
+    nearest = min(good, key=lambda sides: abs(sides[0] - height) + abs(sides[1] - width))
+    return [size_text(parse_size([pixels * side for side in nearest]))]

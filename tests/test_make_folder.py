@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from dit_moe.config import Config, ConfigError
-from dit_moe.config.files import differences, load_file
+from dit_moe.config.files import differences, load_file, override
 from dit_moe.sampling.request import build_request
 from tests.prepared_sets import write_pictures
 from tests.processes import outside_of_make
+from tests.tiny import tiny
 
 ROOT = Path(__file__).parent.parent
 
@@ -45,6 +46,19 @@ def test_more_flags_reach_the_training():
     flags = "--config.train.batch_size=128 --override_resume batch_size"
     lines = make_folder(f"FLAGS={flags}").stdout.splitlines()
     assert [line.endswith(f" {flags}") for line in lines if "train.py" in line] == [True]
+
+
+def test_what_is_not_asked_for_is_left_to_the_commands():
+    lines = make_folder("IMAGE_SIZE=48x64").stdout
+    assert "--channels" not in lines
+    assert "data.flip" not in lines
+    assert "data/docs-48x64" in lines
+    lines = make_folder("CHANNELS=1", "FLIP=0").stdout
+    assert " --channels 1" in lines
+    (line,) = (line for line in lines.splitlines() if "train.py" in line)
+    (flip,) = (word for word in line.split() if "data.flip" in word)
+    assert override(tiny(), ["--config.data.flip=1"]).data.flip
+    assert not override(tiny(), ["--config.data.flip=1", flip]).data.flip
 
 
 def test_too_few_steps_are_refused_before_anything_is_prepared():

@@ -127,8 +127,7 @@ def open_source(data: DataConfig, model: ModelConfig, settings: Settings) -> Sou
             f"{error} (dit_moe.analysis --data FOLDER says where the training data are, --inputs "
             "sampling does without)"
         ) from error
-    side = model.image_size
-    source = next((s for s in sources if s.shape[0] == side), sources[0])
+    source = next((s for s in sources if s.shape == model.image_shape), sources[0])
     absent = sorted(set(settings.classes) - set(source.label.tolist()))
     if absent:
         raise ConfigError(
@@ -165,8 +164,9 @@ def count_training(
     label_N = np.resize(np.asarray(settings.classes, np.int32), settings.num_images)
     dropout = config.model.label_dropout
     null_images = round(len(label_N) * min(dropout / max(1 - dropout, 1e-6), 1))
-    side = source.shape[0] // config.model.patch_size
-    counts = _counts(config.model, label_N, settings, np.arange(settings.time_bins), side**2)
+    rows, columns = (side // config.model.patch_size for side in source.shape[:2])
+    grid = rows, columns
+    counts = _counts(config.model, label_N, settings, np.arange(settings.time_bins), grid)
     arguments = source, label_N, null_images, settings, batch_size, mesh
     with jax.set_mesh(mesh):
         for visit in training_visits(config, parameters, *arguments):
@@ -180,7 +180,7 @@ def count_sampling(
     """Counts of the decisions along sampling trajectories."""
     label_N = np.resize(np.asarray(settings.classes, np.int32), settings.num_images)
     bin_V = sampling_bins(config.objective, settings)
-    counts = _counts(config.model, label_N, settings, bin_V, config.model.num_tokens)
+    counts = _counts(config.model, label_N, settings, bin_V, config.model.grid)
     with jax.set_mesh(mesh):
         for visit in sampling_visits(config, parameters, label_N, settings, batch_size, mesh):
             counts.add(*visit)
@@ -188,10 +188,14 @@ def count_sampling(
 
 
 def _counts(
-    model: ModelConfig, label_N: np.ndarray, settings: Settings, bin_V: np.ndarray, tokens: int
+    model: ModelConfig,
+    label_N: np.ndarray,
+    settings: Settings,
+    bin_V: np.ndarray,
+    grid: tuple[int, int],
 ) -> Counts:
     layers, bins = len(model.mixtures), settings.time_bins
-    shape = (layers, bins, tokens, most_experts(model), model.width)
+    shape = (layers, bins, *grid, most_experts(model), model.width)
     return Counts(label_N, settings.classes, bin_V, shape)
 
 

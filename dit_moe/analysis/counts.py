@@ -1,5 +1,6 @@
 """Counts of who was chosen where, when and for which class."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,8 +19,8 @@ class Counts:
       label_N: class of every image.
       classes: the Y classes that there are.
       bin_V: [V] the part of the time range that each of the times is in.
-      shape: (L, B, S, E, D): layers, equal parts of the time range, tokens of an image, experts and
-        features of a token.
+      shape: (L, B, H, W, E, D): layers, equal parts of the time range, rows and columns of an
+        image's S tokens, experts and features of a token.
     """
 
     def __init__(
@@ -27,9 +28,12 @@ class Counts:
         label_N: np.ndarray,
         classes: Sequence[int],
         bin_V: np.ndarray,
-        shape: tuple[int, int, int, int, int],
+        shape: tuple[int, int, int, int, int, int],
     ):
-        n, (layers, bins, s, e, d) = len(label_N), shape
+        n, (layers, bins, *grid, e, d) = len(label_N), shape
+        self.grid: tuple[int, int] = (grid[0], grid[1])
+        """Rows and columns of tokens."""
+        s = math.prod(grid)
         self.bin_V = bin_V
         self.classes = tuple(classes)
         self.class_N = np.searchsorted(np.asarray(classes), label_N)

@@ -43,7 +43,7 @@ def draw(analysis: Analysis, counts: Mapping[InputsName, Counts], experts: int) 
             f"{name}_position.png": (
                 f"How often each expert is chosen at each position ({where}); white to dark is 0 "
                 "to the layer's largest.",
-                _position(routed[name], titles),
+                _position(routed[name], titles, c.grid),
             ),
             f"{name}_time.png": (
                 "How often each expert is chosen at each time, from data (left) to noise "
@@ -66,7 +66,7 @@ def draw(analysis: Analysis, counts: Mapping[InputsName, Counts], experts: int) 
             pictures[f"{name}_true_experts.png"] = (
                 f"Experts of a token at each position, cheap ones left out ({where}).",
                 _matrices(
-                    [_square(t.by_position) for t in true.values()],
+                    [np.reshape(t.by_position, c.grid) for t in true.values()],
                     list(true),
                     "column",
                     "row",
@@ -96,21 +96,21 @@ def draw(analysis: Analysis, counts: Mapping[InputsName, Counts], experts: int) 
     return pictures
 
 
-def _position(count_LxBxSxE: np.ndarray, titles: Sequence[str]) -> bytes:
+def _position(count_LxBxSxE: np.ndarray, titles: Sequence[str], grid: tuple[int, int]) -> bytes:
     """One row a layer: the maps of its experts, P(expert | position), side by side."""
     p_LxSxE = _shares(count_LxBxSxE.sum(axis=1))
-    side, experts = int(p_LxSxE.shape[1] ** 0.5), p_LxSxE.shape[2]
-    gap = max(1, side // 8)
-    figure = _figure(0.35 + len(titles) * (0.15 + _WIDTH / experts))
+    (height, width), experts = grid, p_LxSxE.shape[2]
+    gap = max(1, width // 8)
+    figure = _figure(0.35 + len(titles) * (0.15 + _WIDTH / experts * height / width))
     for i, axes in enumerate(figure.subplots(len(titles), 1, squeeze=False)[:, 0]):
-        mosaic = np.full((side, experts * (side + gap) - gap), np.nan)
+        mosaic = np.full((height, experts * (width + gap) - gap), np.nan)
         for e in range(experts):
-            left = e * (side + gap)
-            mosaic[:, left : left + side] = p_LxSxE[i, :, e].reshape(side, side)
+            left = e * (width + gap)
+            mosaic[:, left : left + width] = p_LxSxE[i, :, e].reshape(grid)
         axes.imshow(mosaic, cmap="magma_r", vmin=0, interpolation="nearest")
         axes.set_ylabel(titles[i], fontsize=9)
         axes.set_yticks([])
-        centres = np.arange(experts) * (side + gap) + (side - 1) / 2
+        centres = np.arange(experts) * (width + gap) + (width - 1) / 2
         axes.set_xticks(centres if i == len(titles) - 1 else [], labels=None)
         if i == len(titles) - 1:
             axes.set_xticklabels([str(e) for e in range(experts)], fontsize=8)
@@ -118,11 +118,6 @@ def _position(count_LxBxSxE: np.ndarray, titles: Sequence[str]) -> bytes:
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
     return _png(figure)
-
-
-def _square(by_position: Sequence[float]) -> np.ndarray:
-    side = int(len(by_position) ** 0.5)
-    return np.reshape(by_position, (side, side))
 
 
 def _time(count_LxBxSxE: np.ndarray, titles: Sequence[str]) -> bytes:

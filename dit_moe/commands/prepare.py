@@ -27,8 +27,8 @@ The input is a folder with one folder per class, of pictures without classes, or
 dataset.json, a .zip of one, files of the format of MNIST, a TFDS data set stored as array_record,
 files of WebDataset (.tar) or of the Hugging Face hub (.parquet): one, a pattern such as
 'train-{000..123}.tar', or a folder of them; or ready-made latents of fast-DiT or EDM2.
-Every picture is cut to a centred square. Pictures that cannot be used are left out and listed in
-rejected.csv with the reason. A run that was interrupted goes on where it stopped when the same
+Every picture is cut to a centred square, or to another rectangle. Pictures that cannot be used are
+left out and listed in rejected.csv with the reason. A run that was interrupted goes on where it stopped when the same
 command is given again; on a finished set the command verifies every file.
 docs/data.md says more.
 """
@@ -45,7 +45,12 @@ def build_parser(program: str, description: str | None) -> argparse.ArgumentPars
         required=True,
         help="folder, .safetensors file or Hugging Face name; none keeps the pictures themselves",
     )
-    add("--image_size", required=True, type=int, help="side of the square pictures, in pixels")
+    add(
+        "--image_size",
+        required=True,
+        metavar="SIZE",
+        help="side of the square pictures in pixels, or height and width: 48x64",
+    )
     add(
         "--channels",
         type=int,
@@ -168,6 +173,7 @@ def run(arguments: argparse.Namespace, make: Callable[["Job", Sequence[int]], No
 
 def _settings(arguments: argparse.Namespace) -> "Settings":
     from dit_moe.config import ConfigError
+    from dit_moe.config.sizes import parse_size
     from dit_moe.data.prepare.job import Settings
 
     name = arguments.name
@@ -176,6 +182,10 @@ def _settings(arguments: argparse.Namespace) -> "Settings":
         name = name if re.match("[a-z]", name) else f"set_{name}"
     if not re.fullmatch("[a-z][a-z0-9_]*", name):
         raise ConfigError(f"name is {name!r}; allowed: a-z, 0-9 and _, a letter first")
+    try:
+        image_size = parse_size(arguments.image_size)
+    except ValueError as error:
+        raise ConfigError(f"image_size is {arguments.image_size}; {error}") from None
     return Settings(
         source=arguments.source,
         input=arguments.input,
@@ -184,7 +194,7 @@ def _settings(arguments: argparse.Namespace) -> "Settings":
         name=name,
         autoencoder=None if arguments.autoencoder == "none" else arguments.autoencoder,
         dtype=arguments.dtype,
-        image_size=arguments.image_size,
+        image_size=image_size,
         channels=arguments.channels,
         class_names=words(arguments.class_names),
         batch_size=arguments.batch_size,

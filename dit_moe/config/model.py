@@ -1,5 +1,6 @@
 """The network."""
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
@@ -16,6 +17,7 @@ from dit_moe.config.rules import (
     listing,
     require,
 )
+from dit_moe.config.sizes import MAX_SIDE, ImageSize, height_and_width, parse_size, size_text
 
 
 @dataclass(frozen=True, config=RULES)
@@ -57,8 +59,9 @@ class ModelConfig:
     width: Annotated[PositiveInt, Field(le=2**20)]
     depth: Annotated[PositiveInt, Field(le=2**16)]
     heads: PositiveInt
-    image_size: Annotated[PositiveInt, Field(le=2**16)] = 32
-    """Side of the square input: the latent's for latent diffusion, in its own pixels."""
+    image_size: ImageSize = 32
+    """Side of a square input, or height and width (48x64): the latent's for latent diffusion, in
+    its own pixels."""
     channels: PositiveInt = 4
     patch_size: PositiveInt = 2
     mlp_ratio: PositiveFloat = 4.0
@@ -104,10 +107,13 @@ class ModelConfig:
             self.width % 4 == 0,
             f"width is {self.width}; allowed: a multiple of 4 (two axes of sine and cosine)",
         )
+        sides, p = height_and_width(self.image_size), self.patch_size
+        near = parse_size([min(max(1, round(side / p)) * p, MAX_SIDE) for side in sides])
         require(
-            self.image_size % self.patch_size == 0,
-            f"patch_size is {self.patch_size}; allowed: a divisor of image_size "
-            f"{self.image_size} ({listing(divisors(self.image_size))})",
+            all(side % p == 0 for side in sides),
+            f"patch_size is {p}; allowed: a divisor of image_size {size_text(self.image_size)} "
+            f"({listing(divisors(math.gcd(*sides)))}), or an image_size that it divides, such as "
+            f"{size_text(near)}",
         )
         require(
             self.position != "rope" or self.width // self.heads % 4 == 0,
@@ -170,9 +176,15 @@ class ModelConfig:
         return self.num_classes
 
     @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        height, width = height_and_width(self.image_size)
+        return height // self.patch_size, width // self.patch_size
+
+    @property
     def num_tokens(self) -> int:
         """Tokens (patches) per image."""
-        return (self.image_size // self.patch_size) ** 2
+        return math.prod(self.grid)
 
     @property
     def patch_features(self) -> int:
@@ -187,4 +199,4 @@ class ModelConfig:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(H, W, C) of an image, or of its latents."""
-        return self.image_size, self.image_size, self.channels
+        return *height_and_width(self.image_size), self.channels

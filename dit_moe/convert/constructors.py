@@ -1,6 +1,7 @@
 """What the constructors of the peers' classes take to make a network of this package."""
 
 from dit_moe.config import ConfigError, ModelConfig, ObjectiveConfig
+from dit_moe.config.sizes import size_text
 from dit_moe.convert import Family
 from dit_moe.convert.formats import PEERS
 from dit_moe.convert.peer import Arguments
@@ -20,6 +21,8 @@ def constructor_arguments(
     """
     peer, require = PEERS[family], Requirements()
     require(not model.segments, "model.segments", len(model.segments), "none")
+    square = isinstance(model.image_size, int)
+    require(square, "model.image_size", size_text(model.image_size), "a square")
     if peer.dit_blocks:
         require.one_of("model.position", model.position, "sincos")
         require.one_of("model.mlp_activation", model.mlp_activation, "gelu")

@@ -170,7 +170,7 @@ def model_card(run: Run, workdir: Path, *, ema: bool, name: str) -> str:
     rows = [
         ("parameters", f"{count:,}"),
         ("size", size),
-        ("input", f"{model.image_size}x{model.image_size}x{model.channels}"),
+        ("input", "x".join(map(str, model.image_shape))),
         ("classes", f"{model.num_classes:,}, and label {model.null_label} for none"),
         ("objective", config.objective.name),
     ]

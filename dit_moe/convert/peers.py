@@ -133,10 +133,9 @@ def to_peer(config: ModelConfig, parameters: Mapping[str, np.ndarray]) -> dict[s
 
 def _fixed(config: ModelConfig) -> dict[str, np.ndarray]:
     """The peer's tensors that are no parameters here, because nothing changes them."""
-    side = config.image_size // config.patch_size
     fixed = {}
     if config.position == "sincos":
-        fixed[_POSITIONS] = position_embedding(side, config.width)[None]
+        fixed[_POSITIONS] = position_embedding(config.grid, config.width)[None]
     for layer, place in enumerate(places(config)):
         if place.moe is not None:
             peer_layer = layer_of(place.moe)

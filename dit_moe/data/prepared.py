@@ -20,6 +20,7 @@ from tensorflow_datasets.core.example_serializer import ExampleSerializer
 from dit_moe.autoencoder.latent_space import AutoencoderCard, LatentSpace
 from dit_moe.config import ConfigError
 from dit_moe.config.rules import RULES
+from dit_moe.config.sizes import ImageSize
 from dit_moe.data.array_records import RecordError
 from dit_moe.data.tfds_folder import FEATURES, INFO, TfdsFolder
 from dit_moe.storage.files import atomic, sha256
@@ -39,8 +40,8 @@ class Card:
     """What a prepared set is: `prepared.json`, written last, so that a set with a card is whole."""
 
     name: str
-    image_size: int
-    """Side of the square pictures, in pixels."""
+    image_size: ImageSize
+    """Side of the square pictures in pixels, or height and width."""
     shape: tuple[int, int, int]
     """What an example has: [H, W, C] of the picture, or [h, w, c] of its latent."""
     classes: tuple[str, ...]
@@ -166,7 +167,7 @@ def finish(
     folder: Path,
     *,
     name: str,
-    image_size: int,
+    image_size: int | tuple[int, int],
     shape: tuple[int, int, int],
     classes: Sequence[str],
     autoencoder: AutoencoderCard | None,

@@ -10,6 +10,7 @@ import numpy as np
 from dit_moe.autoencoder.latent_space import LatentSpace, same_latents
 from dit_moe.config import ConfigError, DataConfig, ModelConfig
 from dit_moe.config.data import SOURCES
+from dit_moe.config.sizes import parse_size, size_text
 from dit_moe.data import digits, patches
 from dit_moe.data.prepared import Card, Prepared, Split, latent_space, read_card
 
@@ -258,17 +259,19 @@ register_source("prepared", _prepared, folders=True)
 def _check(data: DataConfig, model: ModelConfig, name: str, source: Source, *, mixed: bool) -> None:
     if not len(source):
         raise ConfigError(f"data set {name!r} holds no examples; allowed: one or more")
-    height, width, channels = source.shape
+    *sides, channels = source.shape
     if channels != model.channels:
         raise ConfigError(
             f"config.model.channels is {model.channels} but data set {name!r} has {channels}; "
             f"allowed: {channels}"
         )
-    sizes = "multiples of patch_size" if mixed else f"{height}"
-    if height != width or (height % model.patch_size if mixed else height != model.image_size):
+    size = parse_size(sides)
+    sizes = "multiples of patch_size" if mixed else size_text(size)
+    if any(side % model.patch_size for side in sides) if mixed else size != model.image_size:
         raise ConfigError(
-            f"config.model.image_size is {model.image_size} with patch_size {model.patch_size} "
-            f"but data set {name!r} has examples of {height}x{width}; allowed: {sizes}"
+            f"config.model.image_size is {size_text(model.image_size)} with patch_size "
+            f"{model.patch_size} but data set {name!r} has examples of "
+            f"{'x'.join(map(str, sides))}; allowed: {sizes}"
         )
     if data.classes and model.num_classes != len(data.classes):
         raise ConfigError(

@@ -54,8 +54,8 @@ class DiT(nnx.Module):
         """Runs the network.
 
         Args:
-          x_NxHxWxC: [N, H, W, C] noisy images or latents, any float type. Square; of another side
-            than config.image_size too, for training on mixed resolutions.
+          x_NxHxWxC: [N, H, W, C] noisy images or latents, any float type. Of another size than
+            config.image_size too, for training on mixed resolutions.
           t_N: [N] times in the unit that the objective feeds (0 to 1, or 0 to 1000).
           y_N: [N] integer labels; num_classes is the null label. Under `jit` they are not
             known, and JAX clamps what is out of range.
@@ -70,19 +70,19 @@ class DiT(nnx.Module):
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         _check_labels(y_N, config.null_label)
         x_NxSxD = self.patch_in(patchify(x_NxHxWxC, config.patch_size))
-        side, angles = x_NxHxWxC.shape[1] // config.patch_size, None
-        native_side = config.image_size // config.patch_size
+        _, height, width, _ = x_NxHxWxC.shape
+        grid, angles = (height // config.patch_size, width // config.patch_size), None
         if config.position == "sincos":
-            x_NxSxD += position_embedding(side, config.width, native_side).astype(dtype)
+            x_NxSxD += position_embedding(grid, config.width, config.grid).astype(dtype)
         else:
-            angles = rotary_angles(side, config.width // config.heads, native_side)
+            angles = rotary_angles(grid, config.width // config.heads, config.grid)
         c_NxD = (self.timestep(t_N) + self.label(y_N)).astype(dtype)
         given = Given(c_NxD, y_N == config.null_label, angles, train)
         x_NxSxD, routing = self.trunk(x_NxSxD, given)
 
         shift_NxD, scale_NxD = jnp.split(self.modulation(jax.nn.silu(c_NxD)), 2, axis=-1)
         x_NxSxD = modulate(x_NxSxD, shift_NxD, scale_NxD).astype(jnp.float32)
-        value = unpatchify(self.patch_out(x_NxSxD), config.patch_size, config.out_channels)
+        value = unpatchify(self.patch_out(x_NxSxD), grid, config.patch_size)
         losses: dict[str, jax.Array] = {}
         for record in routing:
             for name, loss_L in record.losses.items():

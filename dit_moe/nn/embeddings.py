@@ -8,6 +8,8 @@ from flax import nnx
 from dit_moe.nn.linear import linear
 
 _NORMAL = jax.nn.initializers.normal(0.02)
+Grid = tuple[int, int]
+"""Rows and columns of patches."""
 TIME_FEATURES = 256
 """How many sines and cosines a time becomes, in all published models."""
 
@@ -20,46 +22,54 @@ def patchify(x_NxHxWxC: jax.Array, patch_size: int) -> jax.Array:
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(n, -1, p * p * channels)
 
 
-def unpatchify(x_NxSxP: jax.Array, patch_size: int, channels: int) -> jax.Array:
-    """The inverse of `patchify` for square images."""
-    n, num_patches, _ = x_NxSxP.shape
-    side, p = int(num_patches**0.5), patch_size
-    x = x_NxSxP.reshape(n, side, side, p, p, channels)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(n, side * p, side * p, channels)
+def unpatchify(x_NxSxP: jax.Array, grid: Grid, patch_size: int) -> jax.Array:
+    """The inverse of `patchify` for so many rows and columns of patches."""
+    (n, _, features), (rows, columns), p = x_NxSxP.shape, grid, patch_size
+    channels = features // (p * p)
+    x = x_NxSxP.reshape(n, rows, columns, p, p, channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(n, rows * p, columns * p, channels)
 
 
-def position_embedding(side: int, width: int, native_side: int | None = None) -> np.ndarray:
-    """Fixed 2-D sine-cosine positions of a side x side grid, float32 [side^2, width].
+def position_embedding(grid: Grid, width: int, native: Grid | None = None) -> np.ndarray:
+    """Fixed 2-D sine-cosine positions of a grid, row by row: float32 [rows * columns, width].
 
     The first half of the width encodes the column, the second the row; in each, sines of all
     frequencies 10000^(-4i / width) come before the cosines (DiT). A grid of another size than the
     native one is stretched over it, so that a position means the same place of the picture
     (Chen et al. 2023, PixArt-alpha).
     """
-    angle = _axis_angles(side, width // 4, native_side)
-    axis = np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
-    column = np.tile(axis, (side, 1))
-    row = np.repeat(axis, side, axis=0)
+    row, column = (
+        np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
+        for angle in _grid_angles(grid, width // 4, native)
+    )
     return np.concatenate([column, row], axis=1).astype(np.float32)
 
 
-def rotary_angles(side: int, head_width: int, native_side: int | None = None) -> np.ndarray:
-    """By how much rotary embedding turns the pairs of a head: float32 [side^2, head_width / 2].
+def rotary_angles(grid: Grid, head_width: int, native: Grid | None = None) -> np.ndarray:
+    """How far rotary embedding turns the pairs of a head: float32 [rows * columns, head_width / 2].
 
     The first half of the angles is the token's row, the second its column, at frequencies
     10000^(-4i / head_width) (DSMoE). Grids of another size are stretched as by
     `position_embedding`.
     """
-    axis = _axis_angles(side, head_width // 4, native_side)
-    row = np.repeat(axis, side, axis=0)
-    column = np.tile(axis, (side, 1))
-    return np.concatenate([row, column], axis=1).astype(np.float32)
+    angles = _grid_angles(grid, head_width // 4, native)
+    return np.concatenate(angles, axis=1).astype(np.float32)
 
 
-def _axis_angles(side: int, frequencies: int, native_side: int | None) -> np.ndarray:
+def _grid_angles(
+    grid: Grid, frequencies: int, native: Grid | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Those of the row and of the column of every patch: float64 [rows * columns, frequencies]."""
+    (rows, columns), (native_rows, native_columns) = grid, native or grid
+    row = np.repeat(_axis_angles(rows, frequencies, native_rows), columns, axis=0)
+    column = np.tile(_axis_angles(columns, frequencies, native_columns), (rows, 1))
+    return row, column
+
+
+def _axis_angles(side: int, frequencies: int, native_side: int) -> np.ndarray:
     """Places along one axis times geometric frequencies: float64 [side, frequencies]."""
     omega = 10000.0 ** -(np.arange(frequencies) / frequencies)
-    place = np.arange(side) * ((native_side or side) / side)
+    place = np.arange(side) * (native_side / side)
     return place[:, None] * omega
 
 

@@ -123,7 +123,8 @@ def device_bytes(
         # Gathered after the cast, which "none" keeps.
         copied = parameters.used if model.remat == "none" else parameters.unit_used
         weights += copied * itemsize(model) / FLOAT32
-    pixels = model.image_size**2 * (model.channels * 3 + model.out_channels)
+    height, width, _ = model.image_shape
+    pixels = height * width * (model.channels * 3 + model.out_channels)
     merged = {} if train.lora is None else {"merged": 2 * parameters.merged}
     return {
         "parameters": parameters.stored,

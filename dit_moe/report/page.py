@@ -126,7 +126,7 @@ def _facts(
         ("Network", f"{model.depth} blocks of width {model.width}, {model.heads} heads"),
         (
             "Input",
-            f"{model.image_size}x{model.image_size}x{model.channels}, patches of "
+            f"{'x'.join(map(str, model.image_shape))}, patches of "
             f"{model.patch_size}, {model.num_classes} classes",
         ),
         ("Experts", mixture),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from dit_moe.config import ConfigError, ModelConfig, divisors
+from dit_moe.config.sizes import size_text
 from dit_moe.data.classes import ModelClasses
 from dit_moe.data.npz_classes import MEMBERS, stored_classes
 from dit_moe.data.picture_files import has_picture_name
@@ -83,23 +85,24 @@ def read_steering(request: SteeringRequest, model: ModelConfig) -> Steering:
                 f"{name} is {str(getattr(request, name))!r} with steer {steer!r}; allowed: only "
                 f"with steer {owner!r}"
             )
-    side, channels = model.image_size, model.channels
+    height, width, channels = model.image_shape
     description: dict[str, object] = {"steer": steer, "steer_strength": strength}
     match steer:
         case "inpaint":
-            known = _read_mask(request.mask, side)
-            measurement, shape = Mask(jnp.asarray(known)), (side, side, channels)
+            known = _read_mask(request.mask, height, width)
+            measurement, shape = Mask(jnp.asarray(known)), model.image_shape
             description["mask"] = _digest(known)
         case "super_resolution":
             factor = 2 if request.factor is None else request.factor
-            allowed = [d for d in divisors(side) if d > 1]
+            allowed = [d for d in divisors(math.gcd(height, width)) if d > 1]
             if factor not in allowed:
                 listed = ", ".join(map(str, allowed))
                 raise ConfigError(
-                    f"factor is {factor}; allowed: a divisor of image_size {side} ({listed})"
+                    f"factor is {factor}; allowed: a divisor of image_size "
+                    f"{size_text(model.image_size)} ({listed})"
                 )
             measurement = BlockMean(factor)
-            shape = (side // factor, side // factor, channels)
+            shape = (height // factor, width // factor, channels)
             description["factor"] = factor
         case _:
             if channels != 3:
@@ -107,13 +110,13 @@ def read_steering(request: SteeringRequest, model: ModelConfig) -> Steering:
                     f"steer is 'colorize' but the model has {channels} "
                     f"channel{'s' * (channels > 1)}; allowed: a model with 3"
                 )
-            measurement, shape = ChannelMean(channels), (side, side, 1)
+            measurement, shape = ChannelMean(channels), (height, width, 1)
     pictures, label_M, classes = _read_images(request.images, steer, channels)
     x = pictures.astype(np.float32) / np.float32(127.5) - 1
-    if x.shape[1:] == (side, side, channels):
+    if x.shape[1:] == model.image_shape:
         x = np.asarray(measurement.measure(jnp.asarray(x)))
     if x.shape[1:] != shape:
-        sizes = dict.fromkeys(_size(s) for s in (shape, (side, side, channels)))
+        sizes = dict.fromkeys(_size(s) for s in (shape, model.image_shape))
         raise ConfigError(
             f"steer_images has images of {_size(x.shape[1:])}; allowed: {' or '.join(sizes)}"
         )
@@ -127,14 +130,14 @@ def read_steering(request: SteeringRequest, model: ModelConfig) -> Steering:
     return Steering(measurement, strength, x, label_M, classes, description)
 
 
-def _read_mask(path: Path | None, side: int) -> np.ndarray:
-    """[side, side, 1] bool: where the image is known."""
+def _read_mask(path: Path | None, height: int, width: int) -> np.ndarray:
+    """[H, W, 1] bool: where the image is known."""
     if path is None:
         raise ConfigError("steer is 'inpaint' without mask; allowed: with a picture, white is new")
     mask = _open(path, "mask").convert("L")
-    if mask.size != (side, side):
+    if (mask.height, mask.width) != (height, width):
         raise ConfigError(
-            f"mask is {str(path)!r} of {mask.width}x{mask.height}; allowed: {side}x{side}"
+            f"mask is {str(path)!r} of {mask.height}x{mask.width}; allowed: {height}x{width}"
         )
     return np.asarray(mask)[..., None] < 128
 

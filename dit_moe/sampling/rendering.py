@@ -30,8 +30,9 @@ class Renderer:
 
 def picture_shape(model: ModelConfig, renderer: Renderer) -> tuple[int, int, int]:
     """[H, W, C] of the pictures that a renderer makes of a model's samples."""
-    side = model.image_size * renderer.scale
-    return side, side, model.channels if renderer.description is None else 3
+    height, width, channels = model.image_shape
+    channels = channels if renderer.description is None else 3
+    return height * renderer.scale, width * renderer.scale, channels
 
 
 _PER_DEVICE = 8  # latents that a device is given at a time; it decodes them one by one

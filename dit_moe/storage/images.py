@@ -61,25 +61,26 @@ def grid(
       images_NxHxWxC: [N, H, W, C] uint8, C of 1 to 4; the second and the fourth are alpha, and
         white shines through.
       labels_N: [N] labels, numbers or names.
-      cell: smallest side at which an image is drawn; small images are enlarged without smoothing.
+      cell: the longer side of an image as it is drawn, at least; small images are enlarged without
+        smoothing.
     """
     labels, pictures_NxHxWxC = np.asarray(labels_N), on_white(images_NxHxWxC)
     rows = [np.flatnonzero(labels == label) for label in dict.fromkeys(labels.tolist())]
-    side = images_NxHxWxC.shape[1]
-    size = side * max(1, -(-cell // side))
-    gap = max(2, size // 12)
+    sides = images_NxHxWxC.shape[1:3]
+    height, width = (side * max(1, -(-cell // max(sides))) for side in sides)
+    gap = max(2, max(height, width) // 12)
     font = ImageFont.load_default(size=18)
     texts = [" ".join(str(labels[row[0]]).split())[:_LONGEST] for row in rows]
     margin = 16 + max(32, *(int(font.getlength(text)) for text in texts))
     columns = max(len(row) for row in rows)
     canvas = Image.new(
-        "RGB", (margin + columns * (size + gap), len(rows) * (size + gap)), (255, 255, 255)
+        "RGB", (margin + columns * (width + gap), len(rows) * (height + gap)), (255, 255, 255)
     )
     draw = ImageDraw.Draw(canvas)
     for r, row in enumerate(rows):
-        top = r * (size + gap)
+        top = r * (height + gap)
         draw.text(
-            (margin - 8, top + size // 2),
+            (margin - 8, top + height // 2),
             texts[r],
             fill=(0, 0, 0),
             font=font,
@@ -90,7 +91,7 @@ def grid(
             picture = (
                 Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
                 .convert("RGB")
-                .resize((size, size), Image.Resampling.NEAREST)
+                .resize((width, height), Image.Resampling.NEAREST)
             )
-            canvas.paste(picture, (margin + c * (size + gap), top))
+            canvas.paste(picture, (margin + c * (width + gap), top))
     return canvas

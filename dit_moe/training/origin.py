@@ -14,6 +14,7 @@ from dit_moe.autoencoder.latent_space import read_latent_space, same_latents
 from dit_moe.config import Config, ConfigError, ModelConfig
 from dit_moe.config.files import differences, load_json
 from dit_moe.config.rules import RULES
+from dit_moe.config.sizes import size_text
 from dit_moe.data.classes import count_classes, model_classes, named_classes, read_classes
 from dit_moe.data.sources import Source
 from dit_moe.devices import hosts
@@ -113,8 +114,9 @@ def find_start(
         hosts.say(f"The objective was {other.objective} in {init_from}; it is {config.objective}.")
     if other.model.image_size != config.model.image_size:
         hosts.say(
-            f"The image size was {other.model.image_size} in {init_from}; it is "
-            f"{config.model.image_size}. Positions are computed: no parameter depends on it."
+            f"The image size was {size_text(other.model.image_size)} in {init_from}; it is "
+            f"{size_text(config.model.image_size)}. Positions are computed: no parameter depends "
+            "on it."
         )
     known = read_classes(folder)
     old = model_classes(other.data, other.model, folder)

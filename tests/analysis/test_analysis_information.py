@@ -76,7 +76,7 @@ def layers() -> dict[str, Layer]:
         "content": content[image],
     }
     label_N = np.arange(IMAGES) % CLASSES
-    shape = (len(expert), BIN_OF_TIME.max() + 1, TOKENS, EXPERTS, 0)
+    shape = (len(expert), BIN_OF_TIME.max() + 1, 1, TOKENS, EXPERTS, 0)
     counts = Counts(label_N, range(CLASSES), BIN_OF_TIME, shape)
     image_N, time_N = image[..., 0].ravel(), time[..., 0].ravel()
     stacked = np.stack([e.reshape(len(image_N), TOKENS) for e in expert.values()])
@@ -121,7 +121,7 @@ def test_no_dependence_is_found_where_there_is_none(layers, layer):
 
 def test_what_a_layer_counts():
     """Load, balance, null tokens, co-activation and paths of a case that fits on one hand."""
-    counts = Counts(np.array([3, 8]), (3, 8), np.arange(2), (2, 2, 2, 3, 1))
+    counts = Counts(np.array([3, 8]), (3, 8), np.arange(2), (2, 2, 1, 2, 3, 1))
     # Two images with two tokens at two times; the last input is image 0 with the null label.
     layer0 = [[0, 1], [0, 1], [0, 0], [0, 0], [2, 2]]
     layer1 = [[1, 1], [1, 1], [0, 1], [0, 1], [2, 2]]
@@ -155,7 +155,7 @@ def test_what_a_layer_counts():
 
 def test_true_experts_leave_cheap_ones_out():
     """Two images of two tokens with two experts each, at two times of three; expert 2 is cheap."""
-    counts = Counts(np.array([3, 8]), (3, 8), np.arange(2), (1, 3, 2, 3, 0))
+    counts = Counts(np.array([3, 8]), (3, 8), np.arange(2), (1, 3, 1, 2, 3, 0))
     early, late = [[0, 1], [0, 2]], [[2, 1], [2, 9]]  # 9: no expert
     null = [[1, 0], [2, 9]]
     expert = np.array([early, late, early, late, null]).reshape(1, 10, 2)
@@ -180,7 +180,7 @@ def text_of(inputs: Inputs) -> str:
 
 
 def test_tokens_that_are_not_finite_are_refused():
-    counts = Counts(np.array([0]), (0,), np.arange(1), (1, 1, 1, 2, 1))
+    counts = Counts(np.array([0]), (0,), np.arange(1), (1, 1, 1, 1, 2, 1))
     routing = record([[[0]]]).replace(metrics={"mean_token": jnp.full((1, 1, 1), jnp.nan)})
     with pytest.raises(ConfigError, match="tokens are not finite"):
         counts.add(decisions([routing], 2, 1), np.array([0]), np.array([0]))
@@ -188,7 +188,7 @@ def test_tokens_that_are_not_finite_are_refused():
 
 def test_a_time_at_which_no_expert_is_chosen():
     """Its load is not concentrated: there is none."""
-    counts = Counts(np.array([0]), (0,), np.arange(2), (1, 2, 1, 2, 0))
+    counts = Counts(np.array([0]), (0,), np.arange(2), (1, 2, 1, 1, 2, 0))
     counts.add(decisions([record([[[0], [9]]])], 2, 1), np.array([0, 0]), np.array([0, 1]))
     moe = MoEConfig(num_experts=2, top_k=1)
     (layer,) = summarize(counts, network(moe, 1), seed=0).layers

@@ -405,7 +405,7 @@ def test_one_run_at_a_time(pictures, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"image_size": 0}, "image_size is 0; allowed: 1 or more"),
+        ({"image_size": 0}, "image_size is 0; allowed: a side from 1 to 65536, or height"),
         ({"batch_size": -1}, "batch_size is -1"),
         ({"images_per_shard": 0}, "images_per_shard is 0"),
         ({"workers": 0}, "workers is 0; allowed: 1 to 4096"),

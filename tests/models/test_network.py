@@ -22,6 +22,7 @@ from dit_moe.nn.attention import Attention, rotate
 from dit_moe.nn.embeddings import (
     drop_labels,
     patchify,
+    position_embedding,
     rotary_angles,
     timestep_features,
     unpatchify,
@@ -88,15 +89,18 @@ def test_rotary_attention():
     weights = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     mixed = (weights @ v).transpose(0, 2, 1, 3).reshape(2, 16, 16)
     expected = mixed @ np.asarray(attention.out.kernel[...], np.float64)
-    angles = rotary_angles(4, 8)
+    angles = rotary_angles((4, 4), 8)
     np.testing.assert_allclose(attention(jnp.asarray(x, jnp.float32), angles), expected, atol=1e-5)
     # Queries and keys of bfloat16 stay so.
-    assert rotate(jnp.ones((1, 16, 2, 8), jnp.bfloat16), rotary_angles(4, 8)).dtype == jnp.bfloat16
+    assert (
+        rotate(jnp.ones((1, 16, 2, 8), jnp.bfloat16), rotary_angles((4, 4), 8)).dtype
+        == jnp.bfloat16
+    )
 
 
 def test_rotary_angles_of_another_grid():
     """Stretched: a place of the picture has the same angle on the finer grid."""
-    coarse, fine = rotary_angles(2, 8), rotary_angles(4, 8, native_side=2).reshape(4, 4, 4)
+    coarse, fine = rotary_angles((2, 2), 8), rotary_angles((4, 4), 8, (2, 2)).reshape(4, 4, 4)
     np.testing.assert_allclose(fine[::2, ::2].reshape(4, 4), coarse, atol=1e-6)
     with pytest.raises(ValueError, match="heads is 8 with position 'rope' and width 16"):
         dataclasses.replace(tiny().model, position="rope", heads=8)
@@ -107,7 +111,17 @@ def test_patches():
     patches = patchify(x, 2)
     assert patches.shape == (2, 4, 12)
     np.testing.assert_array_equal(patches[0, 1].reshape(2, 2, 3), x[0, :2, 2:])
-    np.testing.assert_array_equal(unpatchify(patches, 2, 3), x)
+    np.testing.assert_array_equal(unpatchify(patches, (2, 2), 2), x)
+    wide = np.arange(2 * 4 * 6 * 3).reshape(2, 4, 6, 3)
+    np.testing.assert_array_equal(unpatchify(patchify(wide, 2), (2, 3), 2), wide)
+
+
+def test_positions_of_a_rectangle_are_those_of_its_rows_and_columns():
+    square, wide = position_embedding((5, 5), 16), position_embedding((3, 5), 16)
+    np.testing.assert_array_equal(wide, square.reshape(5, 5, 16)[:3].reshape(15, 16))
+    tall = rotary_angles((5, 2), 8)
+    expected = rotary_angles((5, 5), 8).reshape(5, 5, 4)[:, :2].reshape(10, 4)
+    np.testing.assert_array_equal(tall, expected)
 
 
 def test_timestep_features():

@@ -17,6 +17,7 @@ from pydantic.dataclasses import dataclass as validated
 
 from dit_moe.autoencoder.latent_space import AutoencoderCard
 from dit_moe.config import ConfigError
+from dit_moe.config.sizes import height_and_width, size_text
 from dit_moe.data import prepared
 from dit_moe.data.picture_files import printable
 from dit_moe.data.prepare.input import Entry, Kind
@@ -51,7 +52,8 @@ class Settings:
     """None: pictures are kept as they are."""
     dtype: Literal["float32", "bfloat16"]
     """What the autoencoder computes in."""
-    image_size: int
+    image_size: int | tuple[int, int]
+    """Of the crop in pixels: its side, or height and width."""
     batch_size: int
     """Pictures per device in one pass of the autoencoder."""
     images_per_shard: int
@@ -71,7 +73,7 @@ class Settings:
             raise ConfigError(
                 f"validation_share is {self.validation_share}; allowed: 0 to less than 1"
             )
-        for field in ("image_size", "batch_size", "images_per_shard"):
+        for field in ("batch_size", "images_per_shard"):
             value = getattr(self, field)
             if value < 1:
                 raise ConfigError(f"{field} is {value}; allowed: 1 or more")
@@ -116,9 +118,8 @@ class Job:
         )
         self.loaded: Loaded | None = None
         self.autoencoder: AutoencoderCard | None = None
-        size = settings.image_size
         self.channels = settings.channels or self.input.channels
-        self.shape = (size, size, self.channels)
+        self.shape = (*height_and_width(settings.image_size), self.channels)
         if settings.autoencoder is not None:
             self._load_autoencoder(settings.autoencoder)
         self.latent_scale = self._latent_scale()
@@ -153,7 +154,7 @@ class Job:
         from dit_moe.autoencoder.loading import load  # JAX takes seconds to import
 
         self.loaded = loaded = load(source, self.settings.dtype)
-        config, size = loaded.config, self.settings.image_size
+        config, sides = loaded.config, height_and_width(self.settings.image_size)
         if config.in_channels != 3:
             raise ConfigError(
                 f"autoencoder {source!r} takes {config.in_channels} channels; allowed: 3"
@@ -163,13 +164,13 @@ class Job:
                 f"channels is {self.channels} with autoencoder {source!r}; allowed: 3, which is "
                 "what it takes, or autoencoder none"
             )
-        if size % config.downsampling:
+        if any(side % config.downsampling for side in sides):
             raise ConfigError(
-                f"image_size is {size}; allowed with this autoencoder: multiples of "
-                f"{config.downsampling}"
+                f"image_size is {size_text(self.settings.image_size)}; allowed with this "
+                f"autoencoder: multiples of {config.downsampling}"
             )
-        side = size // config.downsampling
-        self.shape = (side, side, config.latent_channels)
+        height, width = (side // config.downsampling for side in sides)
+        self.shape = (height, width, config.latent_channels)
         self.autoencoder = AutoencoderCard(
             loaded.source, loaded.sha256, config.scaling_factor, config.shift_factor or 0.0
         )
@@ -214,7 +215,9 @@ class Job:
             "source": self.input.kind,
             "listing": self.input.digest,
             "entries": len(self.input.entries),
-            "image_size": settings.image_size,
+            "image_size": settings.image_size
+            if isinstance(settings.image_size, int)
+            else size_text(settings.image_size),
             "images_per_shard": settings.images_per_shard,
             "autoencoder": self.autoencoder and self.autoencoder.sha256,
         }

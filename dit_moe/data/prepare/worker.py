@@ -27,13 +27,18 @@ class Decoded(NamedTuple):
 
 
 def decode_entries(
-    reader: Reader, entries: Sequence[Entry], image_size: int, channels: int
+    reader: Reader,
+    entries: Sequence[Entry],
+    image_size: int | tuple[int, int],
+    channels: int,
 ) -> list[Decoded]:
     """Reads and decodes entries, in their order."""
     return [_decode_entry(reader, entry, image_size, channels) for entry in entries]
 
 
-def _decode_entry(reader: Reader, entry: Entry, image_size: int, channels: int) -> Decoded:
+def _decode_entry(
+    reader: Reader, entry: Entry, image_size: int | tuple[int, int], channels: int
+) -> Decoded:
     key = printable(entry.key)
     try:
         data, label = reader.read(entry)
