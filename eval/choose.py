@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from dit_moe.config.sizes import parse_size, size_text
+
 from .features import OUTPUTS, Extractor
 from .image_set import ImageSet, ImageSetError
 from .labels import Labels, shared_classes
@@ -85,7 +87,7 @@ def _check_images(
         raise ImageSetError(
             f"{samples.path} holds images of {samples.shape[0]}x{samples.shape[1]}, but "
             f"{images.path} of {images.shape[0]}x{images.shape[1]}; name a rule for both, such as "
-            f"--resize adm:{min(images.shape[:2])}."
+            f"--resize adm:{size_text(parse_size(images.shape[:2]))}."
         )
     if any(metric.labels for metric in chosen):
         _check_classes(samples, images)

@@ -54,7 +54,7 @@ class Resize:
 
     def _resized(self, image: Image.Image) -> Image.Image:
         if self.rule == "adm":
-            return center_crop(image, self.height)
+            return center_crop(image, (self.height, self.width))
         scale = min(image.width / self.width, image.height / self.height)
         width, height = round(scale * self.width), round(scale * self.height)
         left, top = (image.width - width) // 2, (image.height - height) // 2
@@ -76,10 +76,7 @@ def parse(text: str) -> Resize:
             f"{', '.join(RULES)}, such as lanczos:256."
         )
     height = int(found[2])
-    resize = Resize(found[1], height, int(found[3] or height))
-    if resize.rule == "adm" and resize.height != resize.width:
-        raise ImageSetError(f"--resize is {text!r}, but adm makes squares; allowed: adm:SIZE.")
-    return resize
+    return Resize(found[1], height, int(found[3] or height))
 
 
 def resized(images: ImageSet, resize: Resize | None) -> ImageSet:

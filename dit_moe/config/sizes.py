@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import PlainValidator
+from pydantic import BeforeValidator
 from pydantic_core import PydanticCustomError
 
 MAX_SIDE = 2**16
@@ -39,7 +39,7 @@ def _validated(value: object) -> int | tuple[int, int]:
         raise PydanticCustomError("size", "{reason}", {"reason": str(error)}) from None
 
 
-ImageSize = Annotated[int | tuple[int, int], PlainValidator(_validated)]
+ImageSize = Annotated[int | tuple[int, int], BeforeValidator(_validated)]
 """A field that holds what `parse_size` returns."""
 
 

@@ -171,7 +171,8 @@ def test_rules():
     box = parse("box:10")(photograph).astype(float)
     means = photograph[:, 10:50].reshape(10, 4, 10, 4, 3).mean(axis=(1, 3))
     assert np.abs(box - means).max() <= 1
-    assert parse("lanczos:20x30")(photograph).shape == (20, 30, 3)
+    for rule in RULES:
+        assert parse(f"{rule}:20x25")(photograph).shape == (20, 25, 3)
     same = parse("lanczos:40x60")
     assert same(photograph) is photograph
     assert parse("bicubic:8")(photograph[..., :1]).shape == (8, 8, 1)
@@ -183,8 +184,6 @@ def test_rules():
 def test_rules_that_are_none(text):
     with pytest.raises(ImageSetError, match=r"--resize is .* adm, box, bilinear, bicubic, lanczos"):
         parse(text)
-    with pytest.raises(ImageSetError, match="adm makes squares"):
-        parse("adm:8x9")
 
 
 def test_sets_of_several_sizes(tmp_path):
