@@ -23,7 +23,7 @@ def compile_seconds(config: Config) -> float:
     model, n = config.model, config.train.batch_size
     with jax.set_mesh(mesh):
         state = jax.eval_shape(lambda: init_state(config.model, config.train, mesh, config.seed))
-        x = jax.ShapeDtypeStruct((n, model.image_size, model.image_size, model.channels), "float32")
+        x = jax.ShapeDtypeStruct((n, *model.image_shape), "float32")
         y = jax.ShapeDtypeStruct((n,), jnp.int32, sharding=replicated(mesh))
         lowered = jax.jit(
             build_step(config.model, config.objective, config.train, config.seed), donate_argnums=0

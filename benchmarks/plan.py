@@ -28,7 +28,7 @@ def compile_step(config: Config, devices: Sequence | None = None) -> jax.stages.
     """The train step of the config on its mesh, compiled from shapes alone."""
     model, mesh = config.model, build_mesh(config.mesh, devices)
     n, split = config.train.batch_size, batch_sharding(mesh)
-    shape = (n, model.image_size, model.image_size, model.channels)
+    shape = (n, *model.image_shape)
     x = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=split)
     y = jax.ShapeDtypeStruct((n,), jnp.int32, sharding=split)
     state = abstract_state(config.model, config.train, mesh)

@@ -20,7 +20,7 @@ def compile_gradient(config: Config, remat: str) -> jax.stages.Compiled:
     bind, objective = functional(model), build_objective(config.objective)
     n = config.train.batch_size
     key_N = jax.random.split(jax.random.key(0), n)
-    x_NxHxWxC = jnp.zeros((n, model.image_size, model.image_size, model.channels))
+    x_NxHxWxC = jnp.zeros((n, *model.image_shape))
     y_N = jnp.arange(n) % model.num_classes
 
     def loss(parameters):

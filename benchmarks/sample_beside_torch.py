@@ -44,7 +44,7 @@ def contestants(config: Config, images: int, steps: int) -> dict[str, Timed]:
     key_N = jax.random.split(jax.random.key(1), images)
     y_N = np.arange(images, dtype=np.int32)
     null_N = np.full_like(y_N, model.null_label)
-    shape = (images, model.image_size, model.image_size, model.channels)
+    shape = (images, *model.image_shape)
     z = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
 
     t_N = np.full(images, 500.0, np.float32)

@@ -59,7 +59,7 @@ class Judge:
         model = run.config.model
         self.run, self.objective = run, build_objective(run.config.objective)
         self.bind, self.counter = functional(model), Counter()
-        self.shape = (model.image_size, model.image_size, model.channels)
+        self.shape = model.image_shape
         self.key_N = jax.random.split(jax.random.key(0), samples)
         self.label_N = np.resize(np.arange(model.num_classes, dtype=np.int32), samples)
         dataset = run.config.data.source

@@ -10,6 +10,8 @@ from PIL import Image
 from dit_moe.commands import prepare, preview
 from dit_moe.config import ConfigError, DataConfig, ModelConfig
 from dit_moe.config.files import load_file
+from dit_moe.data.prepare.decode import decode
+from dit_moe.data.prepare.inputs import open_input
 from dit_moe.data.prepared import Prepared
 from dit_moe.sampling.known_images import SteeringRequest, read_steering
 from dit_moe.sampling.run_sampler import RunSampler
@@ -77,6 +79,15 @@ def test_a_prepared_set_of_so_many_channels(folder, channels, tmp_path):
         first = np.asarray(grid)[:64, -8 * (64 + 5) :][:, :64][4::8, 4::8]
     shown = on_white(stored[0]["image"][None])[0]
     np.testing.assert_array_equal(first, np.broadcast_to(shown, (8, 8, 3)))
+
+
+def test_a_prepared_set_is_an_input_again(folder):
+    output = prepared(folder, 2)
+    found, stored = open_input("tfds", str(output), "train"), Prepared(output)
+    for number in (0, 20):
+        pixels, label = found.reader.read(found.entries[number])
+        assert label == stored[number]["label"]
+        np.testing.assert_array_equal(decode(pixels, 8, 2), stored[number]["image"])
 
 
 def test_samples_and_grids_have_alpha(run, tmp_path):

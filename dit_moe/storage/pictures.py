@@ -47,7 +47,7 @@ def read_picture(data: bytes | np.ndarray, *, alpha: bool = False) -> Image.Imag
 
     Args:
       data: a file of one of `FORMATS`, or HEIC where pillow-heif is installed (its content
-        decides, not its name), or pixels: uint8 [H, W], [H, W, 1], [H, W, 3] or [H, W, 4].
+        decides, not its name), or pixels: uint8 [H, W] or [H, W, 1 to 4].
       alpha: keep how transparent it is, in mode LA or RGBA; else it lies on white.
 
     Returns:

@@ -14,6 +14,7 @@ from dit_moe.config import ConfigError
 from dit_moe.data.array_records import RecordError, Records
 from dit_moe.data.prepare.input import Entry, Input, listing_digest
 from dit_moe.data.tfds_folder import INFO, TfdsFolder
+from dit_moe.storage.colours import MODES
 from dit_moe.storage.pictures import ImageError
 
 
@@ -106,7 +107,7 @@ def _tfds_fields(path: str, folder: TfdsFolder) -> tuple[str, str]:
         if not isinstance(feature, tfds.features.Tensor) or feature.np_dtype != np.uint8:
             return False
         shape: Any = feature.shape
-        return len(shape) == 3 and shape[2] in (1, 3, 4)
+        return len(shape) == 3 and shape[2] in MODES
 
     fields = folder.fields
     images = [name for name, feature in fields.items() if is_image(feature)]
