@@ -146,6 +146,7 @@ def test_parameter_count(name, pixels):
         ("configs/digits.py:pyramid-mix", "digits-pyramid-mix"),
         ("configs/digits.py:ds-moe", "digits-ds-moe"),
         ("configs/digits.py:dit", "digits-dit"),
+        ("configs/fashion.py:dit-moe", "fashion-dit-moe"),
     ],
 )
 def test_config_files(spec, name):
