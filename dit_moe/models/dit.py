@@ -4,6 +4,7 @@ The ends are the image's: patches, positions, the class, and the way back to pix
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from dit_moe.models.prediction import Guesses, Prediction
 from dit_moe.models.trunk import Trunk
 from dit_moe.moe.routing import Routing
 from dit_moe.nn.embeddings import (
+    Grid,
     LabelEmbedding,
     TimestepEmbedding,
     patchify,
@@ -87,12 +89,12 @@ class DiT(nnx.Module):
         for record in routing:
             for name, loss_L in record.losses.items():
                 losses[name] = losses.get(name, 0.0) + loss_L.sum()
-        guesses = self._guesses(routing, side**2)
+        guesses = self._guesses(routing, grid)
         routing = tuple(dataclasses.replace(record, guess=None) for record in routing)
         return Prediction(value=value, routing=routing, losses=losses, guesses=guesses)
 
-    def _guesses(self, routing: tuple[Routing, ...], tokens_per_image: int) -> Guesses | None:
-        """What layers guess, as images, layer after layer."""
+    def _guesses(self, routing: tuple[Routing, ...], grid: Grid) -> Guesses | None:
+        """What layers guess, as images of so many patches, layer after layer."""
         config, found, coefs = self.config, [], []
         mixtures = [segment.moe for segment in config.trunk if segment.moe is not None]
         for record, moe in zip(routing, mixtures, strict=True):
@@ -100,8 +102,8 @@ class DiT(nnx.Module):
             if record.guess is None or told is None:
                 continue
             layers, _, features = record.guess.shape
-            of_tokens = record.guess.reshape(-1, tokens_per_image, features)
-            images = unpatchify(of_tokens, config.patch_size, config.channels)
+            of_tokens = record.guess.reshape(-1, math.prod(grid), features)
+            images = unpatchify(of_tokens, grid, config.patch_size)
             found.append(images.reshape(layers, -1, *images.shape[1:]))
             coefs += [told.coef] * layers
         return Guesses(jnp.concatenate(found), tuple(coefs)) if found else None
