@@ -28,8 +28,8 @@ dataset.json, a .zip of one, files of the format of MNIST, a TFDS data set store
 files of WebDataset (.tar) or of the Hugging Face hub (.parquet): one, a pattern such as
 'train-{000..123}.tar', or a folder of them; or ready-made latents of fast-DiT or EDM2.
 Every picture is cut to a centred square, or to another rectangle. Pictures that cannot be used are
-left out and listed in rejected.csv with the reason. A run that was interrupted goes on where it stopped when the same
-command is given again; on a finished set the command verifies every file.
+left out and listed in rejected.csv with the reason. A run that was interrupted goes on where it
+stopped when the same command is given again; on a finished set the command verifies every file.
 docs/data.md says more.
 """
 
