@@ -1,6 +1,7 @@
 """The pictures of a sweep."""
 
 import io
+import math
 import statistics
 from collections.abc import Sequence
 
@@ -8,11 +9,15 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from dit_moe.report.chart import short
 from dit_moe.sweep.law import FACTORS, levels
 from dit_moe.sweep.prediction import Findings
 from dit_moe.sweep.table import Entry, by_seed
 
+_LEAST_RANGE = 4.0
+"""The least ratio of an axis of sizes."""
 _TITLES = {"active": "active parameters", "total": "parameters"}
 
 
@@ -37,11 +42,22 @@ def iso_flops(entries: Sequence[Entry], loss: str, findings: Findings | None) ->
             rows = np.flatnonzero(level_G == level)
             label = f"{flops_G[rows].mean():.2g} FLOPs"
             _line(axis, [groups[i] for i in rows], factor, loss, label, findings)
-        axis.set(xscale="log", xlabel=title)
+        _sizes(axis, [group[0].row[FACTORS[factor]] for group in groups])
+        axis.set_xlabel(title)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel(loss.replace("_", " "))
     axes[0].legend(fontsize=8)
     return figure
+
+
+def _sizes(axis: Axes, x: Sequence[float]) -> None:
+    """Makes the axis one of sizes, so wide that sizes that are nearly the same lie together."""
+    middle = math.sqrt(min(x) * max(x))
+    reach = max(1.1 * max(x) / middle, math.sqrt(_LEAST_RANGE))
+    axis.set(xscale="log", xlim=(middle / reach, middle * reach))
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
 
 
 def png(figure: Figure) -> bytes:

@@ -225,5 +225,8 @@ def test_a_line_for_every_number_of_flops():
     np.testing.assert_allclose(
         crosses[0].get_xydata()[:, 1], findings.fitted.law({"total": np.array([1e6, 2e6, 4e6])})
     )
+    figure.canvas.draw()
+    labels = [text.get_text() for text in axis.get_xticklabels() if text.get_text()]
+    assert {"1M", "2M", "3M", "5M", "10M"} <= {*labels}
     empty = [line.get_xdata() for line in axis.lines if line.get_markerfacecolor() == "none"]
     assert [16e6] in [list(x) for x in empty]
