@@ -1,7 +1,8 @@
 """Handwritten digits, 8x8: a few minutes on two CPU cores.
 
 Argument: promoe, promoe-ec, tc-dit, tc-sigmoid, tc-bias, tc-capacity, tc-noisy, x-moe, ec-dit,
-diffmoe, expert-race, soft-moe, dit-moe, adamoe, moe-plus-plus, pyramid, pyramid-mix, ds-moe or dit.
+diffmoe, expert-race, soft-moe, dit-moe, adamoe, moe-plus-plus, hecto, unlike, pyramid, pyramid-mix,
+ds-moe or dit.
 """
 
 from dit_moe.config import (

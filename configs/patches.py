@@ -1,7 +1,8 @@
 """Colour patches of eight photographs, 32x32: a quarter of an hour on two CPU cores.
 
 Argument: promoe, promoe-ec, tc-dit, tc-sigmoid, tc-bias, tc-capacity, tc-noisy, x-moe, ec-dit,
-diffmoe, expert-race, soft-moe, dit-moe, adamoe, moe-plus-plus, pyramid, pyramid-mix, ds-moe or dit.
+diffmoe, expert-race, soft-moe, dit-moe, adamoe, moe-plus-plus, hecto, unlike, pyramid, pyramid-mix,
+ds-moe or dit.
 """
 
 from dit_moe.config import (

@@ -142,6 +142,8 @@ def test_parameter_count(name, pixels):
         ("configs/digits.py:diffmoe", "digits-diffmoe"),
         ("configs/digits.py:adamoe", "digits-adamoe"),
         ("configs/digits.py:moe-plus-plus", "digits-moe-plus-plus"),
+        ("configs/digits.py:hecto", "digits-hecto"),
+        ("configs/digits.py:unlike", "digits-unlike"),
         ("configs/digits.py:pyramid", "digits-pyramid"),
         ("configs/digits.py:pyramid-mix", "digits-pyramid-mix"),
         ("configs/digits.py:ds-moe", "digits-ds-moe"),

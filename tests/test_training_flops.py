@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from jax.interpreters import partial_eval
 
-from dit_moe.config import LowRankConfig, SegmentConfig, TrainConfig
+from dit_moe.config import ExpertGroup, LowRankConfig, SegmentConfig, TrainConfig
 from dit_moe.config.presets import small_moe
 from dit_moe.models.frozen import split_learning
 from dit_moe.models.low_rank import functional_merged, shapes_and_axes
@@ -57,6 +57,23 @@ def test_products_of_a_step(model, settings, monkeypatch):
     counted = training_flops(model, train)
     assert counted == pytest.approx(traced(model, train), rel=1e-3)
     assert counted < image_flops(model).training
+
+
+@pytest.mark.parametrize(("kind", "part"), [("gru", "recurrent"), ("gelu", "experts")])
+def test_groups_of_unlike_experts_that_are_frozen(kind, part):
+    """What their matrices have no gradient of is not counted, by the part that they are in."""
+    assert MIXED.moe is not None
+    group = ExpertGroup(kind, 2, 0.5)
+    model = dataclasses.replace(MIXED, moe=dataclasses.replace(MIXED.moe, unlike=(group,)))
+    counted = training_flops(model, TrainConfig(freeze=("*.unlike.*",)))
+    flops = dataclasses.asdict(image_flops(model))
+    shapes, _ = shapes_and_axes(model, None)
+    sizes = {path: shape.size for path, shape in shapes.items() if "w_" in path.split(".")[-1]}
+    own = {"recurrent": ".unlike.", "experts": ".feed_forward."}[part]
+    others = {p: n for p, n in sizes.items() if own in p and ".shared." not in p}
+    frozen = sum(n for p, n in others.items() if ".unlike." in p) / sum(others.values())
+    expected = image_flops(model).training - flops[part] * frozen
+    assert counted == pytest.approx(expected, rel=1e-6)
 
 
 def test_nothing_that_computes_is_frozen():

@@ -6,6 +6,7 @@ from dit_moe.config import (
     BatchPoolRouterConfig,
     Config,
     ExpertChoiceRouterConfig,
+    ExpertGroup,
     ExpertRaceRouterConfig,
     MeshConfig,
     MixedTopKRouterConfig,
@@ -16,6 +17,7 @@ from dit_moe.config import (
     PrototypeRouterConfig,
     SegmentConfig,
     SoftRouterConfig,
+    TopKRouterConfig,
     TrainConfig,
 )
 
@@ -52,6 +54,22 @@ MOE_PLUS_PLUS = dataclasses.replace(
 )
 
 
+# Hecto's: a feed-forward and a recurrent expert, one of them for an image.
+HECTO = dataclasses.replace(
+    PROMOE,
+    router=TopKRouterConfig(),
+    num_experts=2,
+    shared_hidden_ratio=0,
+    unconditional_expert=False,
+    unlike=(ExpertGroup("bigru", 1, 0.5),),
+    choose_by="image",
+)
+UNLIKE = dataclasses.replace(
+    DIT_MOE,
+    num_experts=6,
+    top_k=3,
+    unlike=(ExpertGroup("gelu", 2, 2.0), ExpertGroup("gru", 2, 0.5)),
+)
 # PR-MoE's: more experts in later layers, each beside a fixed one, with learnt shares.
 PYRAMID = tuple(
     SegmentConfig(1, dataclasses.replace(DIT_MOE, num_experts=n, top_k=1, shared_mix="learnt"))

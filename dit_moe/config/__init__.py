@@ -9,12 +9,19 @@ from dit_moe.config.cheap_routers import MixedTopKRouterConfig, NullTopKRouterCo
 from dit_moe.config.data import DataConfig
 from dit_moe.config.distillation import DistillConfig
 from dit_moe.config.evaluation import EvaluateConfig
-from dit_moe.config.experts import CHEAP_EXPERTS, EXPERTS, ExpertKind, register_expert
+from dit_moe.config.experts import (
+    CHEAP_EXPERTS,
+    EXPERTS,
+    RECURRENT,
+    ExpertKind,
+    RecurrentKind,
+    register_expert,
+)
 from dit_moe.config.guidance import GUIDES, WEAK_ROUTINGS, GuidanceConfig
 from dit_moe.config.low_rank import LowRankConfig
 from dit_moe.config.mesh import MeshConfig
 from dit_moe.config.model import ModelConfig, SegmentConfig
-from dit_moe.config.moe import MoEConfig
+from dit_moe.config.moe import ExpertGroup, MoEConfig
 from dit_moe.config.objective import OBJECTIVES, DDPMConfig, ObjectiveConfig, RectifiedFlowConfig
 from dit_moe.config.race_routers import ExpertRaceRouterConfig
 from dit_moe.config.routers import (
@@ -51,6 +58,7 @@ __all__ = [
     "GUIDES",
     "MAX_SIGMA_REL",
     "OBJECTIVES",
+    "RECURRENT",
     "ROUTERS",
     "SOLVERS",
     "SOLVER_OPTIONS",
@@ -66,6 +74,7 @@ __all__ = [
     "DistillConfig",
     "EvaluateConfig",
     "ExpertChoiceRouterConfig",
+    "ExpertGroup",
     "ExpertKind",
     "ExpertRaceRouterConfig",
     "GatedSettings",
@@ -84,6 +93,7 @@ __all__ = [
     "PrototypeRouterConfig",
     "PrototypeSettings",
     "RectifiedFlowConfig",
+    "RecurrentKind",
     "RouterConfig",
     "RouterSettings",
     "SampleConfig",

@@ -1,4 +1,4 @@
-"""The kinds of feed-forward experts, and the kinds that cost next to nothing: one table of facts.
+"""The kinds of experts: feed-forward ones, recurrent ones, and those that cost next to nothing.
 
 What follows from a kind is asked of it: parameters, operations, conversion, upcycling. A file of
 the user's own may register others.
@@ -6,7 +6,7 @@ the user's own may register others.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from dit_moe.config.rules import ConfigError
 
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class ExpertKind:
     """A feed-forward network: y = W_out a(W_in x), of one hidden width F."""
+
+    whole_images: ClassVar[bool] = False
+    """It computes the tokens that are routed to it, and no other."""
 
     name: str
     in_matrices: int
@@ -34,6 +37,37 @@ class ExpertKind:
     def flops(self, width: int, hidden: float) -> float:
         """Operations of its matrix products for one token, forward."""
         return 2 * (self.in_matrices + 1) * width * hidden
+
+
+@dataclass(frozen=True)
+class RecurrentKind:
+    """A gated recurrent unit over an image's tokens in raster order, of a state of H numbers in
+    each direction, and a linear map of the states to the width (Hecto)."""
+
+    whole_images: ClassVar[bool] = True
+    """It computes all tokens of every image, since each depends on others; what it gives counts
+    where it is chosen."""
+
+    name: str
+    directions: int
+    """1: from the first token to the last; 2: from the last to the first as well."""
+
+    def parameters(self, width: int, hidden: int) -> int:
+        """Numbers of one expert."""
+        gates = 3 * hidden * (width + hidden) + 4 * hidden
+        return self.directions * (gates + hidden * width) + width
+
+    def flops(self, width: int, hidden: float) -> float:
+        """Operations of its matrix products for one token, forward."""
+        return 2 * self.directions * 4 * width * hidden + self.step_flops(hidden)
+
+    def step_flops(self, hidden: float) -> float:
+        """Of these, those of the state before, which wait for it."""
+        return 2 * self.directions * 3 * hidden * hidden
+
+
+RECURRENT = {kind.name: kind for kind in (RecurrentKind("gru", 1), RecurrentKind("bigru", 2))}
+"""Kinds of recurrent experts by name."""
 
 
 class _Kinds(dict[str, ExpertKind]):

@@ -152,6 +152,8 @@ class ModelConfig:
         )
         self._check_hidden(f"{where}.hidden_ratio", moe.hidden_ratio)
         self._check_hidden(f"{where}.shared_hidden_ratio", moe.shared_hidden_ratio)
+        for number, group in enumerate(moe.unlike):
+            self._check_hidden(f"{where}.unlike.{number}.hidden_ratio", group.hidden_ratio)
 
     def _check_hidden(self, field: str, ratio: float) -> None:
         require(

@@ -1,13 +1,14 @@
 """Mixtures of experts."""
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 
-from dit_moe.config.experts import EXPERTS
+from dit_moe.config.experts import EXPERTS, RECURRENT, ExpertKind, RecurrentKind
 from dit_moe.config.routers import ROUTERS, RouterConfig, TopKRouterConfig
 from dit_moe.config.rules import (
     RULES,
@@ -19,9 +20,9 @@ from dit_moe.config.rules import (
 )
 
 
-def _known_expert(name: str) -> str:
-    if name not in EXPERTS:
-        allowed = ", ".join(map(repr, EXPERTS))
+def _known(name: str, *tables: Mapping[str, object]) -> str:
+    if not any(name in table for table in tables):
+        allowed = ", ".join(repr(known) for table in tables for known in table)
         raise PydanticCustomError("unknown_expert", "allowed: {allowed}", {"allowed": allowed})
     return name
 
@@ -36,8 +37,27 @@ def rank_of(choice: str) -> int | None:
     return int(found[1]) if found else None
 
 
-ExpertName = Annotated[str, AfterValidator(_known_expert)]
+ExpertName = Annotated[str, AfterValidator(lambda name: _known(name, EXPERTS))]
 """A name in `EXPERTS`."""
+GroupKind = Annotated[str, AfterValidator(lambda name: _known(name, EXPERTS, RECURRENT))]
+"""A name in `EXPERTS` or `RECURRENT`."""
+
+
+@dataclass(frozen=True, config=RULES)
+class ExpertGroup:
+    """Routed experts that are alike."""
+
+    kind: GroupKind
+    """As `MoEConfig.expert`, or recurrent: `gru` runs over an image's tokens in raster order,
+    `bigru` in both directions."""
+    number: PositiveInt = 1
+    hidden_ratio: PositiveFloat = 4.0
+    """Hidden width over the model's width; of a recurrent expert, that of one direction's state."""
+
+    @property
+    def facts(self) -> ExpertKind | RecurrentKind:
+        """Those of the kind."""
+        return RECURRENT[self.kind] if self.kind in RECURRENT else EXPERTS[self.kind]
 
 
 @dataclass(frozen=True, config=RULES)
@@ -55,6 +75,11 @@ class MoEConfig:
     another activation."""
     hidden_ratio: PositiveFloat = 4.0
     """Hidden width of a routed expert over the model's width."""
+    unlike: tuple[ExpertGroup, ...] = ()
+    """Groups of another kind or width among the `num_experts`, the last of them in this order; the
+    first ones are as `expert` and `hidden_ratio` say (Hecto)."""
+    choose_by: Literal["token", "image"] = "token"
+    """Where tokens choose experts: each for itself, or all of an image as one, by their mean."""
     shared_hidden_ratio: NonNegativeFloat = 2.0
     """Hidden width of the shared expert (every token's) over the model's width; 0: none."""
     shared_mix: Literal["sum", "learnt"] = "sum"
@@ -97,6 +122,22 @@ class MoEConfig:
             f"choice is {self.choice!r} with router {self.router.name!r}, where experts choose "
             "tokens; allowed: 'most_likely'",
         )
+        others = sum(group.number for group in self.unlike)
+        require(
+            others < self.num_experts,
+            f"unlike has {others} experts with num_experts {self.num_experts}; allowed: fewer, as "
+            "the first are of `expert` and `hidden_ratio`",
+        )
+        require(
+            not self.unlike or self.router.chooser != "nobody",
+            f"unlike has {others} experts with router {self.router.name!r}, where experts have "
+            "slots of their own; allowed: none, or a router that sends tokens to experts",
+        )
+        require(
+            self.choose_by == "token" or self.tokens_choose,
+            f"choose_by is {self.choose_by!r} with router {self.router.name!r}, where experts "
+            "choose tokens; allowed: 'token'",
+        )
         require(
             self.shared_mix == "sum" or self.shared_hidden_ratio > 0,
             f"shared_mix is {self.shared_mix!r} with shared_hidden_ratio 0; allowed: 'sum', or a "
@@ -125,13 +166,31 @@ class MoEConfig:
         return self.num_experts + len(self.cheap_experts)
 
     @property
+    def groups(self) -> tuple[ExpertGroup, ...]:
+        """All routed experts by what they are, in the order of their indices."""
+        first = self.num_experts - sum(group.number for group in self.unlike)
+        return ExpertGroup(self.expert, first, self.hidden_ratio), *self.unlike
+
+    def computing(self, group: ExpertGroup, tokens: int) -> float:
+        """Rows that a group computes for each token of an image that has so many, on average if
+        the load is as it should be."""
+        if group.facts.whole_images:
+            return group.number
+        return self.rows(tokens) * group.number / self.num_experts
+
+    def travelling(self, tokens: int) -> float:
+        """Of all such rows, those that are sent to where their expert is."""
+        return sum(self.computing(g, tokens) for g in self.groups if not g.facts.whole_images)
+
+    @property
     def total_experts(self) -> int:
         """Experts of the stack: the routed ones and the unconditional one, which comes last."""
         return self.num_experts + self.unconditional_expert
 
     @property
     def computed_experts(self) -> float:
-        """Experts of the stack that compute a token, on average if the load is as it should be."""
+        """Experts with weights that a token is routed to, on average if the load is as it should
+        be."""
         if self.one_expert:
             return self.num_experts / self.scored_experts
         return self.router.computed(self)

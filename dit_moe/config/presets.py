@@ -16,6 +16,7 @@ from dit_moe.config import (
     DataConfig,
     DDPMConfig,
     ExpertChoiceRouterConfig,
+    ExpertGroup,
     ExpertRaceRouterConfig,
     GuidanceConfig,
     MixedTopKRouterConfig,
@@ -169,7 +170,8 @@ _PYRAMID = dataclasses.replace(
 )
 # For data sets that train in minutes. Active feed-forward parameters per token: 9 width^2 in
 # dit-moe and ds-moe, and in adamoe and moe-plus-plus on average of the load that they aim at;
-# 8 width^2 in the others (to which diffmoe's predictor adds width^2).
+# 8 width^2 in the others (to which diffmoe's predictor adds width^2), but for hecto, whose
+# recurrent expert computes all tokens: 11 width^2.
 _SMALL_MOE = {
     "promoe": dataclasses.replace(PROMOE, num_experts=8),
     "promoe-ec": dataclasses.replace(PROMOE_EC, num_experts=8),
@@ -200,6 +202,18 @@ _SMALL_MOE = {
         hidden_ratio=2.5,
         shared_hidden_ratio=0,
         cheap_experts=("zero", "copy", "constant", "constant"),
+    ),
+    # A feed-forward expert and one that runs over the image, which is sent to either as a whole.
+    "hecto": dataclasses.replace(
+        _eight_experts(TopKRouterConfig()),
+        num_experts=2,
+        unlike=(ExpertGroup("bigru", 1, 0.625),),
+        choose_by="image",
+    ),
+    # Five experts as in tc-dit, two half and one twice as wide.
+    "unlike": dataclasses.replace(
+        _eight_experts(TopKRouterConfig()),
+        unlike=(ExpertGroup("gelu", 2, 2), ExpertGroup("gelu", 1, 8)),
     ),
     "pyramid": _PYRAMID,
     "pyramid-mix": dataclasses.replace(_PYRAMID, shared_mix="learnt"),

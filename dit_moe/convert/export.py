@@ -176,7 +176,8 @@ def model_card(run: Run, workdir: Path, *, ema: bool, name: str) -> str:
     ]
     for mixture in dict.fromkeys(model.mixtures):
         each = mixture.top_k if mixture.tokens_choose else mixture.rows(model.num_tokens)
-        experts = f"{mixture.num_experts} of {mixture.expert}, {each:g} for a token"
+        kinds = " and ".join(f"{group.number} of {group.kind}" for group in mixture.groups)
+        experts = f"{kinds}, {each:g} for a token"
         experts += "" if mixture.tokens_choose else " on average"
         rows.insert(2, ("experts", f"{experts}, router {mixture.router.name}"))
     space = read_latent_space(workdir)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dit_moe.config import MoEConfig
 from dit_moe.moe.routing import Routing
@@ -23,11 +24,14 @@ class ExpertRanges:
     """1 if there is an unconditional expert, whose index is `routed`; otherwise 0."""
     cheap: tuple[str, ...]
     """Kinds of the cheap experts, whose indices begin at `stack`."""
+    unlike: tuple[int, ...] = ()
+    """How many of the routed experts, the last of them, each group of another kind has."""
 
     @classmethod
     def of(cls, moe: MoEConfig) -> "ExpertRanges":
         """The ranges of a mixture."""
-        return cls(moe.num_experts, int(moe.unconditional_expert), moe.cheap_experts)
+        unlike = tuple(group.number for group in moe.unlike)
+        return cls(moe.num_experts, int(moe.unconditional_expert), moe.cheap_experts, unlike)
 
     @property
     def stack(self) -> int:
@@ -39,12 +43,39 @@ class ExpertRanges:
         """The first index without an expert."""
         return self.stack + len(self.cheap)
 
+    @property
+    def groups(self) -> tuple[np.ndarray, ...]:
+        """The indices of the experts that are alike, of every group in order. The unconditional
+        expert is of the first."""
+        ends = np.cumsum([self.routed - sum(self.unlike), *self.unlike])
+        first, *others = np.split(np.arange(self.routed), ends[:-1])
+        return np.append(first, np.arange(self.routed, self.stack)), *others
+
+    def within(self, routing: Routing, group: int) -> Routing:
+        """The routing with a group's own indices, from 0; all others mean none there."""
+        if not self.unlike:
+            return routing
+        own = self.groups[group]
+        place_E = np.full(self.none + 1, len(own), np.int32)
+        place_E[own] = np.arange(len(own))
+        expert_A = jnp.asarray(place_E)[jnp.minimum(routing.expert, self.none)]
+        return dataclasses.replace(routing, expert=expert_A)
+
     def cheap_weights(self, routing: Routing) -> jax.Array:
         """Each token's weight of each cheap expert: float32 [T, M]."""
-        place_A = routing.expert - self.stack
+        return self._weights(routing, self.stack, len(self.cheap))
+
+    def group_weights(self, routing: Routing, group: int) -> jax.Array:
+        """Each token's weight of each expert of a group: float32 [T, R]."""
+        own = self.groups[group]
+        return self._weights(routing, int(own[0]), len(own))
+
+    @staticmethod
+    def _weights(routing: Routing, first: int, number: int) -> jax.Array:
+        place_A = routing.expert - first
         # A negative place would count from the end.
-        place_A = jnp.where(place_A < 0, len(self.cheap), place_A)
-        weight_TxM = jnp.zeros((routing.scores.shape[0], len(self.cheap)))
+        place_A = jnp.where(place_A < 0, number, place_A)
+        weight_TxM = jnp.zeros((routing.scores.shape[0], number))
         return weight_TxM.at[routing.token, place_A].add(routing.weight, mode="drop")
 
 

@@ -1,13 +1,14 @@
 """The mixture-of-experts layer: route, dispatch, add the shared expert."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from dit_moe.config import MoEConfig
+from dit_moe.config import ExpertGroup, MoEConfig
 from dit_moe.moe.assignments import ExpertRanges, arrange_by_image
 from dit_moe.moe.dispatch import dispatch, resolve_backend
 from dit_moe.moe.expert_parallel import (
@@ -18,7 +19,9 @@ from dit_moe.moe.expert_parallel import (
 )
 from dit_moe.moe.experts.bank import ExpertBank
 from dit_moe.moe.experts.cheap import CheapExperts
+from dit_moe.moe.experts.recurrent import RecurrentExperts
 from dit_moe.moe.routers import build_router
+from dit_moe.moe.routers.by_image import image_wise, token_wise
 from dit_moe.moe.routing import Conditioning, Routing
 from dit_moe.moe.slots import Mixes
 from dit_moe.nn.feed_forward import Experts, ExpertWeights, FeedForward
@@ -29,12 +32,12 @@ class MoELayer(nnx.Module):
     """A feed-forward layer of routed experts and, optionally, one shared by all tokens."""
 
     def __init__(self, config: MoEConfig, width: int, rngs: nnx.Rngs):
-        self.top_k = config.top_k
-        ranges = ExpertRanges.of(config)
+        self.config = config
+        self.ranges = ranges = ExpertRanges.of(config)
         self.router = build_router(config, width, rngs)
         self.experts = Experts(
             config.expert,
-            ranges.stack,
+            len(ranges.groups[0]),
             width,
             int(config.hidden_ratio * width),
             rngs,
@@ -47,20 +50,42 @@ class MoELayer(nnx.Module):
         mixed = config.shared_mix == "learnt"
         self.mix = linear(width, 2, ("embed", None), rngs, init=zeros) if mixed else None
         self.cheap = CheapExperts(ranges, width, rngs) if ranges.cheap else None
+        unlike = [build_group(group, width, rngs) for group in config.unlike]
+        self.unlike = nnx.List(unlike) if unlike else None
 
     def __call__(self, x_TxD: jax.Array, conditioning: Conditioning) -> tuple[jax.Array, Routing]:
         """Maps tokens [T, D] to [T, D] in the dtype of x, and tells how they were routed."""
-        routing = self.router(x_TxD, conditioning)
+        route = image_wise if self.config.choose_by == "image" else token_wise
+        routing = route(self.router, x_TxD, conditioning)
         if routing.mixes is not None:
             y_TxD = _through_slots(x_TxD, routing.mixes, self.experts.bank())
             routing = dataclasses.replace(routing, mixes=None)
         else:
-            y_TxD = _dispatch_over_mesh(x_TxD, routing, self.experts.bank(), self.top_k)
+            y_TxD = self._through_groups(x_TxD, routing, conditioning.tokens_per_image)
         if self.cheap is not None:
             y_TxD = y_TxD + self.cheap(x_TxD, routing)
         if self.shared is not None:
             y_TxD = self._mixed(x_TxD, y_TxD, self.shared(x_TxD))
         return y_TxD, routing
+
+    def _through_groups(self, x_TxD: jax.Array, routing: Routing, per_image: int) -> jax.Array:
+        """What the routed experts of all groups give together."""
+        y_TxD = self._dispatched(x_TxD, routing, 0, self.experts)
+        for group, experts in enumerate(self.unlike or (), start=1):
+            if isinstance(experts, RecurrentExperts):
+                weight_TxR = self.ranges.group_weights(routing, group)
+                y_TxD = y_TxD + experts(x_TxD, weight_TxR, per_image)
+            else:
+                y_TxD = y_TxD + self._dispatched(x_TxD, routing, group, experts)
+        return y_TxD
+
+    def _dispatched(
+        self, x_TxD: jax.Array, routing: Routing, group: int, experts: Experts
+    ) -> jax.Array:
+        share = len(self.ranges.groups[group]) / self.ranges.stack if group else 1.0
+        return _dispatch_over_mesh(
+            x_TxD, self.ranges.within(routing, group), experts.bank(), self.config.top_k, share
+        )
 
     def _mixed(self, x_TxD: jax.Array, routed_TxD: jax.Array, shared_TxD: jax.Array) -> jax.Array:
         """What the routed experts and the shared one give together, in the dtype of x."""
@@ -69,6 +94,13 @@ class MoELayer(nnx.Module):
         share_Tx2 = jax.nn.softmax(self.mix(x_TxD.astype(jnp.float32)))
         y_TxD = share_Tx2[:, :1] * routed_TxD + share_Tx2[:, 1:] * shared_TxD
         return y_TxD.astype(x_TxD.dtype)
+
+
+def build_group(group: ExpertGroup, width: int, rngs: nnx.Rngs) -> "Experts | RecurrentExperts":
+    """Fresh experts of a group."""
+    hidden = int(group.hidden_ratio * width)
+    build = RecurrentExperts if group.facts.whole_images else Experts
+    return build(group.kind, group.number, width, hidden, rngs)
 
 
 def _through_slots(x_TxD: jax.Array, mixes: Mixes, experts: ExpertBank) -> jax.Array:
@@ -90,12 +122,13 @@ def _through_slots(x_TxD: jax.Array, mixes: Mixes, experts: ExpertBank) -> jax.A
 
 
 def _dispatch_over_mesh(
-    x_TxD: jax.Array, routing: Routing, experts: ExpertBank, top_k: int
+    x_TxD: jax.Array, routing: Routing, experts: ExpertBank, top_k: int, share: float = 1.0
 ) -> jax.Array:
     """Dispatch on the devices of the current mesh, each with its own tokens.
 
     Experts are where the axis "expert" puts them, and tokens travel to them; without that axis
-    every device has all experts. A token has `top_k` of them on average.
+    every device has all experts. A token has `top_k` experts on average, of which this share is
+    among these.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
@@ -116,7 +149,7 @@ def _dispatch_over_mesh(
         if not in_rounds:
             return dispatch(x_TxD, routing, experts)
         experts = own_experts(experts, num_experts)
-        usual = min(top_k * len(x_TxD), len(routing.token))
+        usual = min(math.ceil(share * top_k * len(x_TxD)), len(routing.token))
         return dispatch_to_shards(x_TxD, routing, experts, num_experts, usual)
 
     tokens = PartitionSpec(mesh.axis_names)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dit_moe.config import MoEConfig
 from dit_moe.moe.assignments import ExpertRanges
@@ -28,7 +29,9 @@ def layer_statistics(
     first = 0
     for routing, moe in zip(routings, mixtures, strict=True):
         ranges = ExpertRanges.of(moe)
-        of_segment = routing_statistics(routing, ranges) | expert_traffic(routing, ranges.stack)
+        kinds = zip(ranges.groups, moe.groups, strict=True)
+        spread = [own for own, group in kinds if not group.facts.whole_images]
+        of_segment = routing_statistics(routing, ranges) | expert_traffic(routing, spread)
         for name, value in of_segment.items():
             found.setdefault(name, {})[first] = value
         first += len(routing.weight)
@@ -71,18 +74,19 @@ def routing_statistics(routing: Routing, ranges: ExpertRanges) -> dict[str, jax.
     return jax.vmap(layer)(routing)
 
 
-def expert_traffic(routing: Routing, num_experts: int) -> dict[str, jax.Array]:
+def expert_traffic(routing: Routing, spread: Sequence[np.ndarray]) -> dict[str, jax.Array]:
     """Per-layer statistics of what expert parallelism sends over the current mesh.
 
     Args:
       routing: the record of all tokens with a leading layer axis.
-      num_experts: of the stack, the unconditional one included.
+      spread: the indices of the experts that are spread over devices, of every stack of them;
+        the others compute where their tokens are.
 
     Returns:
       `sent` [L]: share of the assignments whose expert is on another device than their token.
       `received_largest` [L]: the largest share of all assignments that the devices of one place
       along the axis "expert" receive; 1 over the size of the axis when the load is even. Slots
-      without an expert do not count.
+      without one of these experts do not count.
       Nothing where the mesh does not split the experts.
     """
     shards = expert_shards()
@@ -94,12 +98,17 @@ def expert_traffic(routing: Routing, num_experts: int) -> dict[str, jax.Array]:
     mesh = jax.sharding.get_abstract_mesh()
     device_tokens = routing.scores.shape[-2] // mesh.size
 
+    # The last entry is of all indices past the others.
+    owner_E = np.full(max(own.max() for own in spread) + 2, shards, np.int32)
+    for own in spread:
+        owner_E[own] = np.arange(len(own)) // -(-len(own) // shards)
+
     def layer(routing: Routing) -> dict[str, jax.Array]:
         # Tokens are split over all devices, whose last axis is "expert".
         home_A = routing.token // device_tokens % shards
-        owner_A = routing.expert // -(-num_experts // shards)
-        routed_A = routing.expert < num_experts
-        count_S = assignment_counts(jnp.where(routed_A, owner_A, shards), shards)
+        owner_A = jnp.asarray(owner_E)[jnp.minimum(routing.expert, len(owner_E) - 1)]
+        routed_A = owner_A < shards
+        count_S = assignment_counts(owner_A, shards)
         total = jnp.maximum(count_S.sum(), 1)
         sent = jnp.sum(routed_A & (owner_A != home_A), dtype=jnp.float32)
         return {"sent": sent / total, "received_largest": count_S.max() / total}

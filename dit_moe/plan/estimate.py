@@ -197,7 +197,7 @@ def _step_seconds(
     # A ring's all-reduce is a scatter and a gather.
     reduced = 2 * train.accumulation * parameters.learning * (data - 1) / data
     links += _link_seconds(device, reduced, data, stride=fsdp * expert)
-    computed = sum(moe.rows(model.num_tokens) for moe in model.mixtures)
+    computed = sum(moe.travelling(model.num_tokens) for moe in model.mixtures)
     if computed and expert > 1:
         rows = images * model.num_tokens * computed
         # Forward: there and back. Backward: tokens and gradients there, gradients back.

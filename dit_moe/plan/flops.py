@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dit_moe.config import CHEAP_EXPERTS, EXPERTS, ModelConfig
+from dit_moe.config import CHEAP_EXPERTS, EXPERTS, ModelConfig, RecurrentKind
 from dit_moe.nn.embeddings import TIME_FEATURES
 
 BACKWARD = 2  # one product for the gradient of each factor
@@ -26,6 +26,8 @@ class ImageFlops:
     experts: float
     """Routed: top_k of them per token, whichever they are (the unconditional one included), and on
     average where experts choose tokens or some are cheap; or their slots."""
+    recurrent: float
+    """The recurrent experts, which compute all tokens of every image."""
     shared: float
     """The shared expert, and how much of it there is where that is learnt."""
     router: float
@@ -52,13 +54,18 @@ def image_flops(model: ModelConfig) -> ImageFlops:
     """Counts one forward pass of one image of the config's own size."""
     s, d, depth = model.num_tokens, model.width, model.depth
     patch = model.patch_size**2
-    experts = shared = router = 0.0
+    experts = recurrent = shared = router = 0.0
     for moe in model.mixtures:
+        for group in moe.groups:
+            flops = s * moe.computing(group, s) * group.facts.flops(d, group.hidden_ratio * d)
+            if group.facts.whole_images:
+                recurrent += flops
+            else:
+                experts += flops
         kind = EXPERTS[moe.expert]
-        experts += s * moe.rows(s) * kind.flops(d, moe.hidden_ratio * d)
         shared += s * kind.flops(d, moe.shared_hidden_ratio * d)
         shared += s * 2 * d * 2 * (moe.shared_mix == "learnt")
-        router += s * moe.router.flops(d, moe)
+        router += (1 if moe.choose_by == "image" else s) * moe.router.flops(d, moe)
         router += s * 2 * d * sum(CHEAP_EXPERTS[kind] for kind in moe.cheap_experts)
         if guess := moe.router.guess(d):
             router += s * 2 * guess.width * model.patch_features
@@ -67,6 +74,7 @@ def image_flops(model: ModelConfig) -> ImageFlops:
         attention=depth * (2 * s * d * 4 * d + attention_products(model)),
         feed_forward=(depth - len(model.mixtures)) * s * dense,
         experts=experts,
+        recurrent=recurrent,
         shared=shared,
         router=router,
         modulation=2 * d * 6 * d * depth + 2 * d * 2 * d,
@@ -95,7 +103,8 @@ def recomputed_flops(model: ModelConfig, *, fused_attention: bool, expert_parall
         case "dots":
             # Where attention is fused, the mixture with the scores. Mixes of tokens are not kept.
             products = model.depth * attention_products(model)
-            return again + (products if fused_attention else products / 2) + _mixing(model)
+            again += products if fused_attention else products / 2
+            return again + _mixing(model) + _step_products(model)
         case "full":
             # Outside of the scan over blocks nothing is recomputed.
             ends = flops.embedding + flops.output + 2 * model.width * 2 * model.width
@@ -107,6 +116,16 @@ def dispatch_in_rounds(model: ModelConfig, mesh_shape: Mapping[str, int]) -> boo
     or where experts choose from the whole batch, so that devices have shares of any size."""
     of_batch = any(moe.router.chooser == "batch" for moe in model.mixtures)
     return mesh_shape["expert"] > 1 or (of_batch and math.prod(mesh_shape.values()) > 1)
+
+
+def _step_products(model: ModelConfig) -> float:
+    """Products with the states of recurrent experts, which are not kept."""
+    return model.num_tokens * sum(
+        group.number * group.facts.step_flops(group.hidden_ratio * model.width)
+        for moe in model.mixtures
+        for group in moe.unlike
+        if isinstance(group.facts, RecurrentKind)
+    )
 
 
 def attention_products(model: ModelConfig) -> float:

@@ -12,7 +12,16 @@ from dataclasses import dataclass
 
 from jax.sharding import AbstractMesh, AxisType
 
-from dit_moe.config import EXPERTS, ModelConfig, MoEConfig, SegmentConfig, TrainConfig
+from dit_moe.config import (
+    EXPERTS,
+    ExpertGroup,
+    ExpertKind,
+    ModelConfig,
+    MoEConfig,
+    RecurrentKind,
+    SegmentConfig,
+    TrainConfig,
+)
 from dit_moe.devices.mesh import AXES, parameter_shardings
 from dit_moe.models.frozen import split_learning
 from dit_moe.models.low_rank import is_addition, matrices_of, shapes_and_axes
@@ -221,27 +230,54 @@ def _moe_bytes(
 ) -> float:
     """Bytes per token that one of so many layers with this mixture keeps."""
     size, d = itemsize(model), model.width
-    # Rows are of a fixed number: those that go to cheap experts lie idle.
+    router = moe.scored_experts + moe.router.saved(d, moe, products_only=remat == "dots")
+    total = router * FLOAT32 / (model.num_tokens if moe.choose_by == "image" else 1)
+    total += (model.patch_features if moe.router.guess(d) else 0) * FLOAT32
+    total += _cheap_bytes(model, moe, remat) + _mix_bytes(model, moe, remat)
+    kind, shared = EXPERTS[moe.expert], moe.shared_hidden_ratio * d
+    matrices = kind.in_matrices + (remat != "dots")
+    total += (matrices * shared + (d if shared else 0)) * size
+    for group in moe.groups:
+        if isinstance(group.facts, RecurrentKind):
+            total += _recurrent_bytes(model, group.facts, group, remat)
+        elif expert_parallel:
+            total += d * size
+        else:
+            hidden = group.hidden_ratio * d
+            total += _row_bytes(model, moe, group.facts, hidden, layers, remat)
+    return total
+
+
+def _row_bytes(
+    model: ModelConfig, moe: MoEConfig, kind: ExpertKind, hidden: float, layers: int, remat: str
+) -> float:
+    """Bytes per token that the rows of a dispatch keep. They are of a fixed number: those that go
+    to other groups or to cheap experts lie idle."""
+    size, d = itemsize(model), model.width
     slots = moe.router.chooser == "nobody"
-    kind, chosen = EXPERTS[moe.expert], moe.rows(model.num_tokens) if slots else moe.top_k
-    hidden, shared = moe.hidden_ratio * d, moe.shared_hidden_ratio * d
-    saved = moe.router.saved(d, moe, products_only=remat == "dots")
-    guessed = model.patch_features if moe.router.guess(d) else 0
-    total = (moe.scored_experts + saved + guessed) * FLOAT32 + _cheap_bytes(model, moe, remat)
-    total += _mix_bytes(model, moe, remat)
+    chosen = moe.rows(model.num_tokens) if slots else moe.top_k
     if remat == "dots":
-        total += (kind.in_matrices * shared + (d if shared else 0)) * size
-        rows = chosen * (kind.in_matrices * hidden + d) * size
-        return total + (d * size if expert_parallel else rows)
-    total += ((kind.in_matrices + 1) * shared + (d if shared else 0)) * size
-    if expert_parallel:
-        return total + d * size
+        return chosen * (kind.in_matrices * hidden + d) * size
     # Rows before and after the experts, these in float32 too; about eight indices and weights.
     rows = ((kind.in_matrices + 1) * hidden + d) * size + (d + 8) * FLOAT32
     rows += d * size if size < FLOAT32 else 0
     # A byte for each value that is masked. Where experts choose, all layers have the same mask.
     masks = (2 * d + hidden) / (1 if moe.tokens_choose else layers)
-    return total + chosen * (rows + masks)
+    return chosen * (rows + masks)
+
+
+def _recurrent_bytes(
+    model: ModelConfig, kind: RecurrentKind, group: ExpertGroup, remat: str
+) -> float:
+    """Bytes per token that recurrent experts keep: what it adds to the gates, and the sum of their
+    outputs; or, where more than products is kept, eleven numbers for each of a state, in float32,
+    and a few for each expert."""
+    size, d = itemsize(model), model.width
+    states = kind.directions * group.number * group.hidden_ratio * d
+    if remat == "dots":
+        return (3 * states + d) * size
+    wide = d * size if size < FLOAT32 else 0
+    return (11 * states + 3 * group.number + 2) * FLOAT32 + wide
 
 
 def _cheap_bytes(model: ModelConfig, moe: MoEConfig, remat: str) -> float:

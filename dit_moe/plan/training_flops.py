@@ -91,6 +91,10 @@ def _part(path: str, segment: SegmentConfig) -> str:
         "attention.": "attention",
         "modulation.": "modulation",
         "feed_forward.shared.": "shared",
+        "feed_forward.mix.": "shared",
         "feed_forward.experts.": "experts" if mixture else "feed_forward",
     }
+    for number, group in enumerate(segment.moe.unlike if segment.moe else ()):
+        part = "recurrent" if group.facts.whole_images else "experts"
+        of_names[f"feed_forward.unlike.{number}."] = part
     return next((part for start, part in of_names.items() if name.startswith(start)), "router")

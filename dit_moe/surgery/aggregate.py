@@ -10,6 +10,7 @@ factor does that, the runs are refused.
 """
 
 import dataclasses
+import re
 from pathlib import Path
 
 import jax
@@ -35,7 +36,7 @@ from dit_moe.runs.writer import InMemory, write_run
 
 _MAY_DIFFER = ("model.label_dropout", "model.dtype", "model.remat")
 _ROUTER = "feed_forward.router."
-_OUTPUTS = ("feed_forward.experts.w_out", "feed_forward.experts.b_out")
+_OUTPUTS = re.compile(r"feed_forward\.(?:experts|unlike\.(\d+))\.[wb]_out")
 _IMAGES = 4  # of random tokens, by which a router's weights are measured
 
 
@@ -115,6 +116,7 @@ def aggregated(first: Config, second: Config, keep_top_k: bool) -> Config:
             num_experts=2 * moe.num_experts,
             top_k=times * moe.top_k,
             cheap_experts=2 * moe.cheap_experts,
+            unlike=tuple(dataclasses.replace(g, number=2 * g.number) for g in moe.unlike),
         )
 
     old = first.model
@@ -152,8 +154,11 @@ def join(old: ModelConfig, new: ModelConfig, first: Parameters, second: Paramete
         prefix = next((p for p in mixtures if path.startswith(p)), "")
         joined = _side_by_side(a, b, shapes[path][len(index) :], mixtures.get(prefix))
         moe = grown.get(prefix)
-        if moe is not None and path.removeprefix(prefix) in _OUTPUTS:
-            joined[: moe.num_experts] *= factors[prefix]
+        output = _OUTPUTS.fullmatch(path.removeprefix(prefix))
+        if moe is not None and output is not None:
+            group = moe.groups[0 if output[1] is None else 1 + int(output[1])]
+            # The unconditional expert, which comes last, has weight 1.
+            joined[: group.number] *= factors[prefix]
         return joined
 
     return InMemory(shapes, read)
@@ -161,9 +166,9 @@ def join(old: ModelConfig, new: ModelConfig, first: Parameters, second: Paramete
 
 def columns(moe: MoEConfig, which: int) -> np.ndarray:
     """Where the experts of the first run (0) or the second (1) lie among the scored ones of both:
-    the routed ones of the one before those of the other, then cheap ones likewise."""
+    of every group those of the one before those of the other, then cheap ones likewise."""
     found, start = [], 0
-    for size in (moe.num_experts, len(moe.cheap_experts)):
+    for size in (*(group.number for group in moe.groups), len(moe.cheap_experts)):
         found.append(2 * start + which * size + np.arange(size))
         start += size
     return np.concatenate(found)

@@ -92,6 +92,12 @@ def check(old: Config, new: Config) -> None:
             f"config.model.moe.cheap_experts is {', '.join(moe.cheap_experts)}; allowed: none, as "
             "what they give is not what the run to upcycle computes"
         )
+    if moe.unlike:
+        kinds = ", ".join(group.kind for group in moe.unlike)
+        raise ConfigError(
+            f"config.model.moe.unlike has {kinds}; allowed: none, as all experts become copies of "
+            "one network"
+        )
     source = old.model.moe
     if source is not None and (source.total_experts, source.router.name) != (1, "top_k"):
         raise ConfigError(

@@ -24,7 +24,7 @@ from dit_moe.config import (
 from dit_moe.models.parameters import Parameters, abstract_parameters, functional
 from dit_moe.runs.writer import InMemory, write_run
 from dit_moe.surgery.aggregate import aggregated, check, columns, join
-from tests.tiny import DIT_MOE, MOE_PLUS_PLUS, PROMOE, PYRAMID, tiny
+from tests.tiny import DIT_MOE, HECTO, MOE_PLUS_PLUS, PROMOE, PYRAMID, UNLIKE, tiny
 
 
 def of(moe: MoEConfig | tuple[SegmentConfig, ...]) -> Config:
@@ -95,8 +95,10 @@ def test_with_itself_a_run_is_what_it_was(name):
             cheap_experts=("zero",) * 2,
         ),
         PYRAMID,
+        UNLIKE,
+        HECTO,
     ],
-    ids=["softmax of cosines", "two layers", "bias with a mean", "pyramid"],
+    ids=["softmax of cosines", "two layers", "bias with a mean", "pyramid", "unlike", "hecto"],
 )
 def test_with_itself_in_other_settings(moe):
     both = assert_same_with_itself(of(moe))

@@ -19,6 +19,7 @@ from dit_moe.commands import convert as command
 from dit_moe.config import (
     BatchPoolRouterConfig,
     ConfigError,
+    ExpertGroup,
     MoEConfig,
     RectifiedFlowConfig,
     TopKRouterConfig,
@@ -244,6 +245,7 @@ def test_upload(works, run, tmp_path, monkeypatch, capsys):
         assert "401 Unauthorized" in capsys.readouterr().err
 
 
+BY_IMAGE = MoEConfig(unlike=(ExpertGroup("gru"),), choose_by="image")
 MIXED = MoEConfig(shared_mix="learnt")
 SIGMOID = dataclasses.replace(TC_DIT, router=TopKRouterConfig(gate="sigmoid"))
 BIASED = dataclasses.replace(TC_DIT, router=TopKRouterConfig(bias="sign"))
@@ -266,6 +268,8 @@ def with_model(config, **changes):
         ("dit-moe", "DiT-S/2", {"moe": MIXED}, "shared_mix is 'learnt' (allowed: sum)"),
         ("dit-moe", "DiT-MoE-S/2-8E2A", {"qk_norm": True}, "epsilon is 1e-05 (allowed: 1e-06)"),
         ("promoe", "ProMoE-S/2", {"qk_norm": True, "qk_norm_epsilon": 1e-6}, "(allowed: 1e-05)"),
+        ("dit-moe", "DiT-S/2", {"moe": BY_IMAGE}, "choose_by is 'image' (allowed: token)"),
+        ("dit-moe", "DiT-S/2", {"moe": BY_IMAGE}, "kind='gru'"),
         ("promoe", "DiT-MoE-S/2-8E2A", {}, "model.moe.expert is 'swiglu' (allowed: gelu)"),
         ("promoe", "ProMoE-S/2", {"num_classes": 10}, "model.num_classes is 10 (allowed: 1000"),
         ("promoe", "ProMoE-EC-L/2", {}, "is 'prototype_expert_choice' (allowed: prototype)"),

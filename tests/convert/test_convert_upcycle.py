@@ -11,6 +11,7 @@ import dit_moe
 from dit_moe.commands import convert as command
 from dit_moe.config import (
     ConfigError,
+    ExpertGroup,
     ExpertRaceRouterConfig,
     MoEConfig,
     PrototypeRouterConfig,
@@ -161,6 +162,12 @@ def replaced(config, **model):
                 ),
             ),
             "config.model.moe.shared_mix is 'learnt'; allowed: 'sum'",
+        ),
+        (
+            lambda c: replaced(
+                c, moe=dataclasses.replace(GELU, unlike=(ExpertGroup("gru", 1, 0.5),))
+            ),
+            "config.model.moe.unlike has gru; allowed: none",
         ),
         (
             lambda c: replaced(c, moe=dataclasses.replace(GELU, router=PrototypeRouterConfig())),

@@ -221,13 +221,13 @@ def test_expert_traffic_is_counted_by_device() -> None:
     stack = jax.tree.map(lambda a: a[None], routing)
     mesh = build_mesh(MeshConfig(data=2, expert=2), jax.devices()[:4])
     with jax.set_mesh(mesh):
-        traffic = expert_traffic(stack, 3)
+        traffic = expert_traffic(stack, [np.arange(3)])
     np.testing.assert_allclose(traffic["sent"], [(2 + 4 + 2 + 1) / 16])
     np.testing.assert_allclose(traffic["received_largest"], [9 / 16])
-    assert expert_traffic(stack, 3) == {}
+    assert expert_traffic(stack, [np.arange(3)]) == {}
     # Slots without an expert do not travel.
     unused = dataclasses.replace(stack, expert=stack.expert.at[:, :8].set(4))
     with jax.set_mesh(mesh):
-        traffic = expert_traffic(unused, 3)
+        traffic = expert_traffic(unused, [np.arange(3)])
     np.testing.assert_allclose(traffic["sent"], [(2 + 1) / 8])
     np.testing.assert_allclose(traffic["received_largest"], [5 / 8])

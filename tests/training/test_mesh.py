@@ -25,12 +25,14 @@ from tests.tiny import (
     ADAMOE,
     DIFFMOE,
     DIT_MOE,
+    HECTO,
     MOE_PLUS_PLUS,
     PROMOE,
     PROMOE_EC,
     PYRAMID,
     RACE,
     SOFT_MOE,
+    UNLIKE,
     tiny,
 )
 from tests.training.test_training import assert_close, batch, one_device, run_steps
@@ -47,6 +49,8 @@ from tests.training.test_training import assert_close, batch, one_device, run_st
         (ADAMOE, (2, 2, 2)),
         (MOE_PLUS_PLUS, (2, 2, 2)),
         (PYRAMID, (2, 2, 2)),
+        (HECTO, (2, 2, 2)),
+        (UNLIKE, (2, 2, 2)),
         (dataclasses.replace(DIT_MOE, router=NoisyTopKRouterConfig(z_coef=0.01)), (2, 2, 2)),
         (dataclasses.replace(DIT_MOE, router=CosineRouterConfig(rank=8)), (2, 2, 2)),
         (
@@ -66,6 +70,8 @@ from tests.training.test_training import assert_close, batch, one_device, run_st
         "AdaMoE",
         "MoE++",
         "pyramid",
+        "Hecto",
+        "unlike experts",
         "noisy",
         "cosine",
         "sigmoid with a bias",

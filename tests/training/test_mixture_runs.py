@@ -16,11 +16,11 @@ from dit_moe.sampling.sample_set import write_sample_set
 from dit_moe.training import session
 from dit_moe.training.loop import train
 from dit_moe.training.step import build_step
-from tests.tiny import PYRAMID, tiny
+from tests.tiny import HECTO, PYRAMID, UNLIKE, tiny
 from tests.training.test_training import final_state
 
-MIXTURES = {"pyramid": PYRAMID}
-EXPERTS = {"pyramid": (2, 4)}
+MIXTURES = {"pyramid": PYRAMID, "hecto": HECTO, "unlike": UNLIKE}
+EXPERTS = {"pyramid": (2, 4), "hecto": (2,), "unlike": (6, 6)}
 """Columns of the load of every MoE layer."""
 
 

@@ -87,7 +87,7 @@ def test_resume_is_exact(moe, path, least, tmp_path, monkeypatch):
         *("ec-dit", "promoe-ec", "diffmoe", "ds-moe", "tc-sigmoid", "tc-bias", "tc-noisy", "x-moe"),
         *("tc-capacity", "soft-moe", "expert-race"),
         *CHEAP,
-        *("pyramid", "pyramid-mix"),
+        *("unlike", "pyramid", "pyramid-mix"),
     ],
 )
 def test_training_on_digits(architecture, tmp_path):
