@@ -21,6 +21,11 @@ def build_objective(config: ObjectiveConfig) -> Objective:
     return RectifiedFlow(config)
 
 
+def start_noise(key_N: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """The noise in which the path of each key begins: standard normal [N, *shape] float32."""
+    return step_noise(key_N, 0, shape)
+
+
 def sample(
     objective: Objective,
     denoiser: Denoiser,
@@ -29,6 +34,7 @@ def sample(
     shape: tuple[int, ...],
     solver: str,
     steps: int,
+    noise: jax.Array | None = None,
     **options: Any,
 ) -> jax.Array:
     """Draws examples. Pure; each depends on its own key and label, not on the batch.
@@ -41,6 +47,7 @@ def sample(
       shape: of an example, of any rank: (H, W, C) of an image, (S, D) of tokens, (D,).
       solver: as of `SolverConfig`, like the following.
       steps: of the solver.
+      noise: where the paths begin, [N, *shape] float32; None: each key's own, `start_noise`.
       options: what else the solver has.
 
     Returns:
@@ -50,7 +57,7 @@ def sample(
       ConfigError: the objective has no such solver, or the solver no such option or value.
     """
     config = SolverConfig(solver, steps, **options).resolve(objective.config)
-    noise = step_noise(key_N, 0, shape)
+    noise = start_noise(key_N, shape) if noise is None else noise
     if isinstance(objective, DDPM) and config.solver == "ancestral":
         return ancestral(objective, denoiser, noise, key_N, y_N, steps)
     if config.time_grid is None:  # the solver takes the ends and finds its own way

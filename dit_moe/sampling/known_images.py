@@ -44,11 +44,17 @@ class SteeringRequest:
 
 
 @dataclasses.dataclass(frozen=True)
-class Steering:
-    """What the sampler needs of it."""
+class Hold:
+    """How samples are held to what is known."""
 
     measurement: Measurement
     strength: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Steering(Hold):
+    """The same with what is known."""
+
     known: np.ndarray
     """[M, ...] float32 measurements."""
     labels: np.ndarray | None

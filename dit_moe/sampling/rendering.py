@@ -2,18 +2,20 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from dit_moe.autoencoder.latent_space import LatentSpace
+from dit_moe.autoencoder.latent_space import LatentSpace, read_latent_space
 from dit_moe.autoencoder.loading import load
 from dit_moe.autoencoder.tiling import decode_tiled
 from dit_moe.config import ConfigError, ModelConfig
 from dit_moe.devices import hosts
 from dit_moe.devices.mesh import batch_sharding, replicated
 from dit_moe.storage import images
+from dit_moe.storage.colours import MODES
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,31 @@ def picture_shape(model: ModelConfig, renderer: Renderer) -> tuple[int, int, int
     height, width, channels = model.image_shape
     channels = channels if renderer.description is None else 3
     return height * renderer.scale, width * renderer.scale, channels
+
+
+def run_renderer(
+    workdir: Path, model: ModelConfig, autoencoder: str | None, mesh: Mesh
+) -> Renderer | None:
+    """The renderer of a run's samples; None: they stay what the network draws.
+
+    Args:
+      workdir: the run's folder.
+      model: of the run.
+      autoencoder: as for `build_renderer`; "none": nothing decodes.
+      mesh: the devices that decode.
+
+    Raises:
+      ConfigError: it cannot be loaded, or does not fit the latents.
+    """
+    space = read_latent_space(workdir)
+    if autoencoder == "none" or (space is None and model.channels not in MODES):
+        return None
+    if space is None and autoencoder is not None:
+        raise ConfigError(
+            f"autoencoder is {autoencoder!r} but {str(workdir)!r} is no model of latents; "
+            "allowed: no --autoencoder"
+        )
+    return build_renderer(space, autoencoder, mesh)
 
 
 _PER_DEVICE = 8  # latents that a device is given at a time; it decodes them one by one

@@ -1,6 +1,5 @@
 """A run made ready to draw images: its network, what guides it, and what decodes them."""
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -11,7 +10,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from dit_moe.autoencoder.latent_space import read_latent_space, same_latents
 from dit_moe.config import ConfigError, MeshConfig, ModelConfig
@@ -27,7 +25,7 @@ from dit_moe.sampling import sampler as sampling
 from dit_moe.sampling.guides import check_guide
 from dit_moe.sampling.known_classes import own_labels
 from dit_moe.sampling.known_images import Steering, SteeringRequest, read_steering
-from dit_moe.sampling.rendering import Renderer, build_renderer, picture_shape
+from dit_moe.sampling.rendering import picture_shape, run_renderer
 from dit_moe.sampling.request import build_request, function_evaluations
 from dit_moe.storage.colours import MODES
 
@@ -85,7 +83,7 @@ class RunSampler:
         chosen = self.request.guidance.guide
         weaker = _load_guide(guide, guide_ema, chosen, workdir, run.config.model)
         self._mesh = build_mesh(MeshConfig())
-        self._renderer = _renderer(workdir, run.config.model, autoencoder, self._mesh)
+        self._renderer = run_renderer(workdir, run.config.model, autoencoder, self._mesh)
         self.batch_size = sampling.round_up(
             min(batch_size, self.request.num_samples), self._mesh.size
         )
@@ -142,23 +140,11 @@ class RunSampler:
         )
         while True:
             # Not around the loop: the mesh belongs to a thread, and the caller may be in another.
-            with jax.set_mesh(self._mesh), self._fitting():
+            with jax.set_mesh(self._mesh), sampling.fitting(self.batch_size):
                 x_NxHxWxC = next(drawn, None)
             if x_NxHxWxC is None:
                 return
             yield x_NxHxWxC if self._renderer is None else self._renderer.render(x_NxHxWxC)
-
-    @contextlib.contextmanager
-    def _fitting(self) -> Iterator[None]:
-        try:
-            yield
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            raise ConfigError(
-                f"batch_size is {self.batch_size}, for which the devices lack memory; allowed: a "
-                "smaller one"
-            ) from error
 
 
 def _classes(asked: Sequence[int], workdir: Path, model: ModelConfig) -> Sequence[int]:
@@ -214,21 +200,6 @@ def _read_steering(
 
 def _identity(run: Run, ema: bool) -> dict[str, object]:
     return {"step": run.step, "ema": ema, "weights": _digest(run.parameters)}
-
-
-def _renderer(
-    workdir: Path, model: ModelConfig, autoencoder: str | None, mesh: Mesh
-) -> Renderer | None:
-    """None: samples stay what the network draws."""
-    space = read_latent_space(workdir)
-    if autoencoder == "none" or (space is None and model.channels not in MODES):
-        return None
-    if space is None and autoencoder is not None:
-        raise ConfigError(
-            f"autoencoder is {autoencoder!r} but {str(workdir)!r} is no model of latents; "
-            "allowed: no --autoencoder"
-        )
-    return build_renderer(space, autoencoder, mesh)
 
 
 def _digest(parameters: Parameters) -> str:

@@ -1,5 +1,6 @@
 """From parameters to images: a jitted sampler, and sets of any size made in batches."""
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
@@ -8,13 +9,14 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from dit_moe.config import Config
+from dit_moe.config import Config, ConfigError
 from dit_moe.devices import hosts
 from dit_moe.diffusion.integrate import build_objective, sample
 from dit_moe.diffusion.measurements import fit, steer_by_measurement
+from dit_moe.diffusion.objective import Network
 from dit_moe.models.parameters import Parameters, functional
 from dit_moe.sampling.guides import build_weak_network, guided
-from dit_moe.sampling.known_images import Steering
+from dit_moe.sampling.known_images import Hold, Steering
 from dit_moe.sampling.request import Request
 from dit_moe.storage import images
 
@@ -27,20 +29,23 @@ def build_sampler(
     request: Request,
     *,
     weaker: Config | None = None,
-    steering: Steering | None = None,
+    steering: Hold | None = None,
+    bind: Callable[[Parameters], Network] | None = None,
 ) -> Sampler:
     """The jitted function that draws a batch: x [N, H, W, C] float32.
 
     Its arguments are parameters, keys [N] and labels [N]; then, by name, `weaker`, the parameters
-    of the network that guides, and `measured`, what is known of every image (`Steering.measured`).
+    of the network that guides, `measured`, what is known of every image (`Steering.measured`), and
+    `noise`, as of `diffusion.integrate.sample`.
 
     Args:
       config: of the run.
       request: what to draw.
       weaker: with guidance `auto`, the config of the network that guides.
       steering: what samples are held to.
+      bind: from the parameters to the network; None: the config's.
     """
-    bind = functional(config.model)
+    bind = bind or functional(config.model)
     objective = build_objective(config.objective)
     model = config.model
     build_weak = build_weak_network(config, request.guidance, weaker)
@@ -52,6 +57,7 @@ def build_sampler(
         y_N: jax.Array,
         weaker: Parameters | None = None,
         measured: jax.Array | None = None,
+        noise: jax.Array | None = None,
     ) -> jax.Array:
         denoiser = objective.denoiser(bind(parameters))
         weak = build_weak and build_weak(parameters if weaker is None else weaker)
@@ -62,12 +68,19 @@ def build_sampler(
                 denoiser, steering.measurement, measured, steering.strength
             )
         integration = dataclasses.asdict(request.integration)
-        x_NxHxWxC = sample(objective, denoiser, key_N, y_N, model.image_shape, **integration)
+        shape = model.image_shape
+        x_NxHxWxC = sample(objective, denoiser, key_N, y_N, shape, noise=noise, **integration)
         if steering is not None and measured is not None and steering.strength == 1:
             x_NxHxWxC = fit(steering.measurement, x_NxHxWxC, measured)
         return x_NxHxWxC
 
     return sampler
+
+
+def image_keys(seed: int, index_N: jax.typing.ArrayLike) -> jax.Array:
+    """The random key [N] of each of the images with these numbers."""
+    key = jax.random.key(seed)
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(index_N)
 
 
 def generate(
@@ -95,8 +108,7 @@ def generate(
     def spread(
         index_N: jax.Array, y_N: jax.Array, measured: jax.Array | None
     ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-        key = jax.random.key(request.seed)
-        return jax.vmap(lambda i: jax.random.fold_in(key, i))(index_N), y_N, measured
+        return image_keys(request.seed, index_N), y_N, measured
 
     for first in range(start, request.num_samples, batch_size):
         # The last batch is filled up, so that the sampler is compiled once.
@@ -108,6 +120,23 @@ def generate(
         drawn = hosts.fetch(x_NxHxWxC)[: request.num_samples - first]
         images.check_finite(drawn, f"samples from number {first:,} on")
         yield drawn
+
+
+@contextlib.contextmanager
+def fitting(batch_size: int) -> Iterator[None]:
+    """Within the block a lack of memory is the user's error, who chose the batch size.
+
+    Raises:
+      ConfigError: the devices lack memory.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise ConfigError(
+            f"batch_size is {batch_size}, for which the devices lack memory; allowed: a smaller one"
+        ) from error
 
 
 def round_up(batch_size: int, devices: int) -> int:
