@@ -30,6 +30,7 @@ ROOMS = [
     "dit_moe.analysis",
     "dit_moe.report",
     "dit_moe.sweep",
+    "dit_moe.play",
     "dit_moe",
     "eval",
     "dit_moe.commands",

@@ -46,8 +46,11 @@ SMALL = {
     "test ": "",
     "echo ": "",
 }
-# Commands that another test runs, in an environment of their own.
-ELSEWHERE = {"pip install": "tests/test_wheel.py"}
+# Commands that another test runs: in an environment of their own, or until they are stopped.
+ELSEWHERE = {
+    "pip install": "tests/test_wheel.py",
+    "python -m dit_moe.play": "tests/play/test_page.py",
+}
 # Published checkpoints are stood in for by the peers' fixtures.
 STAND_INS = {family: name for name, family in FAMILIES.items()} | {"sit": "dit_tiny"}
 

@@ -79,6 +79,11 @@ VERBS = {
     "report": Verb(
         "dit_moe.commands.report", "python -m dit_moe.report", "write an HTML page about a run"
     ),
+    "play": Verb(
+        "dit_moe.commands.play",
+        "python -m dit_moe.play",
+        "serve a page on which a run is played with",
+    ),
     "average": Verb(
         "dit_moe.commands.post_hoc_ema",
         "python -m dit_moe.training.post_hoc_ema",

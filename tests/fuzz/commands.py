@@ -74,6 +74,7 @@ COMMANDS = {
     "analysis": Command("dit_moe.commands.analysis", ("--workdir=run", "--output=new")),
     "report": Command("dit_moe.commands.report", ("--workdir=run", "--output=new.html")),
     "sweep": Command("dit_moe.commands.sweep", ("--grid=grid.toml", "--output=new")),
+    "play": Command("dit_moe.commands.play", ("--workdir=run",)),
     "plan": Command("dit_moe.commands.plan", ("--config=tiny.py",), overrides=True),
     "post_hoc_ema": Command(
         "dit_moe.commands.post_hoc_ema",

@@ -232,6 +232,8 @@ STUBS = {
     "dit_moe.sampling.sampler.generate": _blank,
     "dit_moe.sampling.run_sampler.function_evaluations": lambda *_: 1,
     "dit_moe.sampling.rendering.decode_tiled": _begin,
+    "dit_moe.play.serve.need_gradio": lambda: None,
+    "dit_moe.play.serve.served": _begin,
     "dit_moe.analysis.analyse.count_training": _begin,
     "dit_moe.analysis.analyse.count_sampling": _begin,
     "dit_moe.data.prepare.local.ProcessPoolExecutor": _Here,

@@ -47,6 +47,7 @@ READS: dict[str, list[tuple[list[str], list[str]]]] = {
         (["--analysis=.", "--results", "results.json"], ["*.json", "run/*", "run/samples/*"])
     ],
     "sweep": [([], ["grid.toml"]), (["--plan"], ["grid.toml"]), (["--report"], ["grid.toml"])],
+    "play": [([], ["run/*.json"]), (LATENTS, ["of latents/*", "autoencoder/*"])],
     "post_hoc_ema": [([], ["run/config.json", "run/ema_snapshots/4/*/*"])],
     "fid": [
         ([], ["samples.npz", "set/*"]),
