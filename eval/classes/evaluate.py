@@ -146,7 +146,8 @@ def evaluate(
         reader of these numbers must know.
 
     Raises:
-        ImageSetError: the images are of another size or fewer than 2, or a label is no class.
+        ImageSetError: the images are of another size or fewer than 2, or a label is no class; or
+            nothing was held out.
     """
     data = data or embedded("digits")
     shape, dtype = image_NxHxWxC.shape, image_NxHxWxC.dtype
@@ -169,6 +170,11 @@ def evaluate(
         )
 
     yardstick, ceiling = _real(data)
+    if ceiling["exact_copies_of_train"] == ceiling["count"]:
+        raise ImageSetError(
+            f"All {ceiling['count']:,} held-out images are training images of {data.name}, and so "
+            "no ceiling; allowed: --heldout with images that nothing was trained on."
+        )
     samples = _judge(yardstick, data, image_NxHxWxC, label_N, ceiling["count"])
     return {
         "samples": samples,

@@ -289,6 +289,8 @@ class TestAnotherSet:
         assert "the digits have held-out images" in capsys.readouterr().err
         assert self.judge(sets, labels, "--data", sets / "samples.npz") == 2
         assert "allowed: --heldout with images that nothing" in capsys.readouterr().err
+        assert self.judge(sets, labels, "--heldout", sets / "train") == 2
+        assert "All 40 held-out images are training images" in capsys.readouterr().err
         monkeypatch.setattr(judged, "MAX_VALUES", 100)
         assert self.judge(sets, labels, *heldout) == 2
         assert "is too large for these judges (40 images of (8, 8, 3))" in capsys.readouterr().err
