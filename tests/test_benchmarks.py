@@ -33,7 +33,7 @@ RUNS = {
     "convert": ("--preset DiT-S/2", "21 pieces, one of every parameter, are bit-equal"),
     "distillation": (
         "--teacher_steps 1 --steps 2 --batch_size 8 --output {folder}/runs --config.model.width=16",
-        r"\| student from its blocks, taught to the end \| [\d.]+ \| [\d.]+ \| [\d.]+% \|",
+        r"\| student from its blocks, taught to the end \| [\d.]+ \| [\d.]+ \|",
     ),
     "input": ("--examples 256 --step_batch 1", r"epoch 3: pipeline [\d,]+ images/s"),
     "moe_layer": (
