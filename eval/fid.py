@@ -84,6 +84,7 @@ _OF_RUNS = (
     "seed",
     "parameters",
     "checkpoint",
+    "follow",
     "autoencoder",
     "save",
 )
@@ -155,6 +156,11 @@ def _parser() -> argparse.ArgumentParser:
         help="the moving average or the parameters themselves (default: ema)",
     )
     add_checkpoint_flag(drawn)
+    add(
+        "--follow",
+        action="store_true",
+        help="judge all checkpoints, those to come too, until that of the run's last step",
+    )
     add("--autoencoder", help="decodes latents (default: the one of the training data)")
     add("--save", type=Path, metavar="FOLDER", help="keep the images of each scale here")
     add_solver_flags(parser)
@@ -202,7 +208,8 @@ def _run(options: argparse.Namespace) -> str:
         "autoencoder": options.autoencoder,
     }
     scales = numbers("guidance_scale", options.guidance_scale, float)
-    return judge(request, RunSamples(options.workdir, scales, options.save, settings))
+    run = RunSamples(options.workdir, scales, options.save, settings, options.follow)
+    return judge(request, run)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -220,6 +227,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in _OF_RUNS:
             if getattr(options, name) != parser.get_default(name):
                 parser.error(f"--{name} belongs to --workdir, {instead}")
+    if options.follow:
+        for name in ("checkpoint", "save"):
+            if getattr(options, name) != parser.get_default(name):
+                parser.error(f"--{name} does not go with --follow, which judges all checkpoints")
+        if "," in options.guidance_scale:
+            parser.error("--guidance_scale is several, but --follow judges at one")
     return run_command(lambda: print(_run(options)), resumes=True)
 
 

@@ -13,6 +13,7 @@ from . import sweep
 from .choose import about, choose
 from .evaluate import evaluate, reference_statistics
 from .features import Extractor, load_extractor
+from .follow import follow
 from .image_set import ImageSet
 from .image_sets import open_set
 from .output import as_json, write
@@ -62,6 +63,8 @@ class RunSamples:
     """Folder for the images; None: they are not kept."""
     settings: Mapping[str, Any]
     """As for `run_samples.open_run`; the scale of "guidance" is not read."""
+    follow: bool = False
+    """Whether all its checkpoints are judged, those to come too."""
 
 
 def judge(request: Request, judged: Path | RunSamples | None) -> str:
@@ -190,26 +193,35 @@ def _judge_run(
 ) -> str:
     assert request.output is not None
 
-    def judge_scale(images: ImageSet, drawn: dict[str, Any]) -> dict[str, Any]:
+    def judge_drawn(images: ImageSet, drawn: dict[str, Any]) -> dict[str, Any]:
         result = judge_images(images, drawn["batch_size"])
         result["samples"]["drawn"] = drawn
         return result
 
+    def judge_step(step: int) -> dict[str, Any]:
+        ((images, drawn),) = _sets(request, run, checkpoint=str(step))
+        return judge_drawn(resized(images, resize), drawn)
+
+    if run.follow:
+        asked = {**run.settings, "scales": run.scales, "resize": request.resize, **identity}
+        return follow(run.workdir, judge_step, request.output, asked)
     parts = request.output.with_name(f"{request.output.name}.parts")
     sets = ((resized(images, resize), drawn) for images, drawn in _sets(request, run))
-    results = sweep.judge_sets(sets, judge_scale, parts, identity)
+    results = sweep.judge_sets(sets, judge_drawn, parts, identity)
     if len(results) == 1:
         write(request.output, as_json(results[0]))
         sweep.finish(parts)
         return table(results[0])
     write(request.output, as_json({"by_guidance_scale": results}))
     picture = request.output.with_suffix(".png")
-    sweep.plot(results, picture)
+    sweep.plot(results, picture, "guidance scale", sweep.scales_of(results))
     sweep.finish(parts)
     return f"{sweep.table(results)}\n\nThe plot: {picture}"
 
 
-def _sets(request: Request, run: RunSamples) -> Iterator[tuple[ImageSet, dict[str, Any]]]:
+def _sets(
+    request: Request, run: RunSamples, **given: Any
+) -> Iterator[tuple[ImageSet, dict[str, Any]]]:
     """The samples of each scale, one at a time: each holds the model's parameters."""
     scales = sorted(set(run.scales)) or [None]
     for scale in scales:
@@ -219,5 +231,5 @@ def _sets(request: Request, run: RunSamples) -> Iterator[tuple[ImageSet, dict[st
             )
     for scale in scales:
         guidance = {**run.settings["guidance"], "scale": scale}
-        settings = {**run.settings, "guidance": guidance}
+        settings = {**run.settings, "guidance": guidance, **given}
         yield open_run(run.workdir, batch_size=request.batch_size, save=run.save, **settings)

@@ -11,6 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from dit_moe.config import ConfigError
+from dit_moe.runs.checkpoints import Checkpoints
+from dit_moe.runs.open_folder import is_published
 from dit_moe.sampling.run_sampler import RunSampler
 from dit_moe.sampling.sample_set import write_sample_set
 from dit_moe.training.judging import StateSamples
@@ -49,6 +52,18 @@ def open_run(
         return npz_images.open_npz(write_sample_set(sampler, folder)[0]), drawn
 
     return _image_set(f"samples of {workdir}", sampler.image_shape, sampler), drawn
+
+
+def checkpoint_digests(workdir: Path) -> dict[int, str]:
+    """The steps of a run's checkpoints, each with a digest of all that it holds.
+
+    Raises:
+        ConfigError: it is no run.
+    """
+    if is_published(workdir):
+        raise ConfigError(f"workdir is {str(workdir)!r}, an exported folder; allowed: a run.")
+    with Checkpoints(workdir) as checkpoints:
+        return checkpoints.digests()
 
 
 def image_set(samples: StateSamples) -> ImageSet:

@@ -75,39 +75,46 @@ def finish(parts: Path) -> None:
 
 def table(results: Sequence[Result]) -> str:
     """One line for every number, one column for every scale."""
-    lines = [["guidance scale", *(f"{scale:g}" for scale in _scales(results))]]
-    for title, values in _rows(results):
+    lines = [["guidance scale", *(f"{scale:g}" for scale in scales_of(results))]]
+    for title, values in rows(results):
         lines.append([title, *(f"{value:.5g}" for value in values)])
+    notes = dict.fromkeys(note for result in results for note in result["notes"])
+    return "\n".join([aligned(lines), *([""] if notes else []), *notes])
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Lines of as many cells, the first the head, as a table."""
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     text = [
         "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
         for line in lines
     ]
     text.insert(1, "-" * len(text[0]))
-    notes = dict.fromkeys(note for result in results for note in result["notes"])
-    return "\n".join([*text, *([""] if notes else []), *notes])
+    return "\n".join(text)
 
 
-def plot(results: Sequence[Result], path: Path) -> None:
-    """Draws every number over the guidance scale."""
-    rows = _rows(results)
+def plot(results: Sequence[Result], path: Path, what: str, places: Sequence[float]) -> None:
+    """Draws every number over `what` differs between the results, which is at `places`."""
+    curves = rows(results)
     figure, axes = plt.subplots(
-        1, len(rows), figsize=(3.2 * len(rows), 3), layout="constrained", squeeze=False
+        1, len(curves), figsize=(3.2 * len(curves), 3), layout="constrained", squeeze=False
     )
-    for axis, (title, values) in zip(axes[0], rows, strict=True):
-        axis.plot(_scales(results), values, marker="o")
-        axis.set(title=title, xlabel="guidance scale")
+    for axis, (title, values) in zip(axes[0], curves, strict=True):
+        axis.plot(places, values, marker="o")
+        axis.set(title=title, xlabel=what)
         axis.grid(alpha=0.3)
     with atomic(path) as temporary:
         figure.savefig(temporary, dpi=120)
     plt.close(figure)
 
 
-def _scales(results: Sequence[Result]) -> list[float]:
+def scales_of(results: Sequence[Result]) -> list[float]:
+    """The guidance scale of each."""
     return [result["samples"]["drawn"]["guidance"]["scale"] for result in results]
 
 
-def _rows(results: Sequence[Result]) -> list[tuple[str, list[float]]]:
+def rows(results: Sequence[Result]) -> list[tuple[str, list[float]]]:
+    """Titles and numbers: one of each result, in order."""
     return [
         (title_of(title, results[0]), [result["metrics"][name][entry] for result in results])
         for name in results[0]["metrics"]

@@ -62,12 +62,28 @@ def _table(title: str, path: Path) -> Results | None:
             heads = [str(r["samples"]["drawn"]["guidance"]["scale"]) for r in results]
             columns = [dict(_metrics(r)) for r in results]
             return _columns(title, "guidance scale", heads, columns, results)
+        if "by_step" in content:
+            return _by_step(title, content["by_step"])
         if "metrics" in content:
             return _columns(title, "metric", ["value"], [dict(_metrics(content))], [content])
         heads = ["samples", "heldout"]
         return _columns(title, "", heads, [dict(_flat(content[h])) for h in heads], [content])
     except (AttributeError, KeyError, TypeError):  # a file of another shape
         return None
+
+
+def _by_step(title: str, results: Sequence[Any]) -> Results:
+    """A row for every step."""
+    columns = {str(r["samples"]["drawn"]["step"]): dict(_metrics(r)) for r in results}
+    names = tuple(dict.fromkeys(name for column in columns.values() for name in column))
+    rows = tuple(
+        (step, *(column.get(name, "") for name in names)) for step, column in columns.items()
+    )
+    return Results(title, ("step", *names), rows, _notes(results))
+
+
+def _notes(results: Sequence[Any]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(str(note) for r in results for note in r.get("notes", ())))
 
 
 def _columns(
@@ -79,8 +95,7 @@ def _columns(
 ) -> Results:
     names = dict.fromkeys(name for column in columns for name in column)
     rows = tuple((name, *(column.get(name, "") for column in columns)) for name in names)
-    notes = dict.fromkeys(str(note) for result in results for note in result.get("notes", ()))
-    return Results(title, (corner, *heads), rows, tuple(notes))
+    return Results(title, (corner, *heads), rows, _notes(results))
 
 
 def _metrics(result: Any) -> Iterator[tuple[str, str]]:

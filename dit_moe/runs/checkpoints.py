@@ -6,7 +6,9 @@ make the same calls.
 
 import contextlib
 import dataclasses
+import hashlib
 import itertools
+import json
 import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -129,6 +131,17 @@ class Checkpoints:
             f"checkpoint is {which!r}, which {where} does not have; allowed: "
             f"{listing(['newest', *allowed, *steps])}"
         )
+
+    def digests(self) -> dict[int, str]:
+        """The steps of the checkpoints, each with a digest of what it says it holds; one that is
+        damaged, or being removed, is left out."""
+        found = {}
+        for step in self._manager.all_steps():
+            with contextlib.suppress(DamageError), self._reading(step):
+                arrays = about.read(self._about(step), self._name(step))
+                told = json.dumps(sorted(arrays.items())).encode()
+                found[step] = hashlib.sha256(told).hexdigest()
+        return found
 
     def newest_on_disk(self) -> int | None:
         """The step of the newest checkpoint that is complete and still there, or None.
@@ -281,7 +294,7 @@ class Checkpoints:
         """What the checkpoint says it holds, and the items of `target` as read."""
         folder = self.folder / str(step)
         with self._reading(step):
-            arrays = about.read(folder / _ABOUT / _ABOUT_FILE, self._name(step))
+            arrays = about.read(self._about(step), self._name(step))
         if "optimizer" in target and not any(path.startswith("optimizer/") for path in arrays):
             raise ConfigError(
                 f"{self._name(step)} was converted and holds no optimizer to go on with; allowed: "
@@ -310,6 +323,9 @@ class Checkpoints:
                 f"{self._name(step)} cannot be used, it is damaged ({changed[0]} and "
                 f"{len(changed) - 1} more arrays are not what was saved)"
             )
+
+    def _about(self, step: int) -> epath.Path:
+        return self.folder / str(step) / _ABOUT / _ABOUT_FILE
 
     def _name(self, step: int) -> str:
         return f"checkpoint {step} in {self.folder}"

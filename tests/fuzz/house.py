@@ -223,6 +223,10 @@ class _Extractor:
         return _plain_features(image_NxHxWxC)
 
 
+def _stop() -> None:
+    raise KeyboardInterrupt
+
+
 STUBS = {
     # It would last for the tests that follow.
     "dit_moe.config.command_line.keep_no_programs": lambda: None,
@@ -238,6 +242,7 @@ STUBS = {
     "dit_moe.analysis.analyse.count_sampling": _begin,
     "dit_moe.data.prepare.local.ProcessPoolExecutor": _Here,
     "eval.judge.load_extractor": lambda *_, **__: _Extractor(),
+    "eval.follow.wait": _stop,
     # No network: as if the hub did not answer.
     "huggingface_hub.snapshot_download": _begin,
     "huggingface_hub.hf_hub_download": _begin,
