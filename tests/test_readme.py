@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.checkout import copy_parts
 from tests.convert.converted import FAMILIES, FIXTURES
 from tests.processes import outside_of_make
 
@@ -94,12 +94,7 @@ def small(line: str) -> str:
 @pytest.fixture
 def folder(tmp_path):
     """A checkout, and what the README supposes to be there."""
-    for name in PARTS:
-        if (ROOT / name).is_dir():
-            ignore = shutil.ignore_patterns("__pycache__")
-            shutil.copytree(ROOT / name, tmp_path / name, ignore=ignore)
-        else:
-            shutil.copy(ROOT / name, tmp_path)
+    copy_parts(PARTS, tmp_path)
     noise = np.random.default_rng(0)
     for kind in ("cat", "dog"):
         (tmp_path / "photos" / kind).mkdir(parents=True)

@@ -1,12 +1,13 @@
 """The documentation site, without a network. Builds it: run by `make test-slow`."""
 
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.checkout import copy_parts
 
 ROOT = Path(__file__).parent.parent
 PARTS = ("mkdocs.yml", "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs", "dit_moe", "eval")
@@ -57,11 +58,7 @@ def test_nothing_is_fetched(site):
 def test_broken_links_fail(tmp_path):
     source = tmp_path / "source"
     source.mkdir()
-    for name in PARTS:
-        if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, source / name)
-        else:
-            shutil.copy(ROOT / name, source)
+    copy_parts(PARTS, source)
     with (source / "docs" / "ema.md").open("a") as page:
         page.write("\n[no page](none.md) [no heading](scale.md#none) ![no picture](none.png)\n")
     done = build(source, tmp_path / "site")

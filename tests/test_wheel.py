@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import sysconfig
@@ -11,6 +10,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+from tests.checkout import copy_parts
 
 ROOT = Path(__file__).parent.parent
 PARTS = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "dit_moe", "eval", "configs")
@@ -31,12 +32,7 @@ def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"  # a build leaves files in it
     source.mkdir()
-    for name in PARTS:
-        if (ROOT / name).is_dir():
-            ignore = shutil.ignore_patterns("__pycache__")
-            shutil.copytree(ROOT / name, source / name, ignore=ignore)
-        else:
-            shutil.copy(ROOT / name, source)
+    copy_parts(PARTS, source)
     build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", folder, source]
     subprocess.run([*build, "--quiet"], check=True)
     (path,) = folder.glob("*.whl")
