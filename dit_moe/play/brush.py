@@ -30,7 +30,7 @@ def known(edited: Mapping[str, Any] | None, shape: tuple[int, int, int]) -> Know
     Args:
       edited: what Gradio's editor returns: a background and layers of paint, each an array
         [h, w, 4] uint8 of any size.
-      shape: [H, W, C] of the model's pictures, square; a longer picture is cropped.
+      shape: [H, W, C] of the model's pictures; one of another form is cropped.
 
     Raises:
       ConfigError: there is no picture, nothing is painted, or all of it.
@@ -40,7 +40,7 @@ def known(edited: Mapping[str, Any] | None, shape: tuple[int, int, int]) -> Know
             "the picture to paint on is empty; allowed: draw, and choose one, or upload one"
         )
     background = opaque(Image.fromarray(edited["background"]))
-    size, channels = shape[0], shape[2]
+    size, channels = shape[:2], shape[2]
     mode = "L" if channels == 1 else "RGB"
     picture = np.asarray(center_crop(as_mode(background, mode), size), np.float32)
     paint = np.zeros(background.size[::-1], np.uint8)
@@ -52,5 +52,5 @@ def known(edited: Mapping[str, Any] | None, shape: tuple[int, int, int]) -> Know
             f"the brush covers {'all' if new.all() else 'no pixel'} of the picture; allowed: a "
             "part of it, which is drawn anew"
         )
-    picture = picture.reshape(size, size, channels) / 127.5 - 1
+    picture = picture.reshape(shape) / 127.5 - 1
     return Known(kept=jnp.asarray(~new[..., None]), picture=jnp.asarray(picture))

@@ -21,6 +21,7 @@ from dit_moe.play.player import Player
 from dit_moe.play.starts import arc, own_starts, walk
 from dit_moe.play.wishes import Wishes
 from dit_moe.sampling.run_sampler import RunSampler
+from dit_moe.storage.images import to_uint8
 from dit_moe.training.loop import train
 from tests.analysis.fresh_run import write_fresh_run
 from tests.tiny import MOE_PLUS_PLUS, PROMOE, tiny
@@ -137,6 +138,15 @@ def test_the_brush(drawer):
     np.testing.assert_array_equal(drawn[:, ~new], np.stack([picture[~new]] * 3))
     assert (drawn[:, new] != picture[new]).any()
     assert (drawn[0] != drawn[1]).any()
+
+
+def test_the_brush_on_a_rectangle():
+    picture = np.random.default_rng(0).integers(0, 256, (8, 12, 3)).astype(np.uint8)
+    new = np.zeros((8, 12), bool)
+    new[2:5, 7:] = True
+    known = brush.known(painted(picture, new), picture.shape)
+    np.testing.assert_array_equal(known.kept[..., 0], ~new)
+    np.testing.assert_array_equal(to_uint8(np.asarray(known.picture)), picture)
 
 
 @pytest.mark.parametrize(
