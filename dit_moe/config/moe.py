@@ -148,7 +148,6 @@ class MoEConfig:
             f"cheap_experts is {', '.join(self.cheap_experts)} with router {self.router.name!r}; "
             "allowed: with a router of columns of scores from which tokens choose, such as 'top_k'",
         )
-        self.router.check(self)
 
     @property
     def tokens_choose(self) -> bool:
