@@ -1,5 +1,8 @@
 import os
+import signal
 import tempfile
+
+import pytest
 
 from tests.xla import FLAGS, known
 
@@ -11,3 +14,11 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 _cache = tempfile.TemporaryDirectory()
 os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+
+
+@pytest.fixture
+def in_a_terminal():
+    """SIGHUP ends the process, also where the suite was started by nohup, which ignores it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)

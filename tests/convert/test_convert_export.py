@@ -163,7 +163,7 @@ def test_one_of_average_and_parameters(exported, run, tmp_path, capsys):
     config = load_run(run).config
     like = on_one_device(abstract_parameters(config.model))
     same = tuple(range(config.model.num_classes))
-    start = Start(str(output), {}, config, LabelRows(same, same))
+    start = Start(str(output), {}, (), config, config.model, LabelRows(same, same))
     started = start_parameters(start, tmp_path / "new", like)
     np.testing.assert_array_equal(started["label.table"], load_run(run).parameters["label.table"])
     assert f"Starts from the parameters of {output}" in capsys.readouterr().out

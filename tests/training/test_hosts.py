@@ -108,6 +108,7 @@ def test_a_signal_is_noted_though_it_cannot_be_answered(error, monkeypatch):
         assert signal.getsignal(signal.SIGINT) == before
 
 
+@pytest.mark.usefixtures("in_a_terminal")
 def test_a_closed_terminal_is_noted_as_often_as_it_tells():
     before = signal.getsignal(signal.SIGHUP)
     with Interrupt() as interrupt:

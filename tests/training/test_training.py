@@ -233,6 +233,7 @@ def test_resume_is_exact(step, tmp_path, monkeypatch, undisturbed):
     assert [int(row["step"]) for row in rows] == sorted({2, 4, 6, step})
 
 
+@pytest.mark.usefixtures("in_a_terminal")
 def test_averages_on_the_host_change_no_number(tmp_path, monkeypatch):
     config = tiny(None, post_hoc_ema=(0.1,), sample_every=4)
     config = dataclasses.replace(config, sample=dataclasses.replace(config.sample, steps=2))
