@@ -26,10 +26,10 @@ from dit_moe.config import (
 )
 from dit_moe.config.presets import DIFFMOE, TC_DIT
 from dit_moe.convert.constructors import constructor_arguments
-from dit_moe.models.parameters import abstract_parameters
+from dit_moe.devices.mesh import build_mesh
 from dit_moe.runs import open_folder as published
-from dit_moe.runs.checkpoints import on_one_device
 from dit_moe.runs.loading import load_run
+from dit_moe.runs.state import abstract_state
 from dit_moe.runs.weights import write_weights
 from dit_moe.runs.writer import InMemory, write_run
 from dit_moe.sampling.run_sampler import RunSampler
@@ -161,7 +161,8 @@ def test_one_of_average_and_parameters(exported, run, tmp_path, capsys):
     assert command.main([f"--workdir={output}", f"--output={tmp_path / 'again'}"]) == 0
     assert_same_run(tmp_path / "again", run, ema=False)
     config = load_run(run).config
-    like = on_one_device(abstract_parameters(config.model))
+    mesh = build_mesh(config.mesh)
+    like = abstract_state(config.model, config.train, mesh).parameters
     same = tuple(range(config.model.num_classes))
     start = Start(str(output), {}, (), config, config.model, LabelRows(same, same))
     started = start_parameters(start, tmp_path / "new", like)
