@@ -6,7 +6,7 @@ import numpy as np
 from pydantic.dataclasses import dataclass
 
 from dit_moe.config import ConfigError, DataConfig, ModelConfig
-from dit_moe.config.rules import RULES, listing
+from dit_moe.config.rules import RULES, listing, require
 from dit_moe.data.sources import Source
 from dit_moe.devices import hosts
 from dit_moe.storage.files import FilePath
@@ -23,6 +23,12 @@ class Classes:
     """Names of the model's class 0, 1, ..., as far as the data name them."""
     images: tuple[int, ...]
     """How many there are of class 0, 1, ..."""
+
+    def __post_init__(self) -> None:
+        require(
+            any(count > 0 for count in self.images),
+            "images has no class with an image; allowed: one class with images, or more",
+        )
 
     def learnt(self) -> tuple[int, ...]:
         """The classes that have images."""

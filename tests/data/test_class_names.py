@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dit_moe.config import ConfigError, DataConfig
-from dit_moe.data.classes import Classes, ModelClasses, model_classes, write_classes
+from dit_moe.data.classes import Classes, ModelClasses, model_classes, read_classes, write_classes
 from dit_moe.storage import images
 from tests.tiny import tiny
 
@@ -51,6 +51,13 @@ def test_names_of_a_choice_of_classes(tmp_path):
     config = tiny(None)
     known = model_classes(DataConfig(classes=(5, 3)), config.model, tmp_path)
     assert known.labels(["cat"]) == [1]
+
+
+@pytest.mark.parametrize("images", ["[]", "[0, 0]"])
+def test_classes_without_an_image_are_no_record_of_a_run(images, tmp_path):
+    (tmp_path / "classes.json").write_text(f'{{"names": ["cat", "dog"], "images": {images}}}')
+    with pytest.raises(ConfigError, match=r"classes.json.*no class with an image"):
+        read_classes(tmp_path)
 
 
 def test_a_grid_takes_any_name():
