@@ -110,6 +110,8 @@ def _advance(session: Session, number: int) -> Metrics:
         raise TrainingError(str(error)) from error
     session.state, metrics = session.step(session.state, *batch)
     session.window.add(metrics)
+    if number == session.first_step + 1:
+        session.bar.unpause()  # compiling tells nothing of how long the rest will take
     session.bar.update()
     return metrics
 

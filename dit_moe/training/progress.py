@@ -19,7 +19,7 @@ def progress_bar(first_step: int, steps: int) -> tqdm:
         initial=first_step,
         unit="step",
         dynamic_ncols=True,
-        smoothing=0.05,
+        smoothing=0,  # in a log few lines would outweigh the first one
         # In a log file, a line now and then.
         mininterval=0.5 if sys.stderr.isatty() else 30,
         postfix="compiling",
