@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from configs.digits import get_config
 from dit_moe.commands import convert, sample, train
@@ -27,6 +28,7 @@ def commands() -> list[list[str]]:
     return [shlex.split(flags) for flags in found]
 
 
+@pytest.mark.slow
 def test_digits_become_letters(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(SOURCES, "letters", False)  # which goes with the test
