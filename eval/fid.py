@@ -10,6 +10,7 @@ from dit_moe.config.command_line import (
     SOLVER_FLAGS,
     add_checkpoint_flag,
     add_guidance_flags,
+    add_parameters_flag,
     add_solver_flags,
     command_parser,
     end,
@@ -149,12 +150,7 @@ def _parser() -> argparse.ArgumentParser:
         help="classes in turn, by number or by name as in cat,dog (default: the data's)",
     )
     add("--seed", type=int, default=0, help="of all images together (default: 0)")
-    add(
-        "--parameters",
-        choices=("ema", "raw"),
-        default="ema",
-        help="the moving average or the parameters themselves (default: ema)",
-    )
+    add_parameters_flag(drawn)
     add_checkpoint_flag(drawn)
     add(
         "--follow",

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from dit_moe.config.command_line import command_parser, end, run_command, words
+from dit_moe.config.command_line import add_parameters_flag, command_parser, end, run_command, words
 
 EPILOG = """\
 examples:
@@ -49,12 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--guidance_scale", type=float, help="of sampling (default: the run's own)")
     add("--batch_size", type=int, default=64, help="images per pass over all devices (default: 64)")
     add("--seed", type=int, default=0, help="of everything random (default: 0)")
-    add(
-        "--parameters",
-        choices=("ema", "raw"),
-        default="ema",
-        help="the parameters' moving average, or the parameters themselves (default: ema)",
-    )
+    add_parameters_flag(parser)
     arguments = parser.parse_args(argv)
     return run_command(lambda: run(arguments))
 

@@ -2,7 +2,13 @@
 
 import argparse
 
-from dit_moe.config.command_line import add_checkpoint_flag, command_parser, end, run_command
+from dit_moe.config.command_line import (
+    add_checkpoint_flag,
+    add_parameters_flag,
+    command_parser,
+    end,
+    run_command,
+)
 
 EPILOG = """\
 examples:
@@ -20,12 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     add = parser.add_argument
     add("--workdir", required=True, help="run folder, exported folder or hub name")
     add("--compare", metavar="RUN", help="another one, to be shown beside it")
-    add(
-        "--parameters",
-        choices=("ema", "raw"),
-        default="ema",
-        help="the parameters' moving average, or the parameters themselves (default: ema)",
-    )
+    add_parameters_flag(parser)
     add_checkpoint_flag(parser)
     add(
         "--autoencoder",

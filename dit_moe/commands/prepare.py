@@ -58,6 +58,14 @@ def build_parser(program: str, description: str | None) -> argparse.ArgumentPars
         help="grey, grey with alpha, RGB, or RGB with alpha; without alpha what is transparent "
         "lies on white (default: 3; of idx files 1)",
     )
+    _add_reading_flags(parser)
+    _add_making_flags(parser)
+    return parser
+
+
+def _add_reading_flags(parser: argparse.ArgumentParser) -> None:
+    """How the input is to be read."""
+    add = parser.add_argument
     add(
         "--source",
         choices=(
@@ -97,6 +105,11 @@ def build_parser(program: str, description: str | None) -> argparse.ArgumentPars
         help="of fast-DiT's latents: what they were multiplied by, 1 for raw ones (default: the "
         "autoencoder's scaling factor)",
     )
+
+
+def _add_making_flags(parser: argparse.ArgumentParser) -> None:
+    """How the set is to be made."""
+    add = parser.add_argument
     add("--name", help="of the data set: a-z, 0-9, _ (default: from the output folder)")
     add(
         "--images_per_shard",
@@ -129,7 +142,6 @@ def build_parser(program: str, description: str | None) -> argparse.ArgumentPars
         help="share of pictures that are held out, so that training measures the loss on them; a "
         "picture's name decides (default: 0)",
     )
-    return parser
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -158,7 +170,8 @@ def run(arguments: argparse.Namespace, make: Callable[["Job", Sequence[int]], No
     """
     # After the arguments are parsed: these take a second to import.
     from dit_moe.config import ConfigError
-    from dit_moe.data.prepare.job import Job, PrepareError, prepare
+    from dit_moe.data.prepare.job import Job, PrepareError
+    from dit_moe.data.prepare.whole import prepare
 
     def work() -> None:
         if not 0 <= arguments.max_rejected <= 1:
@@ -228,7 +241,7 @@ def _describe(job: "Job") -> None:
 
 
 def _report(output: Path, card: "Card", verified: bool) -> None:
-    from dit_moe.data.prepare.job import REJECTED
+    from dit_moe.data.prepare.whole import REJECTED
 
     with (output / REJECTED).open(newline="", encoding="utf-8") as file:
         rejected = sum(1 for _ in csv.reader(file)) - 1

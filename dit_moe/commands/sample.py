@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from dit_moe.config.command_line import (
     add_checkpoint_flag,
     add_guidance_flags,
+    add_parameters_flag,
     add_solver_flags,
     command_parser,
     end,
@@ -50,12 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     add("--seed", type=int, default=0, help="of all images together (default: 0)")
     add("--batch_size", type=int, default=64, help="images per pass over all devices (default: 64)")
-    add(
-        "--parameters",
-        choices=("ema", "raw"),
-        default="ema",
-        help="the parameters' moving average, or the parameters themselves (default: ema)",
-    )
+    add_parameters_flag(parser)
     add_checkpoint_flag(parser)
     add(
         "--autoencoder",

@@ -166,6 +166,16 @@ def numbers(name: str, text: str, kind: type[Number] = int) -> list[Number]:
         ) from None
 
 
+def add_parameters_flag(parser: argparse._ActionsContainer) -> None:
+    """Adds `--parameters`, which of a checkpoint's parameters are taken."""
+    parser.add_argument(
+        "--parameters",
+        choices=("ema", "raw"),
+        default="ema",
+        help="the parameters' moving average, or the parameters themselves (default: ema)",
+    )
+
+
 def add_checkpoint_flag(parser: argparse._ActionsContainer) -> None:
     """Adds `--checkpoint`, which of a run's checkpoints is read."""
     parser.add_argument(

@@ -135,25 +135,7 @@ def check(old: Config, new: Config) -> None:
             "allowed: softmax or sigmoid with router prototype, or router top_k"
         )
     if source is None:
-        kind = new.model.mlp_activation
-        if EXPERTS[kind].in_matrices > 1:
-            raise ConfigError(
-                f"config.model.mlp_activation is {kind!r}, whose gate cannot be cut here; allowed: "
-                "'gelu' or 'silu'"
-            )
-        hidden = moe.hidden_ratio + moe.shared_hidden_ratio
-        if moe.expert != kind or hidden != new.model.mlp_ratio:
-            raise ConfigError(
-                f"config.model.moe has {moe.expert} experts with hidden_ratio {moe.hidden_ratio:g} "
-                f"and shared_hidden_ratio {moe.shared_hidden_ratio:g}; allowed: {kind} experts "
-                f"with ratios that sum to {new.model.mlp_ratio:g}, as the dense network that they "
-                "become"
-            )
-        if moe.shared_mix != "sum":
-            raise ConfigError(
-                f"config.model.moe.shared_mix is {moe.shared_mix!r}; allowed: 'sum', as the parts "
-                "of a dense network are summed"
-            )
+        _check_parts(new.model, moe)
         return
     for field in ("expert", "hidden_ratio", "shared_hidden_ratio", "shared_mix", "every"):
         a, b = getattr(source, field), getattr(moe, field)
@@ -161,6 +143,29 @@ def check(old: Config, new: Config) -> None:
             raise ConfigError(
                 f"config.model.moe.{field} is {b!r}; allowed: {a!r}, as in the run to upcycle"
             )
+
+
+def _check_parts(model: ModelConfig, moe: MoEConfig) -> None:
+    """Refuses a mixture whose experts are no parts of the dense network that they are cut from."""
+    kind = model.mlp_activation
+    if EXPERTS[kind].in_matrices > 1:
+        raise ConfigError(
+            f"config.model.mlp_activation is {kind!r}, whose gate cannot be cut here; allowed: "
+            "'gelu' or 'silu'"
+        )
+    hidden = moe.hidden_ratio + moe.shared_hidden_ratio
+    if moe.expert != kind or hidden != model.mlp_ratio:
+        raise ConfigError(
+            f"config.model.moe has {moe.expert} experts with hidden_ratio {moe.hidden_ratio:g} "
+            f"and shared_hidden_ratio {moe.shared_hidden_ratio:g}; allowed: {kind} experts "
+            f"with ratios that sum to {model.mlp_ratio:g}, as the dense network that they "
+            "become"
+        )
+    if moe.shared_mix != "sum":
+        raise ConfigError(
+            f"config.model.moe.shared_mix is {moe.shared_mix!r}; allowed: 'sum', as the parts "
+            "of a dense network are summed"
+        )
 
 
 class _Block(NamedTuple):
