@@ -1,6 +1,7 @@
 """Metrics of a run: `metrics.csv`, TensorBoard and W&B, with the same names and values."""
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -59,7 +60,10 @@ class MetricsWriter:
 
     def __init__(self, workdir: epath.Path, first_step: int, wandb: str | None = None):
         self._table = None if is_remote(workdir) else MetricsTable(workdir, first_step)
-        self._tensorboard = tensorboardX.SummaryWriter(str(workdir), purge_step=first_step + 1)
+        # Its files are named by whole seconds: of two starts in one, the second emptied the first's.
+        self._tensorboard = tensorboardX.SummaryWriter(
+            str(workdir), purge_step=first_step + 1, filename_suffix=f".{time.time_ns()}"
+        )
         self._wandb = start_wandb(workdir, wandb) if wandb else None
 
     def __enter__(self) -> "MetricsWriter":

@@ -1,6 +1,7 @@
 """Warnings of a run, and what else it writes when asked."""
 
 import sys
+import time
 import types
 
 import pytest
@@ -10,6 +11,7 @@ from dit_moe.config import ConfigError
 from dit_moe.runs.checkpoints import TrainingError
 from dit_moe.training.health import BAD_DATA, Skips, Warnings
 from dit_moe.training.logging import MetricsWriter
+from tests.training.event_files import scalars
 
 
 def lines(losses: list[float], num_experts: int = 0, loads=()) -> list[str]:
@@ -126,6 +128,14 @@ def test_wandb_receives_the_metrics_of_one_run(tmp_path, monkeypatch):
     assert inits[0]["config"] == {"name": "x"}
     assert inits[0]["id"] == inits[1]["id"]
     assert inits[0]["resume"] == "allow"
+
+
+def test_two_starts_within_a_second_keep_what_each_wrote(tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "time", lambda: 1e9)
+    for step in (1, 2):
+        with MetricsWriter(tmp_path, step - 1) as writer:
+            writer.write(step, {"loss": 0.5})
+    assert scalars(tmp_path, "loss") == {1: 0.5, 2: 0.5}
 
 
 def test_wandb_that_is_not_installed(tmp_path, monkeypatch):
