@@ -60,7 +60,7 @@ class MetricsWriter:
 
     def __init__(self, workdir: epath.Path, first_step: int, wandb: str | None = None):
         self._table = None if is_remote(workdir) else MetricsTable(workdir, first_step)
-        # Its files are named by whole seconds: of two starts in one, the second emptied the first's.
+        # Its files are named by whole seconds: of two starts in one, one file was lost.
         self._tensorboard = tensorboardX.SummaryWriter(
             str(workdir), purge_step=first_step + 1, filename_suffix=f".{time.time_ns()}"
         )
