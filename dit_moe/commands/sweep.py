@@ -58,6 +58,13 @@ def main(argv: list[str] | None = None) -> int:
         metavar="COLUMN",
         help="with --report: the loss of the law and the pictures (default: validation_loss)",
     )
+    add(
+        "--against",
+        default="",
+        metavar="NAME",
+        help="with --report: the model that all others are compared with, seed by seed, by its "
+        'place on the axes, such as "DiT (dense)" (default: none)',
+    )
     arguments = parser.parse_args(argv)
     return run_command(lambda: run(arguments), resumes=True)
 
@@ -66,6 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Does what is asked; returns the exit code."""
     # After the arguments are parsed: JAX takes seconds to import.
     from dit_moe.config import ConfigError
+    from dit_moe.sweep.differences import differences
     from dit_moe.sweep.grid import read_grid
     from dit_moe.sweep.job import check_runs
     from dit_moe.sweep.queue import Queue
@@ -74,10 +82,11 @@ def run(arguments: argparse.Namespace) -> int:
     from dit_moe.sweep.table import collect, plan
 
     folder: Path = arguments.output
-    if arguments.factors and not arguments.report:
-        raise ConfigError(
-            f"factors is {arguments.factors!r} without --report; allowed: both, or none"
-        )
+    for name in ("factors", "against"):
+        if getattr(arguments, name) and not arguments.report:
+            raise ConfigError(
+                f"{name} is {getattr(arguments, name)!r} without --report; allowed: both, or none"
+            )
     if arguments.grid is not None:
         grid = read_grid(arguments.grid)
         sweep = Sweep(tuple(expand(grid)), grid.judge)
@@ -89,7 +98,9 @@ def run(arguments: argparse.Namespace) -> int:
         print(plan(collect(sweep, queue)))
         return 0
     if arguments.report:
-        _report(collect(sweep, queue), folder, words(arguments.factors), arguments.loss)
+        entries = collect(sweep, queue)
+        against = differences(entries, arguments.against) if arguments.against else ""
+        _report(entries, folder, words(arguments.factors), arguments.loss, against)
         return 0
     judge = _judge(sweep)
     check_runs(sweep)
@@ -100,7 +111,9 @@ def run(arguments: argparse.Namespace) -> int:
     return _work(sweep, queue, folder, judge)
 
 
-def _report(entries: "list[Entry]", folder: Path, factors: Sequence[str], loss: str) -> None:
+def _report(
+    entries: "list[Entry]", folder: Path, factors: Sequence[str], loss: str, against: str
+) -> None:
     """Writes table and page, and prints what they say."""
     from dit_moe.storage.files import atomic
     from dit_moe.sweep.job import RUNS
@@ -115,6 +128,8 @@ def _report(entries: "list[Entry]", folder: Path, factors: Sequence[str], loss: 
         # Names of files need not be text.
         temporary.write_text(html, encoding="utf-8", errors="backslashreplace")
     print(summary(entries))
+    if against:
+        print(f"\n{against}")
     if findings is not None:
         print(text(findings))
     print(f"Wrote {folder / 'results.csv'} and {folder / 'report.html'}.")

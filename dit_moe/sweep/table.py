@@ -18,7 +18,8 @@ from dit_moe.sweep.record import Run, Sweep
 SEED = "seed"
 """The axis over which means are taken, by its name."""
 _IDENTITY = ("seed", "steps", "images", "parameters_total")
-_SUMMARY = ("validation_loss", "loss", "frechet", "recognised")
+SUMMARY = ("validation_loss", "loss", "frechet", "recognised")
+"""The columns of which means and differences are told."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +111,7 @@ def summary(entries: Sequence[Entry]) -> str:
     done = [entry for entry in entries if entry.state == "done"]
     if not done:
         return ""
-    names = [name for name in _SUMMARY if any(e.row.get(name) is not None for e in done)]
+    names = [name for name in SUMMARY if any(e.row.get(name) is not None for e in done)]
     axes = [axis for axis in done[0].run.choices if axis != SEED]
     head = [*axes, "active parameters", "parameters", "sparsity", "GFLOPs", "runs", *names]
     lines = [head, ["---"] * len(head)]
@@ -121,7 +122,7 @@ def summary(entries: Sequence[Entry]) -> str:
         means = [spread(entry.row.get(name) for entry in group) for name in names]
         sparse = f"{first['sparsity']:.3f}"
         lines.append([*key, *counts, sparse, flops, str(len(group)), *means])
-    return _markdown(lines)
+    return markdown(lines)
 
 
 def plan(entries: Sequence[Entry]) -> str:
@@ -142,7 +143,7 @@ def plan(entries: Sequence[Entry]) -> str:
             ]
         )
     total = sum(entry.row["flops"] for entry in entries) / 1e9
-    return f"{_markdown(lines)}\n{len(entries)} runs, {total:,.4g} GFLOPs."
+    return f"{markdown(lines)}\n{len(entries)} runs, {total:,.4g} GFLOPs."
 
 
 def spread(values: Iterable[float | None]) -> str:
@@ -154,7 +155,8 @@ def spread(values: Iterable[float | None]) -> str:
     return mean if len(known) == 1 else f"{mean} ± {statistics.stdev(known):.4f}"
 
 
-def _markdown(lines: Sequence[Sequence[str]]) -> str:
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """A table of texts; the first two lines are its head."""
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

@@ -227,4 +227,4 @@ def test_the_grids_that_come_with_the_package():
     counts = {
         path.name: len(expand(read_grid(path))) for path in ROOT.glob("configs/sweeps/*.toml")
     }
-    assert counts == {"digits.toml": 18, "experts.toml": 15, "patches.toml": 18}
+    assert counts == {"digits.toml": 69, "experts.toml": 15, "patches.toml": 18}

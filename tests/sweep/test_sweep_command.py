@@ -208,9 +208,10 @@ def test_another_grid_is_not_taken_for_that_of_the_folder(tmp_path, begun, capsy
     )
 
 
-def test_factors_are_of_a_report(begun, capsys):
-    assert main([*begun[1], "--factors", "total"]) == 2
-    assert "factors is 'total' without --report" in capsys.readouterr().err
+@pytest.mark.parametrize("name", ["factors", "against"])
+def test_some_flags_are_of_a_report(begun, capsys, name):
+    assert main([*begun[1], f"--{name}", "total"]) == 2
+    assert f"{name} is 'total' without --report" in capsys.readouterr().err
 
 
 def test_queue_and_runs_lie_in_the_folder(begun):
@@ -222,8 +223,10 @@ def test_queue_and_runs_lie_in_the_folder(begun):
 
 def test_the_page(begun, capsys):
     folder, line, _, _ = begun
-    assert main([*line[2:], "--report"]) == 0
-    assert "report.html" in capsys.readouterr().out
+    assert main([*line[2:], "--report", "--against", "0.0001"]) == 0
+    said = capsys.readouterr().out
+    assert "| less 0.0001 | pairs | validation_loss" in said
+    assert "report.html" in said
     page = Page((folder / "report.html").read_text())
     table = page.tables[-1]
     assert [row[0] for row in table[1:]] == NAMES
