@@ -21,7 +21,7 @@ from dit_moe.analysis.visits import sampling_bins, sampling_visits, training_vis
 from dit_moe.config import Config, ConfigError, DataConfig, MeshConfig, ModelConfig
 from dit_moe.config.files import load_json
 from dit_moe.data.classes import ModelClasses, evenly_spaced, model_classes, read_classes
-from dit_moe.data.sources import Source, build_sources
+from dit_moe.data.sources import Source, source_of_run
 from dit_moe.devices.mesh import build_mesh, replicated
 from dit_moe.models.parameters import Parameters, abstract_parameters
 from dit_moe.runs.loading import load_run, locate
@@ -117,17 +117,13 @@ def open_source(data: DataConfig, model: ModelConfig, settings: Settings) -> Sou
     Raises:
       ConfigError: there are none, or a class has no example.
     """
-    if settings.data:
-        moved = dataclasses.replace(data, source="prepared", path=settings.data, mix_weights=())
-        data = DataConfig(**dataclasses.asdict(moved))
     try:
-        sources = build_sources(data, model)
+        source = source_of_run(data, model, settings.data)
     except (ConfigError, OSError) as error:
         raise ConfigError(
             f"{error} (dit_moe.analysis --data FOLDER says where the training data are, --inputs "
             "sampling does without)"
         ) from error
-    source = next((s for s in sources if s.shape == model.image_shape), sources[0])
     absent = sorted(set(settings.classes) - set(source.label.tolist()))
     if absent:
         raise ConfigError(

@@ -71,6 +71,11 @@ VERBS = {
         "python -m dit_moe.convert",
         "import, export, upcycle or aggregate models",
     ),
+    "compress": Verb(
+        "dit_moe.commands.compress",
+        "python -m dit_moe.surgery.compress",
+        "make a smaller model of a trained one: fewer experts",
+    ),
     "analyse": Verb(
         "dit_moe.commands.analysis",
         "python -m dit_moe.analysis",

@@ -1,6 +1,5 @@
 """Runs become open folders (see published.py) or the peers' state_dicts."""
 
-import csv
 import json
 import shlex
 from collections.abc import Mapping
@@ -9,25 +8,25 @@ from typing import Literal
 
 import numpy as np
 
-from dit_moe.autoencoder.latent_space import read_latent_space, write_latent_space
-from dit_moe.config import Config, ConfigError
-from dit_moe.config.files import load_json, to_json
+from dit_moe.autoencoder.latent_space import read_latent_space
+from dit_moe.config import ConfigError
+from dit_moe.config.files import load_json
 from dit_moe.convert import Family
 from dit_moe.convert.clocks import exchange_clocks
 from dit_moe.convert.constructors import constructor_arguments
 from dit_moe.convert.diffusers_format import STEM, diffusers_config, to_diffusers
 from dit_moe.convert.formats import PEERS
 from dit_moe.convert.peers import to_peer
-from dit_moe.data.classes import read_classes, write_classes
+from dit_moe.data.classes import read_classes
 from dit_moe.runs.additions import Base, write_additions
 from dit_moe.runs.fingerprint import fingerprints
 from dit_moe.runs.loading import Run, load_kept, load_run, locate
-from dit_moe.runs.open_folder import write_shards, write_tensors
+from dit_moe.runs.model_card import measured, model_card, write_card
+from dit_moe.runs.open_folder import write_beside, write_shards, write_tensors
 from dit_moe.runs.tensor_files import finite, write_safetensors
 from dit_moe.runs.weights import has_average
 from dit_moe.storage.files import atomic, new_folder
 from dit_moe.storage.hub import reason
-from dit_moe.storage.records import read_json
 from dit_moe.training.origin import read_origin
 
 Format = Literal["safetensors", "lora", "diffusers"] | Family
@@ -71,11 +70,18 @@ def _write_open_folder(run: Run, workdir: Path, output: Path, *, ema: bool) -> N
     with new_folder(output) as target:
         parameters = {path: np.asarray(p) for path, p in run.parameters.items()}
         write_tensors(target, parameters, ema=ema)
-        _write_beside(run.config, workdir, target)
-        with atomic(target / "README.md") as temporary:
-            card = model_card(run, workdir, ema=ema, name=output.name)
-            # The folder's name need not be text in UTF-8.
-            temporary.write_text(card, encoding="utf-8", errors="backslashreplace")
+        space = read_latent_space(workdir)
+        write_beside(target, run.config, space, read_classes(workdir))
+        card = model_card(
+            run.config,
+            space,
+            parameters=sum(p.size for p in parameters.values()),
+            step=run.step,
+            ema=ema,
+            name=output.name,
+            more=measured(workdir),
+        )
+        write_card(target, card)
 
 
 def _write_additions(workdir: Path, output: Path, *, ema: bool) -> None:
@@ -91,15 +97,7 @@ def _write_additions(workdir: Path, output: Path, *, ema: bool) -> None:
     tensors = {path: finite(path, workdir, np.asarray(kept[path])) for path in lacking}
     with new_folder(output) as target:
         write_additions(target, tensors, Base(origin.init_from, origin.fingerprints), ema=ema)
-        _write_beside(config, workdir, target)
-
-
-def _write_beside(config: Config, workdir: Path, target: Path) -> None:
-    """What is not of the parameters: config, latents and classes."""
-    with atomic(target / "config.json") as temporary:
-        temporary.write_text(to_json(config))
-    write_latent_space(target, read_latent_space(workdir), resuming=False)
-    write_classes(target, read_classes(workdir))
+        write_beside(target, config, read_latent_space(workdir), read_classes(workdir))
 
 
 def _write_diffusers(run: Run, output: Path) -> None:
@@ -159,81 +157,6 @@ def _write_state_dict(output: Path, tensors: Mapping[str, np.ndarray]) -> None:
                 torch.save({key: torch.from_numpy(x) for key, x in whole.items()}, temporary)
             except RuntimeError as error:
                 raise OSError(f"{temporary} cannot be written: {error}") from None
-
-
-def model_card(run: Run, workdir: Path, *, ema: bool, name: str) -> str:
-    """README.md of an open folder: what the model is, what was measured, how to use it."""
-    config, model = run.config, run.config.model
-    count = sum(p.size for p in run.parameters.values())
-    size = f"{model.depth} blocks of width {model.width}, {model.heads} heads, "
-    size += f"patches of {model.patch_size}x{model.patch_size}"
-    rows = [
-        ("parameters", f"{count:,}"),
-        ("size", size),
-        ("input", "x".join(map(str, model.image_shape))),
-        ("classes", f"{model.num_classes:,}, and label {model.null_label} for none"),
-        ("objective", config.objective.name),
-    ]
-    for mixture in dict.fromkeys(model.mixtures):
-        each = mixture.top_k if mixture.tokens_choose else mixture.rows(model.num_tokens)
-        kinds = " and ".join(f"{group.number} of {group.kind}" for group in mixture.groups)
-        experts = f"{kinds}, {each:g} for a token"
-        experts += "" if mixture.tokens_choose else " on average"
-        rows.insert(2, ("experts", f"{experts}, router {mixture.router.name}"))
-    space = read_latent_space(workdir)
-    if space is not None:
-        rows.append(("latents of", f"`{space.autoencoder.source}`"))
-    weights = "the moving average" if ema else "the parameters themselves"
-    rows.append(("weights", f"{weights} at step {run.step:,}"))
-    table = "\n".join(f"| {title} | {text} |" for title, text in rows)
-    return f"""---
-library_name: dit_moe
-pipeline_tag: unconditional-image-generation
-tags: [diffusion, diffusion-transformer{", mixture-of-experts" if model.mixtures else ""}]
----
-
-# {config.name}
-
-| | |
-|---|---|
-{table}
-
-`config.json` is the whole configuration.
-{_measured(workdir)}
-## Use
-
-```
-python sample.py --workdir {shlex.quote(name)}{"" if ema else " --parameters raw"} --output out/
-```
-
-```python
-import dit_moe
-
-model = dit_moe.load({json.dumps(name)}{"" if ema else ", ema=False"})
-prediction = model(x, t, y)  # x [N,H,W,C], t in the network's own unit, y [N] labels
-```
-"""
-
-
-def _measured(workdir: Path) -> str:
-    """Results of the evaluation that lie in the run folder, and the last of the training loss."""
-    rows = []
-    for path in sorted(workdir.glob("*.json")):
-        try:
-            metrics = read_json(path)["metrics"]
-            found = {f"{m} {k}": v for m, values in metrics.items() for k, v in values.items()}
-        except (ValueError, KeyError, TypeError, AttributeError):
-            continue
-        numbers = {k: v for k, v in found.items() if isinstance(v, int | float)}
-        rows += [(f"{path.stem}: {name}", f"{value:.4g}") for name, value in numbers.items()]
-    if (workdir / "metrics.csv").is_file():
-        with (workdir / "metrics.csv").open(newline="") as file:
-            last = list(csv.DictReader(file))[-1:]
-        rows += [("training loss", row["loss"]) for row in last if row.get("loss")]
-    if not rows:
-        return ""
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
-    return f"\n## Measured\n\n| | |\n|---|---|\n{table}\n"
 
 
 def upload(folder: Path, name: str) -> str:

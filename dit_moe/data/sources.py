@@ -1,5 +1,6 @@
 """Where examples come from: random access to pictures or latents with labels."""
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -173,6 +174,24 @@ def build_sources(data: DataConfig, model: ModelConfig, split: Split = "train") 
         _check(data, model, name, source, mixed=len(found) > 1)
     _check_alike(found)
     return list(found.values())
+
+
+def source_of_run(data: DataConfig, model: ModelConfig, folders: Sequence[str] = ()) -> Source:
+    """What a run learnt from; of mixed resolutions, the examples at the model's own.
+
+    Args:
+      data: of the run.
+      model: of the run.
+      folders: of a prepared set, where the data are no longer those of the config; empty: they are.
+
+    Raises:
+      ConfigError: they are missing or do not fit the model.
+    """
+    if folders:
+        moved = dataclasses.replace(data, source="prepared", path=tuple(folders), mix_weights=())
+        data = DataConfig(**dataclasses.asdict(moved))
+    sources = build_sources(data, model)
+    return next((s for s in sources if s.shape == model.image_shape), sources[0])
 
 
 def check_heldout(sources: Sequence[Source], heldout: Sequence[Source]) -> None:

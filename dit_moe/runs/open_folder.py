@@ -12,7 +12,10 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from dit_moe.config import ConfigError, ModelConfig
+from dit_moe.autoencoder.latent_space import LatentSpace, write_latent_space
+from dit_moe.config import Config, ConfigError, ModelConfig
+from dit_moe.config.files import to_json
+from dit_moe.data.classes import Classes, write_classes
 from dit_moe.models.parameters import abstract_parameters, stack_of
 from dit_moe.runs.checkpoint_files import INDEX, WEIGHTS, read_shards
 from dit_moe.runs.tensor_files import StoredTensor, finite, read_safetensors, write_safetensors
@@ -54,8 +57,23 @@ def write_tensors(folder: Path, parameters: Mapping[str, np.ndarray], *, ema: bo
       parameters: all of a network.
       ema: they are the moving average.
     """
-    write_shards(folder, "model", dict(_by_unit(parameters)), form="dit_moe")
+    write_shards(folder, "model", stored_tensors(parameters), form="dit_moe")
     write_weights(folder, ema=ema, files=tuple(path.name for path in folder.iterdir()))
+
+
+def stored_tensors(parameters: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What `write_tensors` writes, by the name of each tensor: one for each unit of blocks."""
+    return dict(_by_unit(parameters))
+
+
+def write_beside(
+    folder: Path, config: Config, space: LatentSpace | None, classes: Classes | None
+) -> None:
+    """Writes what is not of the parameters: config, latents and classes."""
+    with atomic(folder / "config.json") as temporary:
+        temporary.write_text(to_json(config))
+    write_latent_space(folder, space, resuming=False)
+    write_classes(folder, classes)
 
 
 def write_shards(folder: Path, stem: str, tensors: Mapping[str, np.ndarray], *, form: str) -> None:

@@ -80,9 +80,7 @@ def new_folder(output: Path) -> Iterator[Path]:
         link or where a file system is mounted.
       OSError: the folder cannot be made.
     """
-    replaceable = not output.exists() or (output.is_dir() and not any(output.iterdir()))
-    if not replaceable or output.is_symlink() or output.is_mount():
-        raise ConfigError(f"output is {str(output)!r}, which is there already; allowed: a new one")
+    check_new(output)
     output = output.absolute()
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_name(f".{output.name}.{secrets.token_hex(4)}")
@@ -92,6 +90,17 @@ def new_folder(output: Path) -> Iterator[Path]:
         temporary.replace(output)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_new(output: Path) -> None:
+    """Checks that a folder can be made, before the work of which it is the result.
+
+    Raises:
+      ConfigError: as of `new_folder`.
+    """
+    replaceable = not output.exists() or (output.is_dir() and not any(output.iterdir()))
+    if not replaceable or output.is_symlink() or output.is_mount():
+        raise ConfigError(f"output is {str(output)!r}, which is there already; allowed: a new one")
 
 
 def sha256(path: Path) -> str:

@@ -71,6 +71,9 @@ COMMANDS = {
         overrides=True,
     ),
     "aggregate": Command("dit_moe.commands.convert", ("--aggregate", "run", "run", "--output=new")),
+    "compress": Command(
+        "dit_moe.commands.compress", ("--workdir=run", "--output=new", "--steps=drop:keep=1")
+    ),
     "analysis": Command("dit_moe.commands.analysis", ("--workdir=run", "--output=new")),
     "report": Command("dit_moe.commands.report", ("--workdir=run", "--output=new.html")),
     "sweep": Command("dit_moe.commands.sweep", ("--grid=grid.toml", "--output=new")),

@@ -42,6 +42,7 @@ READS: dict[str, list[tuple[list[str], list[str]]]] = {
     "export": [([], ["run/*.json"]), (["--workdir=exported"], ["exported/*"])],
     "upcycle": [([], ["dense/*"])],
     "aggregate": [([], ["run/*.json"])],
+    "compress": [([], ["run/*.json"]), (["--workdir=exported"], ["exported/*"])],
     "analysis": [([], ["run/*.json"]), (["--data=set"], ["set/*"])],
     "report": [
         (["--analysis=.", "--results", "results.json"], ["*.json", "run/*", "run/samples/*"])

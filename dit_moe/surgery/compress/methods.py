@@ -1,0 +1,29 @@
+"""All steps of this package, and the chains of them that have a name."""
+
+from collections.abc import Sequence
+
+from dit_moe.config import ConfigError
+from dit_moe.surgery.compress.drop import DropSettings, drop
+from dit_moe.surgery.compress.steps import StepSettings, parse_step, register_step
+
+register_step(DropSettings)(drop)
+
+RECIPES: dict[str, tuple[str, ...]] = {}
+"""The steps of each recipe, as the command line has them."""
+
+
+def chosen_steps(texts: Sequence[str], recipe: str | None = None) -> tuple[StepSettings, ...]:
+    """The steps that the texts mean, or those of the recipe.
+
+    Raises:
+      ConfigError: both are given or neither is, or one is unknown.
+    """
+    if bool(texts) == (recipe is not None):
+        given = "both are given" if texts else "neither is given"
+        raise ConfigError(f"of steps and recipe {given}; allowed: one of them")
+    if recipe is None:
+        return tuple(map(parse_step, texts))
+    if recipe not in RECIPES:
+        known = ", ".join(RECIPES) or "none, as no recipe is known; steps in its place"
+        raise ConfigError(f"recipe is {recipe!r}; allowed: {known}")
+    return tuple(map(parse_step, RECIPES[recipe]))
