@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from jax.interpreters import partial_eval
 
-from dit_moe.config import ExpertGroup, LowRankConfig, SegmentConfig, TrainConfig
+from dit_moe.config import ExpertGroup, LowRankConfig, PairsConfig, SegmentConfig, TrainConfig
 from dit_moe.config.presets import small_moe
 from dit_moe.models.frozen import split_learning
 from dit_moe.models.low_rank import functional_merged, shapes_and_axes
@@ -20,6 +20,7 @@ MIXED = dataclasses.replace(DENSE, moe=small_moe("dit-moe"))
 TWO = dataclasses.replace(
     DENSE, depth=4, segments=(SegmentConfig(2), SegmentConfig(2, small_moe("dit-moe")))
 )
+PAIRS = dataclasses.replace(MIXED, pairs=PairsConfig(rank=4))
 BATCH = 2
 
 
@@ -46,6 +47,8 @@ def traced(model, train):
         (MIXED, {"freeze": ("trunk.*", "patch_*", "timestep.*", "modulation.*")}),
         (MIXED, {"freeze": ("label.*", "timestep.*", "*.experts.*", "*.modulation.*")}),
         (TWO, {"freeze": ("label.*", "timestep.*", "patch_in.*", "trunk.segments.0.*")}),
+        (PAIRS, {"learn": ("*.joint.*", "second_condition")}),
+        (PAIRS, {"freeze": ("*.joint.*", "*.attention.out.*")}),
         (MIXED, {"lora": LowRankConfig(rank=4)}),
         (MIXED, {"lora": LowRankConfig(patterns=("*.experts.*",), whole=("label.table",))}),
     ],
@@ -77,7 +80,7 @@ def test_groups_of_unlike_experts_that_are_frozen(kind, part):
 
 
 def test_nothing_that_computes_is_frozen():
-    for model in (DENSE, MIXED, TWO):
+    for model in (DENSE, MIXED, TWO, PAIRS):
         whole = image_flops(model).training
         assert training_flops(model, TrainConfig()) == whole
         assert training_flops(model, TrainConfig(freeze=("label.*",))) == pytest.approx(whole)

@@ -23,6 +23,7 @@ from dit_moe.config.mesh import MeshConfig
 from dit_moe.config.model import ModelConfig, SegmentConfig
 from dit_moe.config.moe import ExpertGroup, MoEConfig
 from dit_moe.config.objective import OBJECTIVES, DDPMConfig, ObjectiveConfig, RectifiedFlowConfig
+from dit_moe.config.pairs import PairsConfig
 from dit_moe.config.race_routers import ExpertRaceRouterConfig
 from dit_moe.config.routers import (
     ROUTERS,
@@ -89,6 +90,7 @@ __all__ = [
     "NoisyTopKRouterConfig",
     "NullTopKRouterConfig",
     "ObjectiveConfig",
+    "PairsConfig",
     "PrototypeExpertChoiceRouterConfig",
     "PrototypeRouterConfig",
     "PrototypeSettings",
@@ -127,7 +129,35 @@ class Config:
             "objective.variance is 'learned_range' with model.learn_sigma false; allowed: "
             "'fixed_small', 'fixed_large', or model.learn_sigma true",
         )
+        if self.model.pairs is not None or self.data.pair is not None:
+            self._check_pairs()
         try:
             self.sample.resolve(self.objective)
         except ConfigError as error:
             raise ConfigError(f"sample.{error}") from None
+
+    def _check_pairs(self) -> None:
+        """What goes with images in pairs, and what asks for single ones."""
+        train, kind = self.train, self.data.pair
+        require(
+            self.model.pairs is not None and kind is not None,
+            f"data.pair is {kind!r} with model.pairs "
+            f"{'none' if self.model.pairs is None else 'given'}; allowed: both, or none",
+        )
+        require(
+            train.batch_size % (2 * train.accumulation) == 0,
+            f"train.batch_size is {train.batch_size} with pairs and accumulation "
+            f"{train.accumulation}; allowed: a multiple of {2 * train.accumulation}, as both "
+            "images of a pair count",
+        )
+        single = {
+            "train.sample_every": train.sample_every,
+            "train.evaluate.every": train.evaluate.every,
+            "train.distill": train.distill and "given",
+        }
+        for name, value in single.items():
+            require(
+                not value,
+                f"{name} is {value} with model.pairs; allowed: {0 if 'every' in name else 'none'}, "
+                "as that draws or teaches single images",
+            )

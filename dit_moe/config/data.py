@@ -10,6 +10,8 @@ SOURCES: dict[str, bool] = {"digits": False, "patches": False, "prepared": True}
 """The sources by name, and whether `path` names their folders. A file of the user's own may add to
 them, by `data.sources.register_source`."""
 
+PairKind = Literal["edges", "grey", "blur", "low_resolution", "folder"]
+
 
 @dataclass(frozen=True, config=RULES)
 class DataConfig:
@@ -29,6 +31,12 @@ class DataConfig:
     """Only these classes of the data set; the model's class i is classes[i]. Empty: all."""
     flip: bool = False
     """Take the mirror image (for latents: the latent of the mirror image) with probability 1/2."""
+    pair: PairKind | None = None
+    """Images come in pairs (docs/pairs.md): each with its edges, its luma, its blurred or its
+    coarse self; `folder`: with the image of its number in a folder of `pair_path`. None: alone."""
+    pair_path: Listed[str] = ()
+    """For pair `folder`: for each folder of `path` that of the second images, prepared alike of
+    files with the same names."""
     latent_scaling: Literal["autoencoder", "per_channel"] = "autoencoder"
     """`autoencoder`: times the constant of its authors (0.18215). `per_channel`: to mean 0 and
     standard deviation 1 in every channel, by the data set's statistics (as EDM2)."""
@@ -54,6 +62,19 @@ class DataConfig:
             len(self.mix_weights) in (0, len(self.path)),
             f"mix_weights has {len(self.mix_weights)} numbers; allowed: none, or one for each of "
             f"the {len(self.path)} folders of path",
+        )
+        beside = self.pair == "folder"
+        require(
+            len(self.pair_path) == (len(self.path) if beside else 0)
+            and (bool(self.path) or not beside),
+            f"pair_path is {', '.join(self.pair_path)!r} with pair {self.pair!r} and path "
+            f"{', '.join(self.path)!r}; allowed: with pair 'folder' a folder for each of path, "
+            "empty otherwise",
+        )
+        require(
+            not beside or not self.validation_path,
+            f"validation_path is {', '.join(self.validation_path)!r} with pair 'folder'; allowed: "
+            "empty, for what the folders of path and pair_path hold out themselves",
         )
         require(
             len(set(self.classes)) == len(self.classes),

@@ -25,6 +25,7 @@ from dit_moe.config import (
     DistillConfig,
     LowRankConfig,
     MoEConfig,
+    PairsConfig,
 )
 from dit_moe.config.rules import describe
 from dit_moe.storage.files import FilePath
@@ -40,6 +41,7 @@ _ABSENT = {"train": {"ema_warmup": False}}
 _WITH_A_FIELD = {
     "moe": dataclasses.asdict(MoEConfig()),
     "lora": dataclasses.asdict(LowRankConfig()),
+    "pairs": dataclasses.asdict(PairsConfig()),
     "distill": {**dataclasses.asdict(DistillConfig("RUN")), "teacher": ""},  # which is to be given
 }
 """What is none until one of its fields is set on the command line: a dense model becomes sparse."""

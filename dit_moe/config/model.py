@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
 from dit_moe.config.moe import ExpertName, MoEConfig
+from dit_moe.config.pairs import PairsConfig
 from dit_moe.config.rules import (
     MAX_SIZE,
     RULES,
@@ -85,6 +86,9 @@ class ModelConfig:
     segments: tuple[SegmentConfig, ...] = ()
     """Mixtures that differ by depth, such as pyramids: parts of the trunk from the first block on,
     whose depths add up to `depth`. Empty: one part, with the mixture `moe`."""
+    pairs: PairsConfig | None = None
+    """Images come in pairs, of which each attends to the other (docs/pairs.md). None: one by
+    one."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """The type of activations and matrix products. Parameters, routing, softmax and loss stay
     float32."""
@@ -120,6 +124,8 @@ class ModelConfig:
             f"heads is {self.heads} with position 'rope' and width {self.width}; allowed: a number "
             "that makes width / heads a multiple of 4 (pairs of two axes)",
         )
+        if self.pairs is not None:
+            self._check_pairs(self.pairs)
         if self.segments:
             require(
                 self.moe is None,
@@ -140,6 +146,17 @@ class ModelConfig:
             )
             self._check_mixture(self.moe, "moe")
         self._check_hidden("mlp_ratio", self.mlp_ratio)
+
+    def _check_pairs(self, pairs: PairsConfig) -> None:
+        require(
+            pairs.rank <= self.width,
+            f"pairs.rank is {pairs.rank}; allowed: 1 to the width {self.width}",
+        )
+        require(
+            self.label_dropout <= 1 / 3 or self.label_dropout == 1,
+            f"label_dropout is {self.label_dropout} with pairs, which lose both labels, the first "
+            "or the second, each so often; allowed: 0 to 1/3, or 1",
+        )
 
     def _check_mixture(self, moe: MoEConfig | None, where: str) -> None:
         if moe is None:
@@ -176,6 +193,11 @@ class ModelConfig:
     def null_label(self) -> int:
         """The label that stands for "no class"."""
         return self.num_classes
+
+    @property
+    def rows(self) -> int:
+        """Images of a batch that belong together, one after another: the two of a pair."""
+        return 1 if self.pairs is None else 2
 
     @property
     def grid(self) -> tuple[int, int]:

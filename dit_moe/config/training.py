@@ -45,6 +45,9 @@ class TrainConfig:
     freeze: Listed[str] = ()
     """Parameters that stay as they are, by patterns of their dotted paths (parameters.txt), such as
     trunk.*,timestep.*; * stands for any text. Blocks of a segment are one parameter each."""
+    learn: Listed[str] = ()
+    """What alone learns, by such patterns, as if `freeze` named all else; only of this averages are
+    kept. Empty: all but what is frozen."""
     lora: LowRankConfig | None = None
     """Learns additions of low rank alone, to the matrices of a model that the run starts from
     (docs/finetuning.md). None: the matrices themselves."""
@@ -96,6 +99,11 @@ class TrainConfig:
             len(set(self.post_hoc_ema)) == len(self.post_hoc_ema),
             f"post_hoc_ema is {', '.join(map(str, self.post_hoc_ema))}; allowed: every width once",
         )
+        others = [name for name in ("freeze", "lora") if getattr(self, name)]
+        require(
+            not self.learn or not others,
+            f"learn is {', '.join(self.learn)} with {', '.join(others)}; allowed: one of them",
+        )
         require(
             self.lora is None or not self.freeze,
             f"freeze is {', '.join(self.freeze)} with lora, which freezes all but its additions; "
@@ -105,3 +113,13 @@ class TrainConfig:
             self.lora is None or not self.post_hoc_ema,
             f"post_hoc_ema is {', '.join(map(str, self.post_hoc_ema))} with lora; allowed: none",
         )
+        require(
+            not self.learn or not self.post_hoc_ema,
+            f"post_hoc_ema is {', '.join(map(str, self.post_hoc_ema))} with learn; allowed: none",
+        )
+
+    @property
+    def averages_what_learns(self) -> bool:
+        """Averages are kept of what learns alone: all else is the model's that the run started
+        from."""
+        return self.lora is not None or bool(self.learn)

@@ -20,7 +20,8 @@ class Batch(NamedTuple):
     """Examples."""
 
     x: np.ndarray | jax.Array
-    """[n, H, W, C] float32; on the host, n is this host's share of the batch."""
+    """[n, H, W, C] float32; on the host, n is this host's share of the batch. The two of a pair
+    (`data.pair`) lie one after another."""
     label: np.ndarray | jax.Array
     """[n] int32."""
 
@@ -76,11 +77,13 @@ def _dataset(
     host: int,
     num_hosts: int,
 ) -> grain.IterDataset:
-    share, rest = divmod(batch_size, num_hosts)
+    together = 1 if data.pair is None else 2
+    share, rest = divmod(batch_size, num_hosts * together)
     if rest:
+        in_pairs = "" if data.pair is None else f" with data.pair {data.pair!r}"
         raise ConfigError(
-            f"config.train.batch_size is {batch_size} on {num_hosts} hosts; allowed: "
-            f"a multiple of {num_hosts}"
+            f"config.train.batch_size is {batch_size}{in_pairs} on {num_hosts} hosts; allowed: "
+            f"a multiple of {num_hosts * together}"
         )
     turns = []
     for source in sources:
@@ -89,8 +92,14 @@ def _dataset(
         turns.append(dataset.batch(share)[host::num_hosts])
     weights = data.mix_weights or (1.0,) * len(turns)
     steps = turns[0] if len(turns) == 1 else grain.MapDataset.mix(turns, weights)
-    steps = steps.map(lambda example: Batch(example["x"], example["label"]))
+    steps = steps.map(_in_rows if together == 2 else lambda e: Batch(e["x"], e["label"]))
     return steps[first_step:].to_iter_dataset(_READ)
+
+
+def _in_rows(example: Record) -> Batch:
+    """The images of pairs [n / 2, 2, H, W, C] one after another, each with the pair's label."""
+    x = example["x"]
+    return Batch(x.reshape(-1, *x.shape[2:]), np.repeat(example["label"], 2))
 
 
 class _Draw:

@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -13,33 +12,9 @@ from dit_moe.config import ConfigError, DataConfig, ModelConfig
 from dit_moe.config.data import SOURCES
 from dit_moe.config.sizes import parse_size, size_text
 from dit_moe.data import digits, patches
+from dit_moe.data.pairs import Beside, Derived, derivation
 from dit_moe.data.prepared import Card, Prepared, Split, latent_space, read_card
-
-Record = dict[str, np.ndarray]
-
-
-class Source(Protocol):
-    """Records by number, and how an example is drawn from one."""
-
-    shape: tuple[int, ...]
-    """[H, W, C] of an example."""
-    label: np.ndarray
-    """[N] int32, of all records."""
-    classes: tuple[str, ...]
-    """Their names."""
-    latent_space: LatentSpace | None
-    """None: examples are pictures in [-1, 1]."""
-    digest: str
-    """The same for the same records, wherever they lie."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Record: ...
-
-    def draw(self, record: Record, mirrored: bool, rng: np.random.Generator) -> np.ndarray:
-        """An example, float32 [H, W, C]."""
-        ...
-
+from dit_moe.data.source import Record, Source
 
 Build = Callable[[DataConfig, Split], Mapping[str, Source]]
 """From the config and a split to the split's sources by the names that messages give them: one, or
@@ -160,7 +135,7 @@ def build_sources(data: DataConfig, model: ModelConfig, split: Split = "train") 
     Raises:
       ConfigError: if data are missing or disagree with the config.
     """
-    found = _BUILD[data.source](data, split)
+    found = _in_pairs(data, _BUILD[data.source](data, split), split)
     if data.classes:
         for name, source in found.items():
             absent = sorted(set(data.classes) - set(source.label.tolist()))
@@ -258,6 +233,28 @@ def _prepared(data: DataConfig, split: Split) -> Mapping[str, Source]:
         return {folder: _open(found, data.latent_scaling, like) for folder, found in sets.items()}
     holding = [folder for folder in data.path if read_card(Path(folder)).num_validation]
     return {f: _open(Prepared(f, "validation"), data.latent_scaling) for f in holding}
+
+
+def _in_pairs(data: DataConfig, found: Mapping[str, Source], split: Split) -> Mapping[str, Source]:
+    """The sources with pairs for images, where the config asks for them (`data.pair`)."""
+    if data.pair is None:
+        return found
+    if data.pair == "folder":
+        of_others = dataclasses.replace(data, path=data.pair_path, pair=None, pair_path=())
+        others = _prepared(of_others, split).items()
+        return {
+            name: Beside(source, other, (name, folder))
+            for (name, source), (folder, other) in zip(found.items(), others, strict=True)
+        }
+    for name, source in found.items():
+        if source.latent_space is not None:
+            raise ConfigError(
+                f"config.data.pair is {data.pair!r}, but data set {name!r} holds latents; allowed: "
+                "'folder', with the latents of the second images in config.data.pair_path"
+            )
+    return {
+        name: Derived(source, derivation(data.pair, source.shape)) for name, source in found.items()
+    }
 
 
 def _open(prepared: Prepared, scaling: str, like: Card | None = None) -> Source:

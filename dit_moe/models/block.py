@@ -12,6 +12,7 @@ from dit_moe.moe.layer import MoELayer
 from dit_moe.moe.routing import Conditioning, Routing
 from dit_moe.nn.attention import Attention
 from dit_moe.nn.feed_forward import FeedForward
+from dit_moe.nn.joint_attention import JointAttention
 from dit_moe.nn.linear import linear
 from dit_moe.nn.modulation import modulate
 
@@ -30,6 +31,8 @@ class Given:
     """A training step; some routers choose otherwise then (DiffMoE)."""
     previous: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
     """What the router before has handed on; see `Conditioning.previous`."""
+    joint_scale: float = 1.0
+    """How much the two images of a pair attend to each other; see `JointAttention`."""
 
 
 class Block(nnx.Module):
@@ -37,7 +40,10 @@ class Block(nnx.Module):
 
     def __init__(self, config: ModelConfig, moe: MoEConfig | None, rngs: nnx.Rngs):
         width, dtype = config.width, jnp.dtype(config.dtype)
-        self.attention = Attention(config, rngs)
+        pairs = config.pairs
+        self.attention = (
+            Attention(config, rngs) if pairs is None else JointAttention(config, pairs, rngs)
+        )
         if moe is not None:
             self.feed_forward = MoELayer(moe, width, rngs)
         else:
@@ -55,7 +61,11 @@ class Block(nnx.Module):
             self.modulation(jax.nn.silu(given.condition)), 6, axis=-1
         )
         h_NxSxD = modulate(x_NxSxD, shift_a, scale_a)
-        x_NxSxD += gate_a[:, None] * self.attention(h_NxSxD, given.angles)
+        if isinstance(self.attention, JointAttention):
+            mixed_NxSxD = self.attention(h_NxSxD, given.angles, given.joint_scale)
+        else:
+            mixed_NxSxD = self.attention(h_NxSxD, given.angles)
+        x_NxSxD += gate_a[:, None] * mixed_NxSxD
         h_NxSxD = modulate(x_NxSxD, shift_f, scale_f)
         if isinstance(self.feed_forward, MoELayer):
             is_null_T = jnp.repeat(given.is_null, s)

@@ -40,6 +40,8 @@ class DiT(nnx.Module):
         self.patch_in = linear(config.patch_features, width, (None, "embed"), rngs, dtype=dtype)
         self.timestep = TimestepEmbedding(width, rngs)
         self.label = LabelEmbedding(config.num_classes, width, rngs)
+        if config.pairs is not None and config.pairs.adapt_second:
+            self.second_condition = nnx.Param(jnp.zeros(width), axes=("embed",))
         self.trunk = Trunk(config, rngs)
         self.modulation = linear(width, 2 * width, ("embed", None), rngs, dtype=dtype, init=zeros)
         self.patch_out = linear(
@@ -51,25 +53,36 @@ class DiT(nnx.Module):
         )
 
     def __call__(
-        self, x_NxHxWxC: jax.Array, t_N: jax.Array, y_N: jax.Array, *, train: bool = False
+        self,
+        x_NxHxWxC: jax.Array,
+        t_N: jax.Array,
+        y_N: jax.Array,
+        *,
+        train: bool = False,
+        joint_scale: float = 1.0,
     ) -> Prediction:
         """Runs the network.
 
         Args:
           x_NxHxWxC: [N, H, W, C] noisy images or latents, any float type. Of another size than
-            config.image_size too, for training on mixed resolutions.
+            config.image_size too, for training on mixed resolutions. With config.pairs, those of a
+            pair lie one after another, the first image before the second.
           t_N: [N] times in the unit that the objective feeds (0 to 1, or 0 to 1000).
           y_N: [N] integer labels; num_classes is the null label. Under `jit` they are not
             known, and JAX clamps what is out of range.
           train: a training step; some routers choose otherwise then (DiffMoE).
+          joint_scale: with config.pairs, the factor of what the two images of a pair find in each
+            other; 0: each is denoised by itself.
 
         Returns:
           The prediction with value float32 [N, H, W, C'].
 
         Raises:
-          ConfigError: a label is known and out of range.
+          ConfigError: a label is known and out of range, or an image of a pair lacks the other.
         """
         config, dtype = self.config, jnp.dtype(self.config.dtype)
+        if len(x_NxHxWxC) % config.rows:
+            raise ConfigError(f"x has {len(x_NxHxWxC)} images; allowed: pairs, an even number")
         _check_labels(y_N, config.null_label)
         x_NxSxD = self.patch_in(patchify(x_NxHxWxC, config.patch_size))
         _, height, width, _ = x_NxHxWxC.shape
@@ -78,8 +91,12 @@ class DiT(nnx.Module):
             x_NxSxD += position_embedding(grid, config.width, config.grid).astype(dtype)
         else:
             angles = rotary_angles(grid, config.width // config.heads, config.grid)
-        c_NxD = (self.timestep(t_N) + self.label(y_N)).astype(dtype)
-        given = Given(c_NxD, y_N == config.null_label, angles, train)
+        c_NxD = self.timestep(t_N) + self.label(y_N)
+        if config.pairs is not None and config.pairs.adapt_second:
+            c_NxD = c_NxD.at[1::2].add(self.second_condition[...])
+        c_NxD = c_NxD.astype(dtype)
+        is_null_N = y_N == config.null_label
+        given = Given(c_NxD, is_null_N, angles, train, joint_scale=joint_scale)
         x_NxSxD, routing = self.trunk(x_NxSxD, given)
 
         shift_NxD, scale_NxD = jnp.split(self.modulation(jax.nn.silu(c_NxD)), 2, axis=-1)

@@ -1,4 +1,5 @@
-"""Which parameters a run learns, and which it keeps as they are (`train.freeze`, `train.lora`)."""
+"""Which parameters a run learns, and which it keeps as they are (`train.freeze`, `train.learn`,
+`train.lora`)."""
 
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
@@ -20,10 +21,15 @@ def split_learning(
       train: of the run.
 
     Raises:
-      ConfigError: a pattern of `train.freeze` matches no path, or all paths are matched.
+      ConfigError: a pattern of `train.freeze` or `train.learn` matches no path, or all paths are
+        frozen.
     """
     if train.lora is not None:
         return split_additions(parameters, train.lora)
+    if train.learn:
+        check_patterns("config.train.learn", train.learn, list(parameters), "parameter")
+        learning = {path: p for path, p in parameters.items() if matches(path, train.learn)}
+        return learning, {path: p for path, p in parameters.items() if path not in learning}
     return split_frozen(parameters, train.freeze)
 
 

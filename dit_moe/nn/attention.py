@@ -42,18 +42,28 @@ class Attention(nnx.Module):
           x_NxSxD: the tokens.
           angle_SxR: by how much queries and keys are turned, see `rotate`; None: not at all.
         """
-        n, s, d = x_NxSxD.shape
+        return self.out(self.mix(*self.split(self.qkv(x_NxSxD), angle_SxR)))
+
+    def split(
+        self, qkv_NxSxG: jax.Array, angle_SxR: np.ndarray | None
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Queries, keys and values [N, S, H, K] of what `qkv` gives, normalised and turned."""
+        n, s, g = qkv_NxSxG.shape
         # The gradient of a split is one array; of three slices it would be three to be added.
         q, k, v = (
-            part.reshape(n, s, self.heads, d // self.heads)
-            for part in jnp.split(self.qkv(x_NxSxD), 3, axis=-1)
+            part.reshape(n, s, self.heads, g // 3 // self.heads)
+            for part in jnp.split(qkv_NxSxG, 3, axis=-1)
         )
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q).astype(v.dtype), self.k_norm(k).astype(v.dtype)
         if angle_SxR is not None:
             q, k = (rotate(a, angle_SxR) for a in (q, k))
-        mixed = _mix(q, k, v)
-        return self.out(checkpoint_name(mixed.reshape(n, s, d), ATTENTION_RESIDUAL))
+        return q, k, v
+
+    def mix(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        """The values mixed by their scores: [N, S, D], before the projection `out`."""
+        n, s, _, _ = v.shape
+        return checkpoint_name(_mix(q, k, v).reshape(n, s, -1), ATTENTION_RESIDUAL)
 
 
 def rotate(x_NxSxHxK: jax.Array, angle_SxR: np.ndarray) -> jax.Array:

@@ -115,3 +115,17 @@ def drop_labels(key_N: jax.Array, y_N: jax.Array, rate: float, null_label: int) 
     """
     drop_N = jax.vmap(lambda key: jax.random.bernoulli(key, rate))(key_N)
     return jnp.where(drop_N, null_label, y_N)
+
+
+def drop_labels_of_pairs(
+    key_N: jax.Array, y_N: jax.Array, rate: float, null_label: int
+) -> jax.Array:
+    """The same for pairs that lie one after another: with probability `rate` each, both lose their
+    label, the first alone, or the second alone (as UniCon's code; Li et al. 2024).
+
+    A rate of 1 drops all.
+    """
+    place_P = jax.vmap(jax.random.uniform)(key_N[::2])
+    first_P, second_P = place_P < 2 * rate, (rate < place_P) & (place_P < 3 * rate)
+    drop_N = jnp.stack([first_P, second_P], axis=1).reshape(-1) | (rate == 1)
+    return jnp.where(drop_N, null_label, y_N)

@@ -21,6 +21,8 @@ class ImageFlops:
 
     attention: float
     """Projections, scores and mixing."""
+    joint: float
+    """Attention between the two images of a pair, for each of them (`model.pairs`)."""
     feed_forward: float
     """The feed-forwards of the dense blocks."""
     experts: float
@@ -72,6 +74,7 @@ def image_flops(model: ModelConfig) -> ImageFlops:
     dense = EXPERTS[model.mlp_activation].flops(d, model.mlp_ratio * d)
     return ImageFlops(
         attention=depth * (2 * s * d * 4 * d + attention_products(model)),
+        joint=depth * (_adapters(model) + joint_borrowed(model)),
         feed_forward=(depth - len(model.mixtures)) * s * dense,
         experts=experts,
         recurrent=recurrent,
@@ -102,7 +105,7 @@ def recomputed_flops(model: ModelConfig, *, fused_attention: bool, expert_parall
             return again
         case "dots":
             # Where attention is fused, the mixture with the scores. Mixes of tokens are not kept.
-            products = model.depth * attention_products(model)
+            products = model.depth * score_products(model)
             again += products if fused_attention else products / 2
             return again + _mixing(model) + _step_products(model)
         case "full":
@@ -131,6 +134,28 @@ def _step_products(model: ModelConfig) -> float:
 def attention_products(model: ModelConfig) -> float:
     """Scores and mixing of one block: two products over all pairs of tokens."""
     return 2 * 2 * model.num_tokens**2 * model.width
+
+
+def score_products(model: ModelConfig) -> float:
+    """Scores and mixing of all attentions of one block."""
+    return attention_products(model) * (1 if model.pairs is None else 2)
+
+
+def joint_borrowed(model: ModelConfig) -> float:
+    """What the two images of a pair do in one block with no matrix of their own: scores, mixing,
+    and the projection of their self-attention once more."""
+    if model.pairs is None:
+        return 0.0
+    return attention_products(model) + 2 * model.num_tokens * model.width**2
+
+
+def _adapters(model: ModelConfig) -> float:
+    """The matrices of one block that are for pairs alone; the second image's, half of the time."""
+    if (pairs := model.pairs) is None:
+        return 0.0
+    d, adapters = model.width, 1 + 0.5 * pairs.adapt_second
+    projection = 2 * 2 * d * d if pairs.aligned else 2 * d * d
+    return model.num_tokens * (adapters * 2 * 6 * d * pairs.rank + projection)
 
 
 def _mixing(model: ModelConfig) -> float:

@@ -40,7 +40,7 @@ class ParameterBytes:
     stored: float
     """Its shards."""
     learning: float
-    """Of these, what `train.freeze` or `train.lora` leaves to learn."""
+    """Of these, what learns (`split_learning`)."""
     merged: float
     """Of these, the matrices that have additions."""
     used: float
@@ -117,7 +117,7 @@ def device_bytes(
       batch: noisy input, target and noise included.
     """
     parameters = parameter_bytes(model, mesh, train)
-    averaged = parameters.stored if train.lora is None else parameters.learning
+    averaged = parameters.learning if train.averages_what_learns else parameters.stored
     part_images = train.batch_size / train.accumulation / mesh.size
     expert_parallel = dispatch_in_rounds(model, mesh.shape)
     saved = saved_bytes(model, fused_attention=fused_attention, expert_parallel=expert_parallel)
@@ -214,15 +214,27 @@ def _unit_bytes(
     if remat == "dots":
         # q, k, v, mixture, projection, modulation.
         attention = (5 * d + 6 * d / model.num_tokens) * size
+        attention += _joint_bytes(model)
         total = d * size + blocks * attention + dense * (kind.in_matrices * hidden + d) * size
     else:
         # What is normalised, before and after; q, k, v; scores before and after softmax.
         scores = 0.0 if fused_attention else model.heads * model.num_tokens
         attention = 9 * d * size + scores * (FLOAT32 + size)
+        if model.pairs is not None:
+            attention += _joint_bytes(model) + 4 * d * size + scores * (FLOAT32 + size)
         total = blocks * attention + dense * ((kind.in_matrices + 1) * hidden + d) * size
     if moe is not None:
         total += _moe_bytes(model, moe, segment.repeats, remat, expert_parallel)
     return total
+
+
+def _joint_bytes(model: ModelConfig) -> float:
+    """Bytes per token that the products of one block's joint attention keep: those of the adapters
+    (on average of both images), the mixture and two projections. Not measured."""
+    if (pairs := model.pairs) is None:
+        return 0.0
+    adapters = 1 + 0.5 * pairs.adapt_second
+    return (adapters * (2 * pairs.rank + 4 * model.width) + 3 * model.width) * itemsize(model)
 
 
 def _moe_bytes(

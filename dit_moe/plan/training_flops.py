@@ -1,7 +1,7 @@
 """Model FLOPs of a training image: the forward pass, and what the backward pass needs.
 
 A product's backward pass is one product for the gradient of its input and one for that of its
-matrix. The latter falls away where the matrix does not learn (`train.freeze`, `train.lora`), the
+matrix. The latter falls away where the matrix does not learn (`TrainConfig.learns_in_part`), the
 former where nothing that learns lies before it. A stack of units counts as one: where something in
 it learns, gradients flow through all of it.
 """
@@ -12,7 +12,12 @@ import math
 from dit_moe.config import ModelConfig, SegmentConfig, TrainConfig
 from dit_moe.models.frozen import split_learning
 from dit_moe.models.low_rank import is_addition, is_matrix, matrices_of, shapes_and_axes
-from dit_moe.plan.flops import attention_products, image_flops
+from dit_moe.plan.flops import (
+    attention_products,
+    image_flops,
+    joint_borrowed,
+    score_products,
+)
 
 _CONDITION = ("timestep.", "label.")
 _TIME = ("timestep.dense_in.kernel", "timestep.dense_out.kernel")
@@ -58,12 +63,19 @@ def training_flops(model: ModelConfig, train: TrainConfig) -> float:
         flows = flows or learns(stack)
         own = [path for path in sizes if path.startswith(stack)]
         products = segment.depth * attention_products(model)
+        borrowed = segment.depth * joint_borrowed(model)
+        without = {"attention": products, "joint": borrowed}  # a matrix of their own
         for part, flops in _of_segment(model, segment).items():
             reached = flows and (condition or part != "modulation")
-            weights = flops - products if part == "attention" else flops
+            weights = flops - without.get(part, 0)
             matrices = [path for path in own if _part(path, segment) == part]
             total += flops * reached + weights * share(matrices)
-        total += products * flows  # both of their factors have gradients
+        total += (
+            segment.depth * score_products(model) * flows
+        )  # both of their factors have gradients
+        if borrowed:
+            again = [path for path in own if path.endswith(".attention.out.kernel")]
+            total += (borrowed - products) * share(again)
     ends = {"modulation.kernel": (1, condition)}
     ends["patch_out.kernel"] = model.num_tokens, flows or learns("modulation.")
     for path, (tokens, reached) in ends.items():
@@ -88,6 +100,7 @@ def _part(path: str, segment: SegmentConfig) -> str:
     block, name = path.split(".blocks.")[1].split(".", 1)
     mixture = segment.moe is not None and int(block) == segment.unit - 1
     of_names = {
+        "attention.joint.": "joint",
         "attention.": "attention",
         "modulation.": "modulation",
         "feed_forward.shared.": "shared",

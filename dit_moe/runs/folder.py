@@ -23,6 +23,7 @@ _FREE_ON_RESUME = (
     "mesh.",
     "sample.",
     "data.path",
+    "data.pair_path",
     "data.validation_path",
     "model.remat",
     "train.averages_on_host",

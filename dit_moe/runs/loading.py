@@ -61,6 +61,8 @@ def load_run(
     ema: bool = True,
     like: Mapping[str, jax.ShapeDtypeStruct] | None = None,
     checkpoint: str = "newest",
+    *,
+    pairs: bool = False,
 ) -> Run:
     """Reads config and parameters of a model; says so if much of the average still is its start.
 
@@ -71,14 +73,19 @@ def load_run(
       like: the parameters with their shardings, of one process or several, to which they are
         read; None: the first local device.
       checkpoint: of a run, see `Checkpoints.find`; a folder that is none has but one.
+      pairs: whether a model of pairs (`model.pairs`), which denoises no single images, will do.
 
     Raises:
       ConfigError: if the folder is not a run, has no such checkpoint, or holds the other one alone;
-        if the weights are damaged or not finite.
+        if the weights are damaged or not finite; or if the model is of pairs, and may not be.
     """
     workdir = locate(workdir)
     check_weights(workdir, ema=ema)
     config = load_json(workdir / "config.json")
+    if config.model.pairs is not None and not pairs:
+        raise ConfigError(
+            f"{workdir} holds a model of pairs (model.pairs); allowed: a model of single images"
+        )
     like = like or on_one_device(abstract_parameters(config.model))
     exported = additions.holds_additions(workdir) or published.is_published(workdir)
     if exported and checkpoint != "newest":
@@ -131,7 +138,7 @@ def _restore_kept(
     ema: bool,
 ) -> Parameters:
     train = config.train
-    if train.lora is None:
+    if not train.averages_what_learns:
         return checkpoints.restore_parameters(step, like, ema)
     shapes, _ = shapes_and_axes(config.model, train.lora)
     everywhere = _everywhere(like)

@@ -13,7 +13,7 @@ from dit_moe.config import ModelConfig, TrainConfig
 from dit_moe.devices.mesh import parameter_shardings, replicated
 from dit_moe.models.frozen import split_learning
 from dit_moe.models.low_rank import init_additions, merge_on_devices, shapes_and_axes
-from dit_moe.models.parameters import Parameters, init_parameters
+from dit_moe.models.parameters import Parameters, abstract_parameters, init_parameters
 from dit_moe.runs.ema_tracks import Tracks, init_tracks
 from dit_moe.runs.optimizer import build_optimizer
 
@@ -33,7 +33,7 @@ class TrainState:
     parameters: Parameters
     """All of the network, and its additions of low rank (`train.lora`)."""
     ema: Parameters
-    """Of all of them; with additions, of those that learn."""
+    """Of all of them, or of those that learn (`TrainConfig.averages_what_learns`)."""
     optimizer: optax.OptState
     """Of the parameters that learn."""
     tracks: Tracks = flax.struct.field(default_factory=dict)
@@ -51,7 +51,7 @@ def start_state(
     model: ModelConfig, train: TrainConfig, mesh: Mesh, parameters: Parameters, seed: int
 ) -> TrainState:
     """The state of step 0 with these parameters of the network, which lie on the mesh and are
-    donated; what is added to them follows from the seed."""
+    donated; what is added to them, or lacks among them, follows from the seed."""
     build = functools.partial(_build, model, train)
     shardings = state_shardings(model, train, mesh)
     key = jax.random.key(seed)
@@ -60,7 +60,7 @@ def start_state(
 
 def network_average(state: TrainState, train: TrainConfig) -> Parameters:
     """The averaged parameters of the network, whose additions the state may hold apart."""
-    if train.lora is None:
+    if not train.averages_what_learns:
         return state.ema
     return merge_on_devices({**state.parameters, **state.ema}, train.lora)
 
@@ -81,6 +81,9 @@ def _init(model: ModelConfig, train: TrainConfig, key: jax.Array) -> TrainState:
 def _build(
     model: ModelConfig, train: TrainConfig, network: Parameters, key: jax.Array
 ) -> TrainState:
+    if network.keys() != (all_of_it := abstract_parameters(model)).keys():
+        fresh = init_parameters(model, key)
+        network = {path: network.get(path, fresh[path]) for path in all_of_it}
     key = jax.random.fold_in(key, 1)  # the network has drawn from it
     parameters = {**network, **init_additions(model, train.lora, key)}
     learning, _ = split_learning(parameters, train)
@@ -96,7 +99,7 @@ def _build(
 
 def _averaged(parameters: dict[str, T], train: TrainConfig) -> dict[str, T]:
     """Those that an average is kept of."""
-    return parameters if train.lora is None else split_learning(parameters, train)[0]
+    return split_learning(parameters, train)[0] if train.averages_what_learns else parameters
 
 
 def state_shardings(model: ModelConfig, train: TrainConfig, mesh: Mesh) -> TrainState:

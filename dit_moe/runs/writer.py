@@ -57,7 +57,8 @@ def write_run(
     """Writes a run folder whose checkpoint, of step 0, holds the source.
 
     At step 0 a run's parameters and their moving average are the same; they are the same files.
-    Nothing is added to them: `train.lora` of the config is left out.
+    Nothing is added to them, and all of them are averaged: `train.lora` and `train.learn` of the
+    config are left out.
 
     Args:
       output: the folder, which must not hold anything.
@@ -72,7 +73,7 @@ def write_run(
     """
     with new_folder(output) as folder:
         with atomic(folder / "config.json") as temporary:
-            train = dataclasses.replace(config.train, lora=None)
+            train = dataclasses.replace(config.train, lora=None, learn=())
             temporary.write_text(to_json(dataclasses.replace(config, train=train)))
         write_latent_space(folder, space, resuming=False)
         if only_average:

@@ -17,6 +17,8 @@ _MODES = {"GRAY": "L", "RGB ": "RGB", "CMYK": "CMYK"}
 _TRANSPARENT = ("LA", "La", "PA", "RGBA", "RGBa")
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 """What Pillow calls a picture of so many channels; the second and the fourth are alpha."""
+LUMA = (0.299, 0.587, 0.114)
+"""How much of red, green and blue is in the luma (ITU-R BT.601, as in JPEG's YCbCr)."""
 _ROUNDING = 2  # of 255: profiles that say sRGB in other words differ by as much
 
 

@@ -97,6 +97,7 @@ def find_start(
         for field in differences(other, config)
         if field.startswith("model.") and field not in _free(config.model)
         if not (init_layers and field.startswith(("model.depth", "model.segments")))
+        if init_layers or other.model.pairs is not None or not field.startswith("model.pairs")
     ]
     if fields:
         raise ConfigError(
@@ -215,7 +216,8 @@ def start_parameters(
     old_shape = (start.config.model.num_classes + 1, *table.shape[1:])
     old = jax.ShapeDtypeStruct(old_shape, table.dtype, sharding=table.sharding)
     wanted = {**like, LABEL_TABLE: old}
-    run = load_run(init_from, ema, _of_model(start.config.model, wanted))
+    like = _of_model(start.config.model, wanted)
+    run = load_run(init_from, ema, like, pairs=start.model.pairs is not None)
     take = jax.jit(start.rows.take, out_shardings=table.sharding)
     parameters = {**run.parameters, LABEL_TABLE: take(run.parameters[LABEL_TABLE])}
     if start.init_layers:

@@ -16,7 +16,7 @@ from dit_moe.models.low_rank import functional_merged
 from dit_moe.models.parameters import Parameters, functional, router_prefixes
 from dit_moe.moe.routing import Routing
 from dit_moe.moe.statistics import layer_statistics
-from dit_moe.nn.embeddings import drop_labels
+from dit_moe.nn.embeddings import drop_labels, drop_labels_of_pairs
 from dit_moe.runs.ema_start import decay_of_step
 from dit_moe.runs.ema_tracks import update_tracks
 from dit_moe.runs.optimizer import build_optimizer, build_schedule, updates_done
@@ -55,13 +55,13 @@ def build_step(
     EMA too; with accumulation, the mean over the parts.
 
     Parameters that `train.freeze` names stay as they are, in the averages too; with `train.lora`
-    all but the additions and what it names to learn.
+    all but the additions and what it names to learn, with `train.learn` all but that.
 
     When the loss or the norm of its gradient is not finite, everything but the step's number stays
     as it was, and the metric `skipped` is `SKIPPED`, or `SKIPPED_FOR_DATA` where x is not finite
     itself; otherwise it is 0.
     """
-    gradients = _build_gradients(_build_loss(model, objective, train, teacher), train)
+    gradients = _build_gradients(_build_loss(model, objective, train, teacher), train, model.rows)
     update, schedule = _build_update(train), build_schedule(train)
     base_key = jax.random.key(seed)
 
@@ -91,10 +91,16 @@ def image_keys(key: jax.Array, number: int) -> jax.Array:
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(number))
 
 
-def in_parts(parts: int, *batch: jax.Array) -> list[jax.Array]:
-    """Arrays [N, ...] as [parts, N / parts, ...], for a scan over the parts of a batch."""
+def in_parts(parts: int, rows: int, *batch: jax.Array) -> list[jax.Array]:
+    """Arrays [N, ...] as [parts, N / parts, ...], for a scan over the parts of a batch, in which so
+    many rows stay together (`ModelConfig.rows`)."""
+
     # Part p takes images p, p + parts, ...: each device keeps its own images.
-    return [a.reshape(-1, parts, *a.shape[1:]).swapaxes(0, 1) for a in batch]
+    def cut(a: jax.Array) -> jax.Array:
+        together = a.reshape(-1, parts, rows, *a.shape[1:]).swapaxes(0, 1)
+        return together.reshape(parts, -1, *a.shape[1:])
+
+    return [cut(a) for a in batch]
 
 
 def mean_of_parts(metrics: Metrics) -> Metrics:
@@ -128,7 +134,8 @@ def _build_loss(
         y_N: jax.Array,
     ) -> tuple[jax.Array, _Beside]:
         label_key_N, key_N = jax.vmap(jax.random.split, out_axes=1)(key_N)
-        y_N = drop_labels(label_key_N, y_N, model.label_dropout, model.null_label)
+        drop = drop_labels if model.pairs is None else drop_labels_of_pairs
+        y_N = drop(label_key_N, y_N, model.label_dropout, model.null_label)
         network = functools.partial(bind(parameters), train=True)
         if bind_teacher is not None:
             assert train.distill is not None
@@ -141,7 +148,9 @@ def _build_loss(
     return loss
 
 
-def _build_gradients(loss: _Loss, train: TrainConfig) -> Callable[..., tuple[Parameters, _Beside]]:
+def _build_gradients(
+    loss: _Loss, train: TrainConfig, rows: int
+) -> Callable[..., tuple[Parameters, _Beside]]:
     """The gradient by what learns, with what is beside it, of a batch that is cut into parts."""
     parts = train.accumulation
 
@@ -160,7 +169,7 @@ def _build_gradients(loss: _Loss, train: TrainConfig) -> Callable[..., tuple[Par
             return jax.tree.map(jnp.add, total, gradient), beside
 
         zeros = jax.tree.map(jnp.zeros_like, learning)
-        total, (metrics, router_state) = jax.lax.scan(add, zeros, in_parts(parts, *batch))
+        total, (metrics, router_state) = jax.lax.scan(add, zeros, in_parts(parts, rows, *batch))
         mean = jax.tree.map(lambda g: g / parts, total)
         router_state = {path: v.mean(axis=0) for path, v in router_state.items()}
         return mean, (mean_of_parts(metrics), router_state)

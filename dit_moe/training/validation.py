@@ -136,7 +136,9 @@ def build_validation_loss(
             return metrics
 
         key_N = image_keys(key, len(y_N))
-        return mean_of_parts(jax.lax.map(measure, in_parts(parts, key_N, x_NxHxWxC, y_N)))
+        return mean_of_parts(
+            jax.lax.map(measure, in_parts(parts, model.rows, key_N, x_NxHxWxC, y_N))
+        )
 
     return loss
 

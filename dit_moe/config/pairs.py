@@ -1,0 +1,23 @@
+"""Two images in one network: what joins them."""
+
+from pydantic.dataclasses import dataclass
+
+from dit_moe.config.rules import RULES, PositiveInt
+
+
+@dataclass(frozen=True, config=RULES)
+class PairsConfig:
+    """Each image attends to the other one of its pair, beside itself (UniCon, Li et al. 2024).
+
+    The attention between the two has the weights of the block's own, with additions of low rank
+    apart for the first images and the second ones.
+    """
+
+    rank: PositiveInt = 64
+    """Of the additions."""
+    aligned: bool = True
+    """A pixel of one image shows the same place as that of the other (edges, depth): the results of
+    both go through one projection together. False: each goes through the same one by itself."""
+    adapt_second: bool = True
+    """The second images have additions to the attention to themselves too, and a condition of their
+    own: they are no natural images, such as the network knows."""
