@@ -77,8 +77,13 @@ PYRAMID = tuple(
 )
 
 
+def in_segments(*mixtures: MoEConfig) -> tuple[SegmentConfig, ...]:
+    """A block with each of these, one after another."""
+    return tuple(SegmentConfig(1, dataclasses.replace(moe, every=1)) for moe in mixtures)
+
+
 def tiny(moe: MoEConfig | tuple[SegmentConfig, ...] | None = PROMOE, **train: object) -> Config:
-    """A config of two blocks with this mixture in them, or of these segments."""
+    """A config of two blocks with this mixture in them, or of the blocks of these segments."""
     settings = {
         "steps": 6,
         "batch_size": 16,
@@ -98,7 +103,7 @@ def tiny(moe: MoEConfig | tuple[SegmentConfig, ...] | None = PROMOE, **train: ob
             channels=1,
             num_classes=10,
             width=16,
-            depth=2,
+            depth=sum(segment.depth for segment in moe) if isinstance(moe, tuple) else 2,
             heads=2,
             moe=None if isinstance(moe, tuple) else moe,
             segments=moe if isinstance(moe, tuple) else (),
