@@ -23,6 +23,7 @@ ROOMS = [
     "dit_moe.data",
     "dit_moe.runs",
     "dit_moe.plan",
+    "dit_moe.streaming",
     "dit_moe.sampling",
     "dit_moe.training",
     "dit_moe.surgery",

@@ -76,6 +76,11 @@ VERBS = {
         "python -m dit_moe.surgery.compress",
         "make a smaller model of a trained one: fewer experts",
     ),
+    "store": Verb(
+        "dit_moe.commands.store",
+        "python -m dit_moe.streaming",
+        "write a model's experts into a file, to draw in less memory than it has",
+    ),
     "analyse": Verb(
         "dit_moe.commands.analysis",
         "python -m dit_moe.analysis",

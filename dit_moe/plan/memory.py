@@ -164,7 +164,7 @@ def teacher_bytes(
     parameters, axes = _parameters(teacher, None)
     shardings = parameter_shardings(mesh, parameters, axes)
     stored = sum(
-        math.prod(shardings[path].shard_shape(p.shape)) * held_as(path, teacher).itemsize
+        math.prod(shardings[path].shard_shape(p.shape)) * held_as(path, teacher.dtype).itemsize
         for path, p in parameters.items()
     )
     gathered = 0.0

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
@@ -288,11 +289,46 @@ class Checkpoints:
         self._verify(step, arrays, items)
         return items[name]
 
+    def restore_each(
+        self, step: int, like: Mapping[str, jax.ShapeDtypeStruct], ema: bool
+    ) -> Iterator[tuple[str, np.ndarray]]:
+        """The same one after another, sorted by path, as arrays of NumPy: one is held at a time.
+
+        Raises:
+          DamageError, ConfigError: as `restore_parameters`.
+        """
+        name = "ema" if ema else "parameters"
+        arrays = self._told(step, {name: dict(like)})
+        handler = ocp.PyTreeCheckpointHandler()
+        with contextlib.closing(handler):
+            for path in sorted(like):
+                item = {"value": {path: 0}}
+                as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
+                with self._reading(step):
+                    arguments = ocp.args.PyTreeRestore(
+                        item=item, restore_args={"value": {path: as_numpy}}, partial_restore=True
+                    )
+                    array = handler.restore(self.folder / str(step) / name, args=arguments)
+                found = {name: array["value"]}
+                self._verify(step, arrays, found)
+                yield path, found[name][path]
+
     def _read(
         self, step: int, target: dict[str, Any]
     ) -> tuple[dict[str, about.Array], dict[str, Any]]:
         """What the checkpoint says it holds, and the items of `target` as read."""
-        folder = self.folder / str(step)
+        folder, arrays = self.folder / str(step), self._told(step, target)
+        # The handler alone waits for no other process, which may have failed to read.
+        handler = ocp.StandardCheckpointHandler()
+        with self._reading(step), contextlib.closing(handler):
+            items = {
+                name: handler.restore(folder / name, args=ocp.args.StandardRestore({"value": tree}))
+                for name, tree in target.items()
+            }
+        return arrays, {name: item["value"] for name, item in items.items()}
+
+    def _told(self, step: int, target: dict[str, Any]) -> dict[str, about.Array]:
+        """What the checkpoint says it holds, which the items of `target` fit."""
         with self._reading(step):
             arrays = about.read(self._about(step), self._name(step))
         if "optimizer" in target and not any(path.startswith("optimizer/") for path in arrays):
@@ -306,14 +342,7 @@ class Checkpoints:
                 f"{self._name(step)} does not fit config.json: {wrong[0]} and "
                 f"{len(wrong) - 1} more arrays differ in shape or dtype"
             )
-        # The handler alone waits for no other process, which may have failed to read.
-        handler = ocp.StandardCheckpointHandler()
-        with self._reading(step), contextlib.closing(handler):
-            items = {
-                name: handler.restore(folder / name, args=ocp.args.StandardRestore({"value": tree}))
-                for name, tree in target.items()
-            }
-        return arrays, {name: item["value"] for name, item in items.items()}
+        return arrays
 
     def _verify(self, step: int, arrays: dict[str, about.Array], items: dict[str, Any]) -> None:
         found = fingerprints(items)

@@ -1,6 +1,6 @@
 """Models from run folders, open folders, the Hugging Face hub, and presets."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,13 +16,14 @@ from dit_moe.devices import hosts
 from dit_moe.models.dit import DiT
 from dit_moe.models.frozen import split_learning
 from dit_moe.models.low_rank import merge_on_devices, shapes_and_axes
-from dit_moe.models.parameters import Parameters, abstract_parameters, functional
+from dit_moe.models.parameters import Parameters, abstract_parameters, functional, stack_of
 from dit_moe.runs import additions
 from dit_moe.runs import open_folder as published
 from dit_moe.runs.checkpoints import Checkpoints, on_one_device
 from dit_moe.runs.ema_snapshots import RECIPE_FILE
 from dit_moe.runs.ema_start import start_share, start_warning
 from dit_moe.runs.fingerprint import fingerprints
+from dit_moe.runs.tensor_files import finite
 from dit_moe.runs.weights import check_weights, has_average
 from dit_moe.storage.hub import is_hub_name
 
@@ -81,18 +82,19 @@ def load_run(
     """
     workdir = locate(workdir)
     check_weights(workdir, ema=ema)
+    if (workdir / published.STORE).is_file():
+        raise ConfigError(
+            f"workdir is {str(workdir)!r}, a store of experts, of which sample.py and eval alone "
+            "draw; allowed here: the run or folder that it was made of"
+        )
     config = load_json(workdir / "config.json")
     if config.model.pairs is not None and not pairs:
         raise ConfigError(
             f"{workdir} holds a model of pairs (model.pairs); allowed: a model of single images"
         )
     like = like or on_one_device(abstract_parameters(config.model))
-    exported = additions.holds_additions(workdir) or published.is_published(workdir)
-    if exported and checkpoint != "newest":
-        raise ConfigError(
-            f"checkpoint is {checkpoint!r}, but {str(workdir)!r} is an exported folder; allowed: "
-            "newest"
-        )
+    if additions.holds_additions(workdir) or published.is_published(workdir):
+        _check_exported(workdir, checkpoint)
     if additions.holds_additions(workdir):
         return Run(config, 0, _onto_base(workdir, config, like))
     if published.is_published(workdir):
@@ -114,6 +116,62 @@ def load_run(
     if warning := start_warning(config.train, step):
         hosts.say(f"{workdir}: {warning}")
     return Run(config, step, parameters, start_share(config.train, step))
+
+
+class OneByOne(NamedTuple):
+    """A model whose parameters are read one after another."""
+
+    config: Config
+    step: int
+    parts: Iterator[tuple[str, int | None, np.ndarray]]
+    """Sorted by path: path, unit of its stack (None: it is in none), and the floats there."""
+
+
+def load_each(workdir: Path, *, ema: bool, checkpoint: str = "newest") -> OneByOne:
+    """Reads a model without holding all of it: of an open folder one unit's tensor at a time, of a
+    run one array of its checkpoint, where all units lie in one piece. What has additions is made
+    whole first, and held.
+
+    Raises:
+      ConfigError: as of `load_run`; for what lies in the parameters, while they are read.
+    """
+    config = load_json(workdir / "config.json")
+    shapes = abstract_parameters(config.model)
+    if additions.holds_additions(workdir) or config.train.lora is not None:
+        run = load_run(workdir, ema, checkpoint=checkpoint)
+        whole = ((path, np.asarray(run.parameters[path])) for path in sorted(shapes))
+        return OneByOne(config, run.step, _by_unit(whole))
+    check_weights(workdir, ema=ema)
+    if published.is_published(workdir):
+        _check_exported(workdir, checkpoint)
+        return OneByOne(config, 0, published.read_each(workdir, config.model))
+    with Checkpoints(workdir) as checkpoints:
+        step = checkpoints.find(checkpoint)
+
+    def arrays() -> Iterator[tuple[str, np.ndarray]]:
+        with Checkpoints(workdir) as checkpoints:
+            for path, array in checkpoints.restore_each(step, shapes, ema):
+                yield path, finite(path, f"{workdir} at step {step:,}", array)
+
+    return OneByOne(config, step, _by_unit(arrays()))
+
+
+def _by_unit(
+    arrays: Iterator[tuple[str, np.ndarray]],
+) -> Iterator[tuple[str, int | None, np.ndarray]]:
+    for path, array in arrays:
+        if stack_of(path) is None:
+            yield path, None, array
+        else:
+            yield from ((path, unit, part) for unit, part in enumerate(array))
+
+
+def _check_exported(workdir: Path, checkpoint: str) -> None:
+    if checkpoint != "newest":
+        raise ConfigError(
+            f"checkpoint is {checkpoint!r}, but {str(workdir)!r} is an exported folder; allowed: "
+            "newest"
+        )
 
 
 def load_kept(workdir: Path, config: Config, *, ema: bool) -> tuple[int, Parameters]:

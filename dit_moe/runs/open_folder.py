@@ -23,6 +23,8 @@ from dit_moe.runs.weights import write_weights
 from dit_moe.storage.files import atomic
 from dit_moe.storage.hub import reason
 
+STORE = "store.json"
+"""In the folder of a model whose experts lie apart, to be read while it draws (streaming/)."""
 SHARD_BYTES = 5_000_000_000
 
 
@@ -115,20 +117,36 @@ def read_tensors(folder: Path, config: ModelConfig) -> dict[str, np.ndarray]:
       ConfigError: the files are damaged, do not fit the config, or hold numbers that are not
         finite.
     """
+    parameters = {
+        path: np.empty(p.shape, np.float32) for path, p in abstract_parameters(config).items()
+    }
+    for path, unit, tensor in read_each(folder, config):
+        parameters[path][... if unit is None else unit] = tensor
+    return parameters
+
+
+def read_each(folder: Path, config: ModelConfig) -> Iterator[tuple[str, int | None, np.ndarray]]:
+    """The same one tensor after another, sorted by path: path, unit of its stack (None: it is in
+    none) and what lies there, a float of any size.
+
+    Raises:
+      ConfigError: as `read_tensors`.
+    """
     sharded = (folder / INDEX).is_file()
     tensors: dict[str, StoredTensor] = (
         read_shards(folder / INDEX) if sharded else read_safetensors(folder / WEIGHTS)
     )
-    parameters = {
-        path: np.empty(p.shape, np.float32) for path, p in abstract_parameters(config).items()
+    parts = {
+        name: (path, unit, p.shape if unit is None else p.shape[1:])
+        for path, p in sorted(abstract_parameters(config).items())
+        for name, unit in _unit_names(path, p.shape)
     }
-    views = dict(_by_unit(parameters))
     wrong = [
         name
-        for name in {**views, **tensors}
-        if name not in views
+        for name in {**parts, **tensors}
+        if name not in parts
         or name not in tensors
-        or views[name].shape != tensors[name].shape
+        or parts[name][2] != tensors[name].shape
         or not jnp.issubdtype(tensors[name].dtype, jnp.floating)
     ]
     if wrong:
@@ -136,17 +154,22 @@ def read_tensors(folder: Path, config: ModelConfig) -> dict[str, np.ndarray]:
             f"the tensors in {folder} do not fit config.json: {wrong[0]} and {len(wrong) - 1:,} "
             "more are missing, unexpected, of another shape or no floats"
         )
-    for name, view in views.items():
-        view[...] = finite(name, folder, np.asarray(tensors[name]))
-    return parameters
+    for name, (path, unit, _) in parts.items():
+        yield path, unit, finite(name, folder, np.asarray(tensors[name]))
 
 
 def _by_unit(parameters: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
     """Names and views of the single units' parameters."""
     for path, array in parameters.items():
-        stack = stack_of(path)
-        if stack is None:
-            yield path, array
-        else:
-            for index in range(len(array)):
-                yield f"{stack}{index}.{path.removeprefix(stack)}", array[index]
+        for name, unit in _unit_names(path, array.shape):
+            yield name, array if unit is None else array[unit]
+
+
+def _unit_names(path: str, shape: tuple[int, ...]) -> Iterator[tuple[str, int | None]]:
+    """The names that a parameter's parts have, and their units."""
+    stack = stack_of(path)
+    if stack is None:
+        yield path, None
+    else:
+        for unit in range(shape[0]):
+            yield f"{stack}{unit}.{path.removeprefix(stack)}", unit

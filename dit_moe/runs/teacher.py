@@ -131,14 +131,19 @@ def load_teacher(config: Config, model: ModelConfig, mesh: Mesh) -> tuple[Teache
     folder = locate(name, _FIELD)
     run = load_run(folder, has_average(folder), like)
     teacher = Teacher(name, run.step, fingerprints(run.parameters))
-    cast = {path: p.astype(held_as(path, model)) for path, p in run.parameters.items()}
+    cast = {path: p.astype(held_as(path, model.dtype)) for path, p in run.parameters.items()}
     return teacher, cast
 
 
-def held_as(path: str, model: ModelConfig) -> jnp.dtype:
-    """The type in which a parameter of a teacher is held: where the network casts it before any
-    use, that of the computation."""
-    return jnp.dtype(model.dtype if path.endswith(_CAST) else "float32")
+def held_as(path: str, dtype: str) -> jnp.dtype:
+    """The type in which a parameter is held that need not learn: this one, where the network casts
+    it before any use, else float32.
+
+    Args:
+      path: of the parameter.
+      dtype: that of the computation, by which nothing is lost, or a narrower one.
+    """
+    return jnp.dtype(dtype if path.endswith(_CAST) else "float32")
 
 
 def read_teacher(workdir: FilePath) -> Teacher | None:

@@ -57,6 +57,7 @@ COMMANDS = {
         overrides=True,
     ),
     "export": Command("dit_moe.commands.convert", ("--workdir=run", "--output=new")),
+    "store": Command("dit_moe.commands.store", ("--workdir=run", "--output=new")),
     "upcycle": Command(
         "dit_moe.commands.convert",
         (

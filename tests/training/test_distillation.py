@@ -199,7 +199,7 @@ def test_what_is_held_in_the_type_of_the_computation(moe):
         path: random.normal(0, 0.2, p.shape).astype("f")
         for path, p in abstract_parameters(model).items()
     }
-    held = {path: p.astype(held_as(path, model)) for path, p in whole.items()}
+    held = {path: p.astype(held_as(path, model.dtype)) for path, p in whole.items()}
     assert sum(p.nbytes for p in held.values()) < 0.75 * sum(p.nbytes for p in whole.values())
     x, y = batch(4)
     predict = jax.jit(lambda p: functional(model)(p)(x, jnp.full(4, 0.3), y).value)
