@@ -23,6 +23,7 @@ from dit_moe.config.mesh import MeshConfig
 from dit_moe.config.model import ModelConfig, SegmentConfig
 from dit_moe.config.moe import ExpertGroup, MoEConfig
 from dit_moe.config.objective import OBJECTIVES, DDPMConfig, ObjectiveConfig, RectifiedFlowConfig
+from dit_moe.config.packed import PackedConfig
 from dit_moe.config.pairs import PairsConfig
 from dit_moe.config.race_routers import ExpertRaceRouterConfig
 from dit_moe.config.routers import (
@@ -90,6 +91,7 @@ __all__ = [
     "NoisyTopKRouterConfig",
     "NullTopKRouterConfig",
     "ObjectiveConfig",
+    "PackedConfig",
     "PairsConfig",
     "PrototypeExpertChoiceRouterConfig",
     "PrototypeRouterConfig",

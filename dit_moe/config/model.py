@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
 from dit_moe.config.moe import ExpertName, MoEConfig
+from dit_moe.config.packed import PackedConfig
 from dit_moe.config.pairs import PairsConfig
 from dit_moe.config.rules import (
     MAX_SIZE,
@@ -89,6 +90,9 @@ class ModelConfig:
     pairs: PairsConfig | None = None
     """Images come in pairs, of which each attends to the other (docs/pairs.md). None: one by
     one."""
+    packed: tuple[PackedConfig, ...] = ()
+    """Matrices that are kept as integers of few bits, and made whole where a product needs them: of
+    a network that was quantised, which can be run but not trained."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """The type of activations and matrix products. Parameters, routing, softmax and loss stay
     float32."""

@@ -18,6 +18,8 @@ from dit_moe.convert.diffusers_format import STEM, diffusers_config, to_diffuser
 from dit_moe.convert.formats import PEERS
 from dit_moe.convert.peers import to_peer
 from dit_moe.data.classes import read_classes
+from dit_moe.models.unpacking import unpacked, whole_model
+from dit_moe.plan.parameters import parameter_counts
 from dit_moe.runs.additions import Base, write_additions
 from dit_moe.runs.fingerprint import fingerprints
 from dit_moe.runs.loading import Run, load_kept, load_run, locate
@@ -69,13 +71,13 @@ def export_run(workdir: str | Path, output: Path, form: Format, *, ema: bool | N
 def _write_open_folder(run: Run, workdir: Path, output: Path, *, ema: bool) -> None:
     with new_folder(output) as target:
         parameters = {path: np.asarray(p) for path, p in run.parameters.items()}
-        write_tensors(target, parameters, ema=ema)
+        write_tensors(target, parameters, run.config.model, ema=ema)
         space = read_latent_space(workdir)
         write_beside(target, run.config, space, read_classes(workdir))
         card = model_card(
             run.config,
             space,
-            parameters=sum(p.size for p in parameters.values()),
+            parameters=parameter_counts(run.config.model).total,
             step=run.step,
             ema=ema,
             name=output.name,
@@ -101,7 +103,7 @@ def _write_additions(workdir: Path, output: Path, *, ema: bool) -> None:
 
 
 def _write_diffusers(run: Run, output: Path) -> None:
-    model = run.config.model
+    model = whole_model(run.config.model)
     # Refuses what DiT's code does not have.
     constructor_arguments("dit", model, run.config.objective)
     config = diffusers_config(model)
@@ -113,17 +115,20 @@ def _write_diffusers(run: Run, output: Path) -> None:
 
 
 def _write_for_peer(run: Run, family: Family, output: Path) -> None:
-    arguments = constructor_arguments(family, run.config.model, run.config.objective)
+    model = whole_model(run.config.model)
+    arguments = constructor_arguments(family, model, run.config.objective)
     tensors = _peer_tensors(run)
     if PEERS[family].other_clock:
         tensors = exchange_clocks(tensors)
-    _write_state_dict(output, PEERS[family].own_names(tensors, run.config.model))
+    _write_state_dict(output, PEERS[family].own_names(tensors, model))
     with atomic(output.with_suffix(".json")) as temporary:
         temporary.write_text(json.dumps(arguments, indent=2) + "\n")
 
 
 def _peer_tensors(run: Run) -> dict[str, np.ndarray]:
-    return to_peer(run.config.model, {path: np.asarray(p) for path, p in run.parameters.items()})
+    """Those of the peers' code, which has no packed matrices."""
+    model, parameters = unpacked(run.config.model, run.parameters)
+    return to_peer(model, {path: np.asarray(p) for path, p in parameters.items()})
 
 
 def _check_file(output: Path) -> None:

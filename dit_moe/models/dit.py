@@ -14,6 +14,7 @@ from jax.core import Tracer
 
 from dit_moe.config import ConfigError, ModelConfig
 from dit_moe.models.block import Given
+from dit_moe.models.packing import pack_matrices
 from dit_moe.models.prediction import Guesses, Prediction
 from dit_moe.models.trunk import Trunk
 from dit_moe.moe.routing import Routing
@@ -51,6 +52,7 @@ class DiT(nnx.Module):
             rngs,
             init=zeros,
         )
+        pack_matrices(self, config.packed)
 
     def __call__(
         self,

@@ -28,12 +28,13 @@ from jax.sharding import PartitionSpec
 from dit_moe.moe.assignments import sort_by_expert
 from dit_moe.moe.backends.residuals import keep
 from dit_moe.moe.dispatch import BACKENDS, resolve_backend
+from dit_moe.moe.experts.bank import ExpertBank
 from dit_moe.moe.routing import Routing
 from dit_moe.nn.feed_forward import ExpertWeights
 
 EXPERT_AXIS, FSDP_AXIS = "expert", "fsdp"
 
-Residuals = tuple[jax.Array, jax.Array, jax.Array, ExpertWeights, "Plan"]
+Residuals = tuple[jax.Array, jax.Array, jax.Array, ExpertBank, "Plan"]
 Gradients = tuple[jax.Array, jax.Array, ExpertWeights]
 
 SLACK = 1.25
@@ -108,7 +109,7 @@ def own_experts(experts: ExpertWeights, num_experts: int) -> ExpertWeights:
 def dispatch_to_shards(
     x_TxD: jax.Array,
     routing: Routing,
-    experts: ExpertWeights,
+    experts: ExpertBank,
     num_experts: int,
     usual: int,
     *,
@@ -122,7 +123,7 @@ def dispatch_to_shards(
         x_TxD: [T, D] float32 or bfloat16, this device's tokens.
         routing: their assignments. `token` counts from this device's first token, `expert` over
             the experts of all devices.
-        experts: this device's, from `own_experts`.
+        experts: this device's, from `own_experts`; any bank where the axis is of size 1.
         num_experts: all experts, without padding. Assignments from there on are left out.
         usual: how many assignments of a device are not left out, on average. It decides how much
             travels in a round, not what is computed.
@@ -134,7 +135,7 @@ def dispatch_to_shards(
     """
     backend = resolve_backend(backend)
     axes = jax.sharding.get_abstract_mesh().axis_names
-    nowhere = lax.axis_size(EXPERT_AXIS) * experts.w_in.shape[0]
+    nowhere = lax.axis_size(EXPERT_AXIS) * experts.num_experts
     expert_A = jnp.where(routing.expert < num_experts, routing.expert, nowhere)
     rows = round_rows(usual, len(expert_A), lax.axis_size(EXPERT_AXIS))
     return _dispatch(axes, backend, rows, x_TxD, routing.token, expert_A, routing.weight, experts)
@@ -234,7 +235,7 @@ def _exchange(
 
 
 def _serve(
-    this: _Round, rows_SxCxD: jax.Array, weight_SxC: jax.Array, experts: ExpertWeights
+    this: _Round, rows_SxCxD: jax.Array, weight_SxC: jax.Array, experts: ExpertBank
 ) -> jax.Array:
     """The rows that arrived, each through its expert and times its weight: [S, C, D]."""
     rows_RxD = rows_SxCxD.reshape(-1, rows_SxCxD.shape[-1])
@@ -252,9 +253,9 @@ def _forward(
     token_A: jax.Array,
     expert_A: jax.Array,
     weight_A: jax.Array,
-    experts: ExpertWeights,
+    experts: ExpertBank,
 ) -> tuple[jax.Array, Residuals]:
-    plan = make_plan(expert_A, experts.w_in.shape[0], axes, rows)
+    plan = make_plan(expert_A, experts.num_experts, axes, rows)
     wide = jnp.promote_types(x_TxD.dtype, jnp.float32)
 
     def step(number: jax.Array, y_TxD: jax.Array) -> jax.Array:
@@ -310,7 +311,7 @@ def _dispatch(
     token_A: jax.Array,
     expert_A: jax.Array,
     weight_A: jax.Array,
-    experts: ExpertWeights,
+    experts: ExpertBank,
 ) -> jax.Array:
     return _forward(axes, backend, rows, x_TxD, token_A, expert_A, weight_A, experts)[0]
 

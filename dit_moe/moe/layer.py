@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from dit_moe.config import ExpertGroup, MoEConfig
+from dit_moe.config import ConfigError, ExpertGroup, MoEConfig
 from dit_moe.moe.assignments import ExpertRanges, arrange_by_image
 from dit_moe.moe.dispatch import dispatch, resolve_backend
 from dit_moe.moe.expert_parallel import (
@@ -133,8 +133,12 @@ def _dispatch_over_mesh(
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return dispatch(x_TxD, routing, experts)
-    if not isinstance(experts, ExpertWeights):
-        raise TypeError(f"{type(experts).__name__} is a bank of experts for a single device")
+    plain = isinstance(experts, ExpertWeights)
+    if not plain and expert_shards() > 1:
+        raise ConfigError(
+            f"config.mesh.expert is {expert_shards()} with packed experts, which lie whole on "
+            "every device; allowed: 1"
+        )
     num_experts = experts.num_experts
     routing = arrange_by_image(routing, num_experts)
     routing = dataclasses.replace(
@@ -143,19 +147,20 @@ def _dispatch_over_mesh(
     # Where tokens have slots for more experts than they use, rounds hold the memory of those used.
     in_rounds = expert_shards() > 1 or len(routing.token) > top_k * len(x_TxD)
 
-    def local(x_TxD: jax.Array, routing: Routing, experts: ExpertWeights) -> jax.Array:
+    def local(x_TxD: jax.Array, routing: Routing, experts: ExpertBank) -> jax.Array:
         first = jax.lax.axis_index(mesh.axis_names) * x_TxD.shape[0]
         routing = dataclasses.replace(routing, token=routing.token - first)
         if not in_rounds:
             return dispatch(x_TxD, routing, experts)
-        experts = own_experts(experts, num_experts)
+        if isinstance(experts, ExpertWeights):
+            experts = own_experts(experts, num_experts)
         usual = min(math.ceil(share * top_k * len(x_TxD)), len(routing.token))
         return dispatch_to_shards(x_TxD, routing, experts, num_experts, usual)
 
-    tokens = PartitionSpec(mesh.axis_names)
+    tokens, whole = PartitionSpec(mesh.axis_names), PartitionSpec()
     return jax.shard_map(
         local,
-        in_specs=(tokens, tokens, expert_specs(experts) if in_rounds else PartitionSpec()),
+        in_specs=(tokens, tokens, expert_specs(experts) if plain and in_rounds else whole),
         out_specs=tokens,
         # tokamax's kernels do not tell over which axes their results vary.
         check_vma=resolve_backend("auto") != "tokamax",

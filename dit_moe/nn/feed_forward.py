@@ -10,6 +10,7 @@ from flax import nnx
 
 from dit_moe.config.experts import EXPERTS, ExpertKind
 from dit_moe.nn.linear import affine, product
+from dit_moe.nn.packed import Packed, PackedMatrix
 
 _XAVIER = jax.nn.initializers.xavier_uniform(in_axis=-2, out_axis=-1, batch_axis=(0,))
 
@@ -61,6 +62,49 @@ class ExpertWeights:
         )
 
 
+@flax.struct.dataclass
+class PackedExperts:
+    """The bank of experts of whose matrices one or both are packed; it cannot be trained.
+
+    A back end that asks for one expert at a time never has more of them whole.
+    """
+
+    w_in: jax.Array | Packed
+    """[E, D, G] float32 or packed."""
+    w_out: jax.Array | Packed
+    """[E, F, D] float32 or packed."""
+    b_in: jax.Array | None = None
+    b_out: jax.Array | None = None
+    activation: str = flax.struct.field(pytree_node=False, default="swiglu")
+
+    @property
+    def kind(self) -> ExpertKind:
+        """The facts of the kind."""
+        return EXPERTS[self.activation]
+
+    @property
+    def num_experts(self) -> int:
+        """E."""
+        return self.w_in.shape[0]
+
+    def expert(self, index: jax.Array | int, dtype: jnp.dtype) -> ExpertWeights:
+        """The weights of one expert, its matrices whole."""
+        own = jax.tree.map(lambda part: part[index], self)
+        return jax.tree.map(lambda w: w.astype(dtype), own._whole())
+
+    def stack(self, dtype: jnp.dtype) -> ExpertWeights:
+        """The weights of all experts, their matrices whole and in a dtype; biases as they are."""
+        return self._whole().stack(dtype)
+
+    def _whole(self) -> ExpertWeights:
+        def whole(w: jax.Array | Packed) -> jax.Array:
+            return w.weights() if isinstance(w, Packed) else w
+
+        return ExpertWeights(
+            whole(self.w_in), whole(self.w_out), self.b_in, self.b_out, self.activation
+        )
+
+
 class Experts(nnx.Module):
     """The parameters of E feed-forward networks of one kind."""
 
@@ -78,16 +122,16 @@ class Experts(nnx.Module):
             self.b_in = nnx.Param(b_in_ExG, axes=("expert", "mlp"))
             self.b_out = nnx.Param(jnp.zeros((num_experts, width)), axes=("expert", "embed"))
 
-    def bank(self) -> ExpertWeights:
-        """The float32 parameters in the form that dispatch takes."""
+    def bank(self) -> ExpertWeights | PackedExperts:
+        """The parameters in the form that dispatch takes."""
         biases = EXPERTS[self.kind].biases
-        return ExpertWeights(
-            w_in=self.w_in[...],
-            w_out=self.w_out[...],
-            b_in=self.b_in[...] if biases else None,
-            b_out=self.b_out[...] if biases else None,
-            activation=self.kind,
-        )
+        b_in, b_out = (self.b_in[...], self.b_out[...]) if biases else (None, None)
+        if isinstance(self.w_in, PackedMatrix) or isinstance(self.w_out, PackedMatrix):
+            w_in, w_out = (
+                w.packed if isinstance(w, PackedMatrix) else w[...] for w in (self.w_in, self.w_out)
+            )
+            return PackedExperts(w_in, w_out, b_in, b_out, self.kind)
+        return ExpertWeights(self.w_in[...], self.w_out[...], b_in, b_out, self.kind)
 
 
 class FeedForward(nnx.Module):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from dit_moe.config import ModelConfig
 from dit_moe.models.parameters import abstract_parameters, places
+from dit_moe.models.unpacking import whole_model
 
 _ROUTED = "feed_forward.experts."
 
@@ -25,7 +26,7 @@ def parameter_counts(model: ModelConfig) -> ParameterCounts:
     """Counts them, without memory for them."""
     routed = {f"{p.prefix}{_ROUTED}": p.moe for p in places(model) if p.moe is not None}
     total, active = 0, 0.0
-    for path, parameter in abstract_parameters(model).items():
+    for path, parameter in abstract_parameters(whole_model(model)).items():
         moe = next((moe for prefix, moe in routed.items() if path.startswith(prefix)), None)
         total += parameter.size
         active += parameter.size * (

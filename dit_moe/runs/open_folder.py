@@ -2,7 +2,9 @@
 
 The tensors have this package's names, one for each unit of blocks: "trunk.segments.0.3.blocks.0.
 attention.qkv.kernel" is number 3 of the stack "trunk.segments.0.blocks.0.attention.qkv.kernel".
-Above `SHARD_BYTES` they lie in several files with an index, in the layout of the Hugging Face hub.
+Of packed matrices the metadata of each file tell `bits`, `group`, `shape` and `order`, by name.
+Above `SHARD_BYTES` the tensors lie in several files with an index, in the layout of the Hugging
+Face hub.
 """
 
 import json
@@ -17,8 +19,16 @@ from dit_moe.config import Config, ConfigError, ModelConfig
 from dit_moe.config.files import to_json
 from dit_moe.data.classes import Classes, write_classes
 from dit_moe.models.parameters import abstract_parameters, stack_of
+from dit_moe.models.unpacking import packed_kinds
+from dit_moe.nn.packed import ORDER
 from dit_moe.runs.checkpoint_files import INDEX, WEIGHTS, read_shards
-from dit_moe.runs.tensor_files import StoredTensor, finite, read_safetensors, write_safetensors
+from dit_moe.runs.tensor_files import (
+    StoredTensor,
+    finite,
+    read_metadata,
+    read_safetensors,
+    write_safetensors,
+)
 from dit_moe.runs.weights import write_weights
 from dit_moe.storage.files import atomic
 from dit_moe.storage.hub import reason
@@ -51,15 +61,19 @@ def download(name: str) -> Path:
         ) from error
 
 
-def write_tensors(folder: Path, parameters: Mapping[str, np.ndarray], *, ema: bool) -> None:
+def write_tensors(
+    folder: Path, parameters: Mapping[str, np.ndarray], model: ModelConfig, *, ema: bool
+) -> None:
     """Writes parameters by dotted path as `model.safetensors`, or as shards with an index.
 
     Args:
       folder: is there, and empty.
       parameters: all of a network.
+      model: the network.
       ema: they are the moving average.
     """
-    write_shards(folder, "model", stored_tensors(parameters), form="dit_moe")
+    tensors = stored_tensors(parameters)
+    write_shards(folder, "model", tensors, form="dit_moe", metadata=_metadata(model))
     write_weights(folder, ema=ema, files=tuple(path.name for path in folder.iterdir()))
 
 
@@ -78,7 +92,14 @@ def write_beside(
     write_classes(folder, classes)
 
 
-def write_shards(folder: Path, stem: str, tensors: Mapping[str, np.ndarray], *, form: str) -> None:
+def write_shards(
+    folder: Path,
+    stem: str,
+    tensors: Mapping[str, np.ndarray],
+    *,
+    form: str,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     """Writes tensors as `STEM.safetensors`, or as shards with an index, as the hub's clients do.
 
     Args:
@@ -86,6 +107,7 @@ def write_shards(folder: Path, stem: str, tensors: Mapping[str, np.ndarray], *, 
       stem: what the names of the files begin with.
       tensors: by name.
       form: whose names they are; "pt" for what PyTorch's packages shall read.
+      metadata: what else each of the files shall tell.
     """
     shards: list[dict[str, np.ndarray]] = [{}]
     size = 0
@@ -101,7 +123,7 @@ def write_shards(folder: Path, stem: str, tensors: Mapping[str, np.ndarray], *, 
         names = [f"{stem}.safetensors"]
     for name, shard in zip(names, shards, strict=True):
         with atomic(folder / name) as temporary:
-            write_safetensors(temporary, shard, form)
+            write_safetensors(temporary, shard, form, metadata)
     if count > 1:
         total = sum(array.nbytes for array in tensors.values())
         shard_of = {key: name for name, s in zip(names, shards, strict=True) for key in s}
@@ -110,24 +132,24 @@ def write_shards(folder: Path, stem: str, tensors: Mapping[str, np.ndarray], *, 
             temporary.write_text(json.dumps(index, indent=2) + "\n")
 
 
-def read_tensors(folder: Path, config: ModelConfig) -> dict[str, np.ndarray]:
-    """Parameters by dotted path, float32, from a folder of `write_tensors`.
+def read_tensors(folder: Path, model: ModelConfig) -> dict[str, np.ndarray]:
+    """Parameters by dotted path from a folder of `write_tensors`: float32, but for what is packed.
 
     Raises:
-      ConfigError: the files are damaged, do not fit the config, or hold numbers that are not
+      ConfigError: the files are damaged, do not fit the model, or hold numbers that are not
         finite.
     """
     parameters = {
-        path: np.empty(p.shape, np.float32) for path, p in abstract_parameters(config).items()
+        path: np.empty(p.shape, p.dtype) for path, p in abstract_parameters(model).items()
     }
-    for path, unit, tensor in read_each(folder, config):
+    for path, unit, tensor in read_each(folder, model):
         parameters[path][... if unit is None else unit] = tensor
     return parameters
 
 
-def read_each(folder: Path, config: ModelConfig) -> Iterator[tuple[str, int | None, np.ndarray]]:
+def read_each(folder: Path, model: ModelConfig) -> Iterator[tuple[str, int | None, np.ndarray]]:
     """The same one tensor after another, sorted by path: path, unit of its stack (None: it is in
-    none) and what lies there, a float of any size.
+    none) and what lies there, a float of any size but for what is packed.
 
     Raises:
       ConfigError: as `read_tensors`.
@@ -137,8 +159,8 @@ def read_each(folder: Path, config: ModelConfig) -> Iterator[tuple[str, int | No
         read_shards(folder / INDEX) if sharded else read_safetensors(folder / WEIGHTS)
     )
     parts = {
-        name: (path, unit, p.shape if unit is None else p.shape[1:])
-        for path, p in sorted(abstract_parameters(config).items())
+        name: (path, unit, p.shape if unit is None else p.shape[1:], p.dtype)
+        for path, p in sorted(abstract_parameters(model).items())
         for name, unit in _unit_names(path, p.shape)
     }
     wrong = [
@@ -147,15 +169,43 @@ def read_each(folder: Path, config: ModelConfig) -> Iterator[tuple[str, int | No
         if name not in parts
         or name not in tensors
         or parts[name][2] != tensors[name].shape
-        or not jnp.issubdtype(tensors[name].dtype, jnp.floating)
+        or not _fits(tensors[name].dtype, parts[name][3])
     ]
     if wrong:
         raise ConfigError(
             f"the tensors in {folder} do not fit config.json: {wrong[0]} and {len(wrong) - 1:,} "
-            "more are missing, unexpected, of another shape or no floats"
+            "more are missing, unexpected, of another shape or of another type"
         )
-    for name, (path, unit, _) in parts.items():
+    if model.packed:
+        _check_metadata(folder, model)
+    for name, (path, unit, _, _) in parts.items():
         yield path, unit, finite(name, folder, np.asarray(tensors[name]))
+
+
+def _fits(found: np.dtype, wanted: np.dtype) -> bool:
+    """Whether a tensor's type will do: any float for float32, and its own for what is packed."""
+    return found == wanted or (wanted == np.float32 and jnp.issubdtype(found, jnp.floating))
+
+
+def _metadata(model: ModelConfig) -> dict[str, str]:
+    """What is told of packed matrices, by the name that their tensors' names begin with."""
+    if not model.packed:
+        return {}
+    told = {}
+    for path, (kind, shape) in packed_kinds(model).items():
+        for name, unit in _unit_names(path, shape):
+            own = shape if unit is None else shape[1:]
+            told[name] = {"bits": kind.bits, "group": kind.group, "shape": own}
+    return {"packed": json.dumps({"order": ORDER, "matrices": told})}
+
+
+def _check_metadata(folder: Path, model: ModelConfig) -> None:
+    found = read_metadata(next(folder.glob("*.safetensors"))).get("packed")
+    if found != _metadata(model)["packed"]:
+        raise ConfigError(
+            f"{folder} has packed matrices, of which config.json (model.packed) tells otherwise "
+            "than the files themselves; allowed: both as they were written"
+        )
 
 
 def _by_unit(parameters: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:

@@ -63,21 +63,39 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
             for name in file.keys():  # noqa: SIM118 -- it is no dictionary
                 view = file.get_slice(name)
                 kind = view.get_dtype()
-                dtype = jnp.dtype(DTYPES.get(kind, "int32" if kind[0] in "IUB" else "uint8"))
+                # Whatever else there is, it is no float and no bytes.
+                dtype = jnp.dtype(DTYPES.get(kind, "uint8" if kind == "U8" else "int32"))
                 tensors[name] = StoredTensor(tuple(view.get_shape()), dtype, reader(name))
     except (safetensors.SafetensorError, OSError) as error:
         raise ConfigError(f"{path} is not a whole safetensors file: {error}") from None
     return tensors
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray], form: str) -> None:
-    """Writes tensors by name, with `form` as whose names they are: "pt" for PyTorch's packages.
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a safetensors file that can be read tells of itself."""
+    with safetensors.safe_open(path, framework="numpy") as file:
+        return file.metadata() or {}
+
+
+def write_safetensors(
+    path: Path,
+    tensors: Mapping[str, np.ndarray],
+    form: str,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Writes tensors by name.
+
+    Args:
+      path: of the file.
+      tensors: by name.
+      form: whose names they are: "pt" for PyTorch's packages.
+      metadata: what else the file shall tell of itself.
 
     Raises:
       OSError: the file cannot be written.
     """
     whole = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
     try:
-        save_file(whole, path, metadata={"format": form})
+        save_file(whole, path, metadata={"format": form, **(metadata or {})})
     except safetensors.SafetensorError as error:
         raise OSError(f"{path} cannot be written: {error}") from None

@@ -26,6 +26,7 @@ from dit_moe.config.objective import other_meaning
 from dit_moe.config.rules import describe
 from dit_moe.data.classes import model_classes
 from dit_moe.models.parameters import Parameters, abstract_parameters, places
+from dit_moe.models.unpacking import check_whole
 from dit_moe.moe.assignments import ExpertRanges
 from dit_moe.moe.routers import build_router
 from dit_moe.moe.routing import Conditioning
@@ -81,6 +82,8 @@ def aggregate_runs(
 
 def check(first: Config, second: Config) -> None:
     """Raises a ConfigError that says why two runs cannot be aggregated, if so."""
+    for config, which in ((first, "first"), (second, "second")):
+        check_whole(config.model, f"the {which} run")
     if not first.model.mixtures:
         raise ConfigError("model.moe is none in the first run; allowed: a mixture of experts")
     fields = [

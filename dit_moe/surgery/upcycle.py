@@ -37,6 +37,7 @@ from dit_moe.config import (
 )
 from dit_moe.config.objective import other_meaning
 from dit_moe.models.parameters import Parameters, Place, abstract_parameters, places
+from dit_moe.models.unpacking import check_whole
 from dit_moe.moe.routers import build_router
 from dit_moe.nn.flat import variables
 from dit_moe.runs.loading import load_run, locate
@@ -81,6 +82,7 @@ def upcycle_run(
 
 def check(old: Config, new: Config) -> None:
     """Raises a ConfigError that says why `old` cannot become `new`, if so."""
+    check_whole(old.model, "the run to upcycle")
     moe = new.model.moe
     for name, model in (("config.model", new.model), ("the run to upcycle", old.model)):
         if model.segments:

@@ -19,6 +19,7 @@ from dit_moe.data.classes import count_classes, model_classes, named_classes, re
 from dit_moe.data.sources import Source
 from dit_moe.devices import hosts
 from dit_moe.models.parameters import Parameters, abstract_parameters
+from dit_moe.models.unpacking import check_whole
 from dit_moe.runs.fingerprint import fingerprints
 from dit_moe.runs.loading import load_run, locate
 from dit_moe.runs.weights import has_average
@@ -92,6 +93,7 @@ def find_start(
     """
     folder = locate(init_from, "init_from")
     other = load_json(folder / "config.json")
+    check_whole(other.model, f"init_from is {init_from!r}, which")
     fields = [
         field
         for field in differences(other, config)

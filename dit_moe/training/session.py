@@ -19,6 +19,7 @@ from dit_moe.devices.accelerators import find_device
 from dit_moe.devices.mesh import batch_sharding, build_mesh, check_mesh, replicated
 from dit_moe.models.low_rank import is_addition
 from dit_moe.models.parameters import Parameters
+from dit_moe.models.unpacking import check_whole
 from dit_moe.plan.estimate import Estimate, estimate
 from dit_moe.plan.host import check_host_memory
 from dit_moe.runs.checkpoints import Checkpoints
@@ -176,6 +177,7 @@ def build_parts(config: Config) -> Parts:
     Raises:
       ConfigError: it does not fit them.
     """
+    check_whole(config.model, "config")
     mesh = build_mesh(config.mesh)
     check_mesh(mesh, config.model)
     plan = estimate(config, mesh.shape, find_device(jax.devices()[0].device_kind))

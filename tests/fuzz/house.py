@@ -112,7 +112,7 @@ def build(folder: Path) -> None:
     for name, config in (("exported", CONFIG), ("dense", tiny(None)), ("of latents", latent)):
         (folder / name).mkdir()
         parameters = jax.device_get(init_parameters(config.model, jax.random.key(0)))
-        write_tensors(folder / name, parameters, ema=True)
+        write_tensors(folder / name, parameters, config.model, ema=True)
         (folder / name / "config.json").write_text(to_json(config))
     space = LatentSpace(AUTOENCODER, mean=(0.0,) * 4, std=(2.0,) * 4)
     write_latent_space(folder / "of latents", space, resuming=False)

@@ -110,7 +110,7 @@ def write_model(output: Path, model: Model, record: Compressed, *, name: str) ->
       name: that the card has for it.
     """
     with new_folder(output) as target:
-        write_tensors(target, model.parameters, ema=model.ema)
+        write_tensors(target, model.parameters, model.config.model, ema=model.ema)
         write_beside(target, model.config, model.latent_space, model.classes)
         write_compressed(target, record)
         card = model_card(
