@@ -17,7 +17,8 @@ Matrices = tuple[tuple[tuple[float, ...], ...], ...]
 def expert_similarity(config: ModelConfig, parameters: Parameters) -> Matrices:
     """Cosines of the experts' weights, all of an expert's as one vector: `[L][E][E]`."""
     layers = moe_layers(functional(config)(parameters))
-    return tuple(m for layer in layers for m in matrices(_similarity(layer.experts.bank())))
+    whole = (layer.experts.bank().stack(jnp.dtype("float32")) for layer in layers)
+    return tuple(m for weights in whole for m in matrices(_similarity(weights)))
 
 
 def _similarity(weights: ExpertWeights) -> np.ndarray:

@@ -96,10 +96,10 @@ class Grid:
         return (codes_DxG.astype(jnp.float32) - zero) * scale
 
     def _by_row(self, rows: int, group: int) -> tuple[jax.Array, jax.Array]:
-        return tuple(
-            jnp.repeat(own.astype(jnp.float32), group, axis=-2)[..., :rows, :]
-            for own in (self.scale, self.zero)
-        )
+        def by_row(own: jax.Array) -> jax.Array:
+            return jnp.repeat(own.astype(jnp.float32), group, axis=-2)[..., :rows, :]
+
+        return by_row(self.scale), by_row(self.zero)
 
 
 def range_grid(w_DxG: jax.Array, bits: int, group: int) -> Grid:

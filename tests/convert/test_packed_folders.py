@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import dit_moe
+from dit_moe.analysis.experts import expert_similarity
 from dit_moe.commands import convert, sample, train
 from dit_moe.config import Config, ConfigError, PackedConfig
 from dit_moe.config.files import load_json, to_json
@@ -107,6 +108,12 @@ def test_exports_of_a_folder(folder, config, tmp_path):
     _, parameters = unpacked(config.model, load_run(folder).parameters)
     qkv = parameters["trunk.segments.0.blocks.1.attention.qkv.kernel"][0]
     np.testing.assert_array_equal(peer["blocks.1.attn.qkv.weight"], np.asarray(qkv).T)
+
+
+def test_experts_are_looked_at_whole(folder, config):
+    parameters = load_run(folder).parameters
+    found = expert_similarity(config.model, parameters)
+    np.testing.assert_allclose(found, expert_similarity(*unpacked(config.model, parameters)))
 
 
 def changed(folder, target, change, metadata=None):

@@ -157,7 +157,9 @@ def test_packed_bytes_of_the_largest_published_model():
     8, all else as it is. A group's scale and zero are 32 bits."""
     model = preset("DiT-MoE-XL/2-8E2A").model
     width, depth, hidden = model.width, model.depth, 4 * model.width
-    assert (width, depth, model.moe.num_experts) == (1152, 28, 8)
+    moe = model.moe
+    assert moe is not None
+    assert (width, depth, moe.num_experts) == (1152, 28, 8)
     packed = (
         PackedConfig(("*.experts.w_*", "*.attention.*.kernel"), 4),
         PackedConfig(("trunk.*.modulation.kernel",), 8),
@@ -166,7 +168,7 @@ def test_packed_bytes_of_the_largest_published_model():
     found = sum(p.size * p.dtype.itemsize for p in abstract.values())
 
     routed = 8 * 3 * width * hidden
-    shared = 3 * width * int(model.moe.shared_hidden_ratio * width)
+    shared = 3 * width * int(moe.shared_hidden_ratio * width)
     at_four = depth * (routed + shared + 4 * width**2)
     at_eight = depth * 6 * width**2
     whole = abstract_parameters(model)

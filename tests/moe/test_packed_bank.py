@@ -110,6 +110,7 @@ def test_one_expert_is_whole_at_a_time(backend):
             return dispatch(x, routing, bank, backend=backend)
 
         memory = run.lower(jnp.ones((tokens, width)), bank).compile().memory_analysis()
+        assert memory is not None
         return memory.temp_size_in_bytes, memory.argument_size_in_bytes
 
     few, _ = bytes_of(2)
