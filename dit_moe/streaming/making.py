@@ -14,6 +14,7 @@ from dit_moe.autoencoder.latent_space import read_latent_space
 from dit_moe.config import ConfigError
 from dit_moe.data.classes import read_classes
 from dit_moe.models.parameters import stack_of
+from dit_moe.models.unpacking import check_whole
 from dit_moe.runs.loading import OneByOne, load_each, locate
 from dit_moe.runs.open_folder import STORE, write_beside
 from dit_moe.runs.teacher import held_as
@@ -52,6 +53,7 @@ def make_store(
         raise ConfigError(f"dtype is {dtype!r}; allowed: {', '.join(DTYPES)}")
     folder = locate(workdir)
     read = load_each(folder, ema=ema, checkpoint=checkpoint)
+    check_whole(read.config.model, f"workdir is {str(workdir)!r}, which")
     dtype = dtype or read.config.model.dtype
     layers = layers_of(read.config.model, dtype)
     if not layers:
