@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from benchmarks.timing import Timed, fastest, machine
 from dit_moe.config.files import load_file
 from dit_moe.models.parameters import init_parameters
-from dit_moe.sampling.request import build_request, function_evaluations
+from dit_moe.sampling.evaluations import function_evaluations
+from dit_moe.sampling.request import build_request
 from dit_moe.sampling.sampler import build_sampler
 
 PLAIN = {"scale": 1.0}

@@ -18,6 +18,7 @@ ROOMS = [
     "dit_moe.nn",
     "dit_moe.moe",
     "dit_moe.models",
+    "dit_moe.caching",
     "dit_moe.diffusion",
     "dit_moe.autoencoder",
     "dit_moe.data",

@@ -205,8 +205,9 @@ GUIDE_FLAGS = ("guide", "guide_parameters")
 
 
 def add_solver_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds `SOLVER_FLAGS`."""
+    """Adds `SOLVER_FLAGS` and `--cache`."""
     from dit_moe.config import SOLVERS, TIME_GRIDS
+    from dit_moe.config.caching import CACHES
 
     add = parser.add_argument_group(
         "solver (docs/sampling.md); what is not given is the run's own"
@@ -217,6 +218,12 @@ def add_solver_flags(parser: argparse.ArgumentParser) -> None:
     add("--eta", type=float, help="with ddim: noise, 0 to 1 (default: 0, none)")
     add("--tolerance", type=float, help="with dopri5: error of a step (default: 0.001)")
     add("--shift", type=float, help="with --time_grid shifted: steps to noise (default: 3)")
+    add(
+        "--cache",
+        metavar="METHOD[:FIELD=VALUE,...]",
+        help="leaves out what changes little from evaluation to evaluation, such as fora:every=2; "
+        f"{', '.join(CACHES.names)} (docs/caching.md; default: computes everything)",
+    )
 
 
 def add_guidance_flags(parser: argparse.ArgumentParser, *, scales: bool = False) -> None:
@@ -276,8 +283,9 @@ def add_guidance_flags(parser: argparse.ArgumentParser, *, scales: bool = False)
 
 
 def solver_settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What `SOLVER_FLAGS` ask of a `RunSampler`."""
-    return {"integration": {name: getattr(arguments, name) for name in SOLVER_FLAGS}}
+    """What `SOLVER_FLAGS` and `--cache` ask of a `RunSampler`."""
+    integration = {name: getattr(arguments, name) for name in SOLVER_FLAGS}
+    return {"integration": integration, "cache": arguments.cache}
 
 
 def guidance_settings(arguments: argparse.Namespace, **given: Any) -> dict[str, Any]:

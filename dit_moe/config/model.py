@@ -189,6 +189,11 @@ class ModelConfig:
         return self.segments or (SegmentConfig(self.depth, self.moe),)
 
     @property
+    def units(self) -> int:
+        """How many units the segments have together."""
+        return sum(segment.repeats for segment in self.trunk)
+
+    @property
     def mixtures(self) -> tuple[MoEConfig, ...]:
         """The mixture of every MoE layer, in order."""
         return tuple(s.moe for s in self.trunk if s.moe for _ in range(s.moe_blocks))

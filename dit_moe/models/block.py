@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,6 +36,16 @@ class Given:
     """How much the two images of a pair attend to each other; see `JointAttention`."""
 
 
+@flax.struct.dataclass
+class Outputs:
+    """What the parts of a block gave, before their gates, in the dtype of the computation."""
+
+    attention: jax.Array
+    """[N, S, D]."""
+    feed_forward: jax.Array
+    """[N, S, D]."""
+
+
 class Block(nnx.Module):
     """Attention and a feed-forward, dense or MoE, each modulated and gated by the condition."""
 
@@ -56,27 +67,48 @@ class Block(nnx.Module):
 
     def __call__(self, x_NxSxD: jax.Array, given: Given) -> tuple[jax.Array, Routing | None]:
         """Updates tokens [N, S, D] under what is given; a dense block has no routing."""
-        n, s, d = x_NxSxD.shape
-        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = jnp.split(
-            self.modulation(jax.nn.silu(given.condition)), 6, axis=-1
-        )
-        h_NxSxD = modulate(x_NxSxD, shift_a, scale_a)
+        return self.with_outputs(x_NxSxD, given)[:2]
+
+    def with_outputs(
+        self, x_NxSxD: jax.Array, given: Given
+    ) -> tuple[jax.Array, Routing | None, Outputs]:
+        """The same, and what the parts gave."""
+        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = self._modulations(given)
+        attended = self._attended(modulate(x_NxSxD, shift_a, scale_a), given)
+        x_NxSxD += gate_a[:, None] * attended
+        fed, routing = self._fed(modulate(x_NxSxD, shift_f, scale_f), given)
+        return x_NxSxD + gate_f[:, None] * fed, routing, Outputs(attended, fed)
+
+    def with_known(self, x_NxSxD: jax.Array, given: Given, known: Outputs) -> jax.Array:
+        """Updates tokens by what the parts gave elsewhere, under the gates of what is given."""
+        _, _, gate_a, _, _, gate_f = self._modulations(given)
+        x_NxSxD += gate_a[:, None] * known.attention
+        return x_NxSxD + gate_f[:, None] * known.feed_forward
+
+    def first_input(self, x_NxSxD: jax.Array, given: Given) -> jax.Array:
+        """What the attention sees of the tokens: [N, S, D]."""
+        shift_a, scale_a, *_ = self._modulations(given)
+        return modulate(x_NxSxD, shift_a, scale_a)
+
+    def _modulations(self, given: Given) -> list[jax.Array]:
+        """Shift, scale and gate of the attention, then of the feed-forward: each [N, D]."""
+        return jnp.split(self.modulation(jax.nn.silu(given.condition)), 6, axis=-1)
+
+    def _attended(self, h_NxSxD: jax.Array, given: Given) -> jax.Array:
         if isinstance(self.attention, JointAttention):
-            mixed_NxSxD = self.attention(h_NxSxD, given.angles, given.joint_scale)
-        else:
-            mixed_NxSxD = self.attention(h_NxSxD, given.angles)
-        x_NxSxD += gate_a[:, None] * mixed_NxSxD
-        h_NxSxD = modulate(x_NxSxD, shift_f, scale_f)
-        if isinstance(self.feed_forward, MoELayer):
-            is_null_T = jnp.repeat(given.is_null, s)
-            conditioning = Conditioning(is_null_T, s, given.train, given.previous)
-            h_TxD, routing = self.feed_forward(h_NxSxD.reshape(n * s, d), conditioning)
-            h_NxSxD = h_TxD.reshape(n, s, d)
-            if self.guess is not None and given.train:
-                if routing.hidden is None:
-                    raise ValueError("the router's settings tell of a guess, but it has no hidden")
-                guess_TxF = self.guess(routing.hidden)
-                routing = dataclasses.replace(routing, hidden=None, guess=guess_TxF)
-        else:
-            h_NxSxD, routing = self.feed_forward(h_NxSxD), None
-        return x_NxSxD + gate_f[:, None] * h_NxSxD, routing
+            return self.attention(h_NxSxD, given.angles, given.joint_scale)
+        return self.attention(h_NxSxD, given.angles)
+
+    def _fed(self, h_NxSxD: jax.Array, given: Given) -> tuple[jax.Array, Routing | None]:
+        if not isinstance(self.feed_forward, MoELayer):
+            return self.feed_forward(h_NxSxD), None
+        n, s, d = h_NxSxD.shape
+        is_null_T = jnp.repeat(given.is_null, s)
+        conditioning = Conditioning(is_null_T, s, given.train, given.previous)
+        h_TxD, routing = self.feed_forward(h_NxSxD.reshape(n * s, d), conditioning)
+        if self.guess is not None and given.train:
+            if routing.hidden is None:
+                raise ValueError("the router's settings tell of a guess, but it has no hidden")
+            guess_TxF = self.guess(routing.hidden)
+            routing = dataclasses.replace(routing, hidden=None, guess=guess_TxF)
+        return h_TxD.reshape(n, s, d), routing

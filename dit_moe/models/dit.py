@@ -82,6 +82,32 @@ class DiT(nnx.Module):
         Raises:
           ConfigError: a label is known and out of range, or an image of a pair lacks the other.
         """
+        x_NxSxD, given, grid = self.enter(x_NxHxWxC, t_N, y_N, train=train, joint_scale=joint_scale)
+        x_NxSxD, routing = self.trunk(x_NxSxD, given)
+        value = self.leave(x_NxSxD, given, grid)
+        losses: dict[str, jax.Array] = {}
+        for record in routing:
+            for name, loss_L in record.losses.items():
+                losses[name] = losses.get(name, 0.0) + loss_L.sum()
+        guesses = self._guesses(routing, grid)
+        routing = tuple(dataclasses.replace(record, guess=None) for record in routing)
+        return Prediction(value=value, routing=routing, losses=losses, guesses=guesses)
+
+    def enter(
+        self,
+        x_NxHxWxC: jax.Array,
+        t_N: jax.Array,
+        y_N: jax.Array,
+        *,
+        train: bool = False,
+        joint_scale: float = 1.0,
+    ) -> tuple[jax.Array, Given, Grid]:
+        """The first end, with arguments and errors as of the call.
+
+        Returns:
+          Tokens [N, S, D] in the dtype of the computation, what the trunk may know beside them,
+          and in how many rows and columns of patches they lie.
+        """
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         if len(x_NxHxWxC) % config.rows:
             raise ConfigError(f"x has {len(x_NxHxWxC)} images; allowed: pairs, an even number")
@@ -98,19 +124,13 @@ class DiT(nnx.Module):
             c_NxD = c_NxD.at[1::2].add(self.second_condition[...])
         c_NxD = c_NxD.astype(dtype)
         is_null_N = y_N == config.null_label
-        given = Given(c_NxD, is_null_N, angles, train, joint_scale=joint_scale)
-        x_NxSxD, routing = self.trunk(x_NxSxD, given)
+        return x_NxSxD, Given(c_NxD, is_null_N, angles, train, joint_scale=joint_scale), grid
 
-        shift_NxD, scale_NxD = jnp.split(self.modulation(jax.nn.silu(c_NxD)), 2, axis=-1)
+    def leave(self, x_NxSxD: jax.Array, given: Given, grid: Grid) -> jax.Array:
+        """The other end: from the trunk's tokens to float32 [N, H, W, C']."""
+        shift_NxD, scale_NxD = jnp.split(self.modulation(jax.nn.silu(given.condition)), 2, axis=-1)
         x_NxSxD = modulate(x_NxSxD, shift_NxD, scale_NxD).astype(jnp.float32)
-        value = unpatchify(self.patch_out(x_NxSxD), grid, config.patch_size)
-        losses: dict[str, jax.Array] = {}
-        for record in routing:
-            for name, loss_L in record.losses.items():
-                losses[name] = losses.get(name, 0.0) + loss_L.sum()
-        guesses = self._guesses(routing, grid)
-        routing = tuple(dataclasses.replace(record, guess=None) for record in routing)
-        return Prediction(value=value, routing=routing, losses=losses, guesses=guesses)
+        return unpatchify(self.patch_out(x_NxSxD), grid, self.config.patch_size)
 
     def _guesses(self, routing: tuple[Routing, ...], grid: Grid) -> Guesses | None:
         """What layers guess, as images of so many patches, layer after layer."""

@@ -12,7 +12,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from dit_moe.config import ModelConfig, SegmentConfig
-from dit_moe.models.block import Block, Given
+from dit_moe.models.block import Block, Given, Outputs
 from dit_moe.moe.backends.residuals import DISPATCH_RESIDUAL
 from dit_moe.moe.routing import Routing
 from dit_moe.nn.attention import ATTENTION_RESIDUAL
@@ -44,12 +44,15 @@ class Unit(nnx.Module):
             Block(config, segment.moe if i == last else None, rngs) for i in range(segment.unit)
         )
 
-    def __call__(self, x_NxSxD: jax.Array, given: Given) -> tuple[jax.Array, Routing | None]:
-        """Applies the blocks in order; the routing is that of the last."""
-        routing = None
+    def __call__(
+        self, x_NxSxD: jax.Array, given: Given
+    ) -> tuple[jax.Array, Routing | None, tuple[Outputs, ...]]:
+        """Applies the blocks in order; the routing is that of the last, the outputs are of all."""
+        routing, outputs = None, []
         for block in self.blocks:
-            x_NxSxD, routing = block(x_NxSxD, given)
-        return x_NxSxD, routing
+            x_NxSxD, routing, found = block.with_outputs(x_NxSxD, given)
+            outputs.append(found)
+        return x_NxSxD, routing, tuple(outputs)
 
 
 class Trunk(nnx.Module):
@@ -85,13 +88,13 @@ class Trunk(nnx.Module):
         """
         routings, previous = [], given.previous
         for units, segment in zip(self.segments, self.config.trunk, strict=True):
-            previous = _fitting(previous, segment, x_NxSxD.shape[0] * x_NxSxD.shape[1])
+            previous = fitting(previous, segment, x_NxSxD.shape[0] * x_NxSxD.shape[1])
             x_NxSxD, previous, routing = _scan(units, x_NxSxD, given, previous, self.config.remat)
             routings += [] if routing is None else [routing]
         return x_NxSxD, tuple(routings)
 
 
-def _fitting(previous: Previous, segment: SegmentConfig, tokens: int) -> Previous:
+def fitting(previous: Previous, segment: SegmentConfig, tokens: int) -> Previous:
     """What a segment's first router sees of the one before: zeros where its shape is another."""
     if segment.moe is None:
         return previous  # dense blocks pass it on
@@ -109,23 +112,12 @@ def _scan(
 ) -> tuple[jax.Array, Previous, Routing | None]:
     """Runs stacked units one after another."""
     graphdef, parameters = nnx.split(units)
-    condition, is_null = given.condition, given.is_null
 
     def run(
         carry: tuple[jax.Array, Previous], parameters: nnx.State
     ) -> tuple[tuple[jax.Array, Previous], Routing | None]:
-        x_NxSxD, previous = carry
-        unit = nnx.merge(graphdef, parameters)
-        own_x, own_condition, own_null = map(_own_images, (x_NxSxD, condition, is_null))
-        seen = dataclasses.replace(
-            given, condition=own_condition, is_null=own_null, previous=previous
-        )
-        x_NxSxD, routing = unit(own_x, seen)
-        if routing is not None:
-            _check_handed(routing.hand_on, previous)
-            previous = routing.hand_on
-            routing = dataclasses.replace(routing, hand_on={})
-        return (_own_images(x_NxSxD), previous), routing
+        carry, routing, _ = run_unit(nnx.merge(graphdef, parameters), carry, given)
+        return carry, routing
 
     if remat != "none":
         # Inside a scan, XLA cannot merge the recomputation with the forward pass anyway.
@@ -135,6 +127,21 @@ def _scan(
         run, (x_NxSxD, previous), parameters, unroll=_unroll(repeats, remat, given.train)
     )
     return x_NxSxD, previous, routing
+
+
+def run_unit(
+    unit: Unit, carry: tuple[jax.Array, Previous], given: Given
+) -> tuple[tuple[jax.Array, Previous], Routing | None, tuple[Outputs, ...]]:
+    """Runs one unit on tokens and what the router before has handed on, and gives both anew."""
+    x_NxSxD, previous = carry
+    own_x, own_condition, own_null = map(_own_images, (x_NxSxD, given.condition, given.is_null))
+    seen = dataclasses.replace(given, condition=own_condition, is_null=own_null, previous=previous)
+    x_NxSxD, routing, outputs = unit(own_x, seen)
+    if routing is not None:
+        _check_handed(routing.hand_on, previous)
+        previous = routing.hand_on
+        routing = dataclasses.replace(routing, hand_on={})
+    return (_own_images(x_NxSxD), previous), routing, outputs
 
 
 def _unroll(repeats: int, remat: str, train: bool) -> int:

@@ -21,9 +21,10 @@ from dit_moe.diffusion.measurements import Mask
 from dit_moe.models.parameters import Parameters
 from dit_moe.play.starts import Starts
 from dit_moe.runs.loading import load_run, locate
+from dit_moe.sampling.evaluations import function_evaluations
 from dit_moe.sampling.known_images import Hold
 from dit_moe.sampling.rendering import run_renderer
-from dit_moe.sampling.request import Request, function_evaluations
+from dit_moe.sampling.request import Request
 from dit_moe.sampling.run_sampler import MAX_BATCH
 from dit_moe.sampling.sampler import build_sampler, fitting
 from dit_moe.training.label_rows import LABEL_TABLE

@@ -17,6 +17,8 @@ from dit_moe.config.moe import rank_of
 from dit_moe.diffusion.denoiser import Denoiser
 from dit_moe.diffusion.guidance import against, against_null_label, guide
 from dit_moe.diffusion.integrate import build_objective
+from dit_moe.diffusion.objective import Network
+from dit_moe.models.dit import DiT
 from dit_moe.models.parameters import Parameters, functional
 
 
@@ -30,8 +32,10 @@ def guided(
 
 def build_weak_network(
     config: Config, guidance: GuidanceConfig, weaker: Config | None = None
-) -> Callable[[Parameters], Denoiser] | None:
+) -> Callable[..., Denoiser] | None:
     """From its parameters to the denoiser that guides; None: the network without a class does.
+
+    A second argument maps the network to what is asked in its place (`caching.CachedNetwork`).
 
     Args:
       config: of the run that is guided, whose parameters `self_contrast` takes.
@@ -49,7 +53,13 @@ def build_weak_network(
             model = weakly_routed(config.model, guidance.weak_routing)
             objective = build_objective(config.objective)
     bind = functional(model)
-    return lambda parameters: objective.denoiser(bind(parameters))
+
+    def build(
+        parameters: Parameters, cached: Callable[[DiT], Network] = lambda network: network
+    ) -> Denoiser:
+        return objective.denoiser(cached(bind(parameters)))
+
+    return build
 
 
 def weakly_routed(model: ModelConfig, weak_routing: str) -> ModelConfig:

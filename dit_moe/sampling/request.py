@@ -4,21 +4,17 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dit_moe.config import (
     Config,
     ConfigError,
     GuidanceConfig,
-    ModelConfig,
-    ObjectiveConfig,
     SolverConfig,
+    require,
 )
-from dit_moe.diffusion.integrate import build_objective, sample
-from dit_moe.models.prediction import Prediction
-from dit_moe.sampling.guides import check_guidance, guided
+from dit_moe.config.caching import CacheSettings, parse_cache
+from dit_moe.sampling.guides import check_guidance
 
 MAX_SAMPLES = 10**8
 """Labels of all are in memory, and an image's number must fit into 32 bits of its key."""
@@ -35,6 +31,13 @@ class Request:
     """Resolved: solver, steps and options."""
     guidance: GuidanceConfig
     seed: int
+    cache: CacheSettings | None = None
+    """What is not computed; None: everything is."""
+
+    def description(self) -> dict[str, Any]:
+        """All of it, ready for JSON. Where there is no cache, nothing tells of one."""
+        fields = dataclasses.asdict(self)  # pyright: ignore[reportArgumentType]
+        return fields if self.cache else {k: v for k, v in fields.items() if k != "cache"}
 
     def labels(self) -> np.ndarray:
         """The int32 label of every image."""
@@ -49,6 +52,7 @@ def build_request(
     integration: Mapping[str, Any] | None = None,
     guidance: Mapping[str, Any] | None = None,
     seed: int = 0,
+    cache: CacheSettings | str | None = None,
 ) -> Request:
     """Fills what is not given from the config.
 
@@ -59,6 +63,7 @@ def build_request(
       integration: fields of `SolverConfig` that are not to be the config's; one that is None is.
       guidance: fields of `GuidanceConfig`, likewise.
       seed: of all images together.
+      cache: what is not computed, as settings or as of `config.caching.parse_cache`.
 
     Raises:
       ConfigError: naming the value that cannot be used.
@@ -73,37 +78,17 @@ def build_request(
     checked = check_guidance(config.model, config.sample.guidance.updated(**guidance or {}))
     if not 0 <= seed < 2**32:
         raise ConfigError(f"seed is {seed}; allowed: 0 to {2**32 - 1}")
+    cache = parse_cache(cache) if isinstance(cache, str) else cache
+    require(
+        cache is None or solver.time_grid is not None or solver.solver == "ancestral",
+        f"cache is {cache and cache.name!r} with solver {solver.solver!r}, whose steps depend on "
+        "the images; allowed: with solvers that have a time_grid, and ancestral",
+    )
     return Request(
         num_samples=num_samples,
         classes=tuple(classes) or tuple(range(num_classes)),
         integration=solver,
         guidance=checked,
         seed=seed,
+        cache=cache,
     )
-
-
-def function_evaluations(
-    model: ModelConfig, objective: ObjectiveConfig, request: Request
-) -> int | None:
-    """Passes through a network that an image takes, those that guide it included.
-
-    They are counted, with a network that does nothing. None: they depend on the image (dopri5).
-    """
-    if request.integration.solver == "dopri5":
-        return None
-    passes = jax.new_ref(jnp.int32(0))
-
-    def network(x: jax.Array, t_N: jax.Array, y_N: jax.Array) -> Prediction:
-        passes[...] += len(y_N)
-        value = jnp.zeros((*x.shape[:-1], model.out_channels))
-        return Prediction(value, routing=(), losses={})
-
-    built = build_objective(objective)
-    denoiser = built.denoiser(network)
-    weak = None if request.guidance.guide == "cfg" else denoiser
-    denoiser = guided(denoiser, weak, model.null_label, request.guidance)
-    integration = dataclasses.asdict(request.integration)
-    key_N, y_N = jax.random.split(jax.random.key(0), 1), jnp.zeros(1, jnp.int32)
-    shape = (model.channels,)
-    jax.jit(lambda: sample(built, denoiser, key_N, y_N, shape, **integration))()
-    return int(passes[...])

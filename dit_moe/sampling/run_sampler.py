@@ -1,6 +1,5 @@
 """A run made ready to draw images: its network, what guides it, and what decodes them."""
 
-import dataclasses
 import functools
 import hashlib
 import math
@@ -22,11 +21,13 @@ from dit_moe.devices.mesh import batch_sharding, build_mesh, replicated
 from dit_moe.models.parameters import Parameters
 from dit_moe.runs.loading import Run, load_run, locate
 from dit_moe.sampling import sampler as sampling
+from dit_moe.sampling.caches import open_caches, sentence, told
+from dit_moe.sampling.evaluations import function_evaluations
 from dit_moe.sampling.guides import check_guide
 from dit_moe.sampling.known_classes import own_labels
 from dit_moe.sampling.known_images import Steering, SteeringRequest, read_steering
 from dit_moe.sampling.rendering import picture_shape, run_renderer
-from dit_moe.sampling.request import build_request, function_evaluations
+from dit_moe.sampling.request import build_request
 from dit_moe.storage.colours import MODES
 
 MAX_BATCH = 2**16
@@ -90,11 +91,15 @@ class RunSampler:
         self.image_shape = self._renderer and picture_shape(run.config.model, self._renderer)
         """[H, W, C] of the pictures; None if samples stay latents."""
         self.image_bytes = math.prod(self.image_shape or (4, *run.config.model.image_shape))
+        computed = told(open_caches(config, self.request, weaker and weaker.config))
+        for found in computed.values():
+            hosts.say(sentence(found))
         self.identity: dict[str, object] = {
-            **dataclasses.asdict(self.request),
+            **self.request.description(),
             "function_evaluations": function_evaluations(
                 run.config.model, run.config.objective, self.request
             ),
+            **computed,
             "workdir": printable(str(workdir.resolve())),
             **_identity(run, ema),
             "class_names": [self.classes.names[c] for c in self.request.classes]

@@ -15,6 +15,7 @@ from dit_moe.diffusion.integrate import build_objective, sample
 from dit_moe.diffusion.measurements import fit, steer_by_measurement
 from dit_moe.diffusion.objective import Network
 from dit_moe.models.parameters import Parameters, functional
+from dit_moe.sampling.caches import open_caches
 from dit_moe.sampling.guides import build_weak_network, guided
 from dit_moe.sampling.known_images import Hold, Steering
 from dit_moe.sampling.request import Request
@@ -49,6 +50,7 @@ def build_sampler(
     objective = build_objective(config.objective)
     model = config.model
     build_weak = build_weak_network(config, request.guidance, weaker)
+    caches = open_caches(config, request, weaker)
 
     @jax.jit
     def sampler(
@@ -59,8 +61,13 @@ def build_sampler(
         measured: jax.Array | None = None,
         noise: jax.Array | None = None,
     ) -> jax.Array:
-        denoiser = objective.denoiser(bind(parameters))
-        weak = build_weak and build_weak(parameters if weaker is None else weaker)
+        network, weaker = bind(parameters), parameters if weaker is None else weaker
+        if caches is None:
+            weak = build_weak and build_weak(weaker)
+        else:
+            network = caches.around(network, len(y_N))
+            weak = build_weak and build_weak(weaker, caches.around_guide(len(y_N)))
+        denoiser = objective.denoiser(network)
         denoiser = guided(denoiser, weak, model.null_label, request.guidance)
         if steering is not None:
             assert measured is not None

@@ -120,7 +120,7 @@ class Judging:
             self._judge.check(self._samples(0, {}))
         except ConfigError as error:
             raise ConfigError(f"config.train.evaluate cannot be done: {error}") from None
-        drawn = {**dataclasses.asdict(self._request), "latents": self._renderer.description}
+        drawn = {**self._request.description(), "latents": self._renderer.description}
         # As it is read from a file.
         self._judged_by = json.loads(json.dumps({"samples": drawn, **self._judge.identity}))
 
@@ -182,7 +182,7 @@ class Judging:
             classes=self._classes,
             batch_size=batch_size,
             image_shape=picture_shape(self._config.model, self._renderer),
-            identity={**dataclasses.asdict(request), "weights": fingerprints(average)},
+            identity={**request.description(), "weights": fingerprints(average)},
             draw=draw,
         )
 

@@ -29,8 +29,9 @@ from dit_moe.moe.routers import build_router
 from dit_moe.moe.routing import Conditioning
 from dit_moe.plan.flops import image_flops
 from dit_moe.sampling import sampler as sampling
+from dit_moe.sampling.evaluations import function_evaluations
 from dit_moe.sampling.guides import check_guide, weakly_routed
-from dit_moe.sampling.request import build_request, function_evaluations
+from dit_moe.sampling.request import build_request
 from tests.tiny import DIFFMOE, DIT_MOE, EC_DIT, PROMOE, tiny
 
 KEY_N, Y_N = jax.random.split(jax.random.key(2), 3), jnp.arange(3, dtype=jnp.int32)

@@ -136,6 +136,23 @@ def test_settings_matter(run, tmp_path):
     assert drawn["start_share"] == pytest.approx(0.9**3)
 
 
+def test_a_set_with_a_cache(run, tmp_path, capsys):
+    """It is told what is left out, and another cache makes another set."""
+    plain, _ = make(run, tmp_path)
+    assert "cache" not in json.loads((tmp_path / "samples.json").read_text())
+    x, _ = make(run, tmp_path, cache="fora:every=2", integration={"steps": 6})
+    assert (x != plain).any()
+    drawn = json.loads((tmp_path / "samples.json").read_text())
+    assert drawn["cache"] == {"name": "fora", "every": 2}
+    assert drawn["computed"]["full_evaluations"] == 4
+    assert 0.5 < drawn["computed"]["share_of_flops"] < 0.9
+    said = capsys.readouterr().out
+    assert "The cache computes 4 of 6 evaluations whole, and " in said
+    assert "differs in cache" in said
+    sampler = RunSampler(run, ema=False, batch_size=8, num_samples=2, cache="taylorseer:every=1")
+    assert "computed" not in sampler.identity
+
+
 def test_classes_by_name(run, tmp_path):
     named = shutil.copytree(run, tmp_path / "named")
     names = ("nought", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

@@ -1,0 +1,1 @@
+"""Evaluations that are not computed: which, and what stands in for them."""
