@@ -30,6 +30,7 @@ ROOMS = [
     "dit_moe.surgery",
     "dit_moe.convert",
     "dit_moe.analysis",
+    "dit_moe.placement",
     "dit_moe.report",
     "dit_moe.sweep",
     "dit_moe.play",

@@ -162,7 +162,7 @@ def count_training(
     null_images = round(len(label_N) * min(dropout / max(1 - dropout, 1e-6), 1))
     rows, columns = (side // config.model.patch_size for side in source.shape[:2])
     grid = rows, columns
-    counts = _counts(config.model, label_N, settings, np.arange(settings.time_bins), grid)
+    counts = empty_counts(config.model, label_N, settings, np.arange(settings.time_bins), grid)
     arguments = source, label_N, null_images, settings, batch_size, mesh
     with jax.set_mesh(mesh):
         for visit in training_visits(config, parameters, *arguments):
@@ -176,33 +176,57 @@ def count_sampling(
     """Counts of the decisions along sampling trajectories."""
     label_N = np.resize(np.asarray(settings.classes, np.int32), settings.num_images)
     bin_V = sampling_bins(config.objective, settings)
-    counts = _counts(config.model, label_N, settings, bin_V, config.model.grid)
+    counts = empty_counts(config.model, label_N, settings, bin_V, config.model.grid)
     with jax.set_mesh(mesh):
         for visit in sampling_visits(config, parameters, label_N, settings, batch_size, mesh):
             counts.add(*visit)
     return counts
 
 
-def _counts(
+def empty_counts(
     model: ModelConfig,
     label_N: np.ndarray,
     settings: Settings,
     bin_V: np.ndarray,
     grid: tuple[int, int],
 ) -> Counts:
+    """Counts of nothing yet.
+
+    Args:
+      model: the network.
+      label_N: class of every image that will be counted.
+      settings: of the analysis.
+      bin_V: the part of the time range of each of an image's times.
+      grid: rows and columns of its tokens.
+    """
     layers, bins = len(model.mixtures), settings.time_bins
     shape = (layers, bins, *grid, most_experts(model), model.width)
     return Counts(label_N, settings.classes, bin_V, shape)
 
 
-def analyse(
+class Opened(NamedTuple):
+    """A run made ready to be looked at."""
+
+    config: Config
+    parameters: Parameters
+    """On all devices of the mesh."""
+    step: int
+    settings: Settings
+    source: Source | None
+    """The training data, if they are shown."""
+    known: ModelClasses
+    """What the run tells of its classes."""
+    mesh: Mesh
+
+
+def open_run(
     workdir: str | Path, batch_size: int, *, classes: Sequence[int | str] = (), **asked: object
-) -> Found:
-    """Analyses a run.
+) -> Opened:
+    """Reads a run, checks what is asked, and opens the data that it takes.
 
     Args:
       workdir: a run folder, an exported folder or a name on the Hugging Face hub.
-      batch_size: images per pass, rounded up to divide evenly over the devices.
+      batch_size: images per pass.
       classes: of the images, by label or by name.
       asked: more for `build_settings`.
 
@@ -227,7 +251,25 @@ def analyse(
         for path, p in abstract_parameters(config.model).items()
     }
     run = load_run(folder, settings.parameters == "ema", like)
+    return Opened(config, run.parameters, run.step, settings, source, of_model, mesh)
 
+
+def analyse(
+    workdir: str | Path, batch_size: int, *, classes: Sequence[int | str] = (), **asked: object
+) -> Found:
+    """Analyses a run.
+
+    Args:
+      workdir: a run folder, an exported folder or a name on the Hugging Face hub.
+      batch_size: images per pass, rounded up to divide evenly over the devices.
+      classes: of the images, by label or by name.
+      asked: more for `build_settings`.
+
+    Raises:
+      ConfigError: the run or a setting cannot be used; the message is one sentence.
+    """
+    run = open_run(workdir, batch_size, classes=classes, **asked)
+    config, settings, source, mesh = run.config, run.settings, run.source, run.mesh
     counts: dict[InputsName, Counts] = {}
     if source is not None:
         arguments = source, settings, batch_size, mesh
@@ -243,7 +285,7 @@ def analyse(
         workdir=str(workdir),
         step=run.step,
         settings=settings,
-        class_names=class_names(settings, source, of_model),
+        class_names=class_names(settings, source, run.known),
         inputs=inputs,
         expert_similarity=expert_similarity(config.model, run.parameters),
         prototypes=prototype_classes(config.model, run.parameters, means),

@@ -81,6 +81,11 @@ VERBS = {
         "python -m dit_moe.streaming",
         "write a model's experts into a file, to draw in less memory than it has",
     ),
+    "place": Verb(
+        "dit_moe.commands.place",
+        "python -m dit_moe.placement",
+        "order the experts of a model so that fewer tokens travel between devices",
+    ),
     "analyse": Verb(
         "dit_moe.commands.analysis",
         "python -m dit_moe.analysis",

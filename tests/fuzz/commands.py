@@ -76,6 +76,7 @@ COMMANDS = {
         "dit_moe.commands.compress", ("--workdir=run", "--output=new", "--steps=drop:keep=1")
     ),
     "analysis": Command("dit_moe.commands.analysis", ("--workdir=run", "--output=new")),
+    "place": Command("dit_moe.commands.place", ("--workdir=run", "--devices=2", "--output=new")),
     "report": Command("dit_moe.commands.report", ("--workdir=run", "--output=new.html")),
     "sweep": Command("dit_moe.commands.sweep", ("--grid=grid.toml", "--output=new")),
     "play": Command("dit_moe.commands.play", ("--workdir=run",)),

@@ -240,6 +240,7 @@ STUBS = {
     "dit_moe.play.serve.served": _begin,
     "dit_moe.analysis.analyse.count_training": _begin,
     "dit_moe.analysis.analyse.count_sampling": _begin,
+    "dit_moe.placement.place.decided": _begin,
     "dit_moe.data.prepare.local.ProcessPoolExecutor": _Here,
     "eval.judge.load_extractor": lambda *_, **__: _Extractor(),
     "eval.follow.wait": _stop,

@@ -44,6 +44,7 @@ READS: dict[str, list[tuple[list[str], list[str]]]] = {
     "aggregate": [([], ["run/*.json"])],
     "compress": [([], ["run/*.json"]), (["--workdir=exported"], ["exported/*"])],
     "analysis": [([], ["run/*.json"]), (["--data=set"], ["set/*"])],
+    "place": [([], ["run/*.json"]), (["--data=set"], ["set/*"])],
     "report": [
         (["--analysis=.", "--results", "results.json"], ["*.json", "run/*", "run/samples/*"])
     ],
