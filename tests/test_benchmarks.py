@@ -46,6 +46,10 @@ RUNS = {
     ),
     "rematerialisation": ("--config {config} --repeats 1", r"full +[\d.]+ +[\d.]+"),
     "sample": ("--config {config} --batch_size 2 --repeats 1", r"\| unipc 16 \| 16 \| [\d.]+ \|"),
+    "traffic": (
+        "--presets DiT-MoE-S/2-8E2A --devices 16 --images 1",
+        r"\| DiT-MoE-S/2-8E2A \| 16 \| 2 x 1 x 8 \|",
+    ),
     "solvers": (
         "--config {config} --samples 16 --solvers heun dopri5 --evaluations 2",
         r"\| dopri5 \(evaluations\) \| [\d.]+ \(\d+\) \|",
@@ -61,6 +65,7 @@ ELSEWHERE = {
     "kill",  # in training/test_checkpoint.py
     "report",  # below
     "sample_beside_torch",  # below
+    "schedule",  # in test_schedule.py
     "train_step",  # below
 }
 

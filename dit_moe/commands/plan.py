@@ -1,6 +1,7 @@
 """Estimates memory, FLOPs and step time of a training run before it starts."""
 
 import argparse
+from pathlib import Path
 
 from dit_moe.config.command_line import command_parser, end, run_command
 
@@ -35,6 +36,13 @@ def main(argv: list[str] | None = None) -> int:
     add("--fsdp", type=int, metavar="N", help="size of the mesh axis fsdp")
     add("--expert", type=int, metavar="N", help="size of the mesh axis expert")
     add("--batch_size", type=int, metavar="N", help="images per step (default: the config's)")
+    add(
+        "--costs",
+        type=Path,
+        metavar="FILE",
+        help="what travel and experts take there, as python -m benchmarks.schedule measures it "
+        "(default: by the data sheet)",
+    )
     arguments, overrides = parser.parse_known_args(argv)
     return run_command(lambda: run(arguments, overrides))
 
@@ -58,6 +66,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> None:
         device=arguments.device,
         num_devices=arguments.devices,
         mesh=mesh,
+        costs=arguments.costs,
     )
     print(found)
 

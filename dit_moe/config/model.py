@@ -21,6 +21,9 @@ from dit_moe.config.rules import (
 )
 from dit_moe.config.sizes import MAX_SIDE, ImageSize, height_and_width, parse_size, size_text
 
+Rounds = Annotated[PositiveInt, Field(le=64)]
+"""Each stands in the program by itself."""
+
 
 @dataclass(frozen=True, config=RULES)
 class SegmentConfig:
@@ -104,6 +107,11 @@ class ModelConfig:
     """What the backward pass recomputes instead of storing. `dots`: all but matrix products, and of
     these the scores of attention, which is the fastest on CPU too (less to write and read). `full`:
     whole blocks. `none`: nothing."""
+    forward_rounds: Rounds = 1
+    """In how many parts tokens travel to their experts where a mesh has the axis "expert" and the
+    load is even, so that links and arithmetic may overlap (`dit_moe.plan` tells how many pay)."""
+    backward_rounds: Rounds = 1
+    """The same of the backward pass."""
 
     def __post_init__(self) -> None:
         require(

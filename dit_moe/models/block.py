@@ -56,7 +56,9 @@ class Block(nnx.Module):
             Attention(config, rngs) if pairs is None else JointAttention(config, pairs, rngs)
         )
         if moe is not None:
-            self.feed_forward = MoELayer(moe, width, rngs)
+            self.feed_forward = MoELayer(
+                moe, width, rngs, (config.forward_rounds, config.backward_rounds)
+            )
         else:
             hidden = int(config.mlp_ratio * width)
             self.feed_forward = FeedForward(config.mlp_activation, width, hidden, rngs)

@@ -5,8 +5,10 @@ device at place i of the axis "expert" owns experts i E_loc to (i + 1) E_loc of 
 
 Nothing is dropped, and shapes are static, although any number of assignments may want one device:
 they travel in rounds. In a round every device sends every other at most `round_rows` rows. Even
-load takes one round. If all of a device's assignments are in use, the worst imbalance takes fewer
-rounds than there are devices. The memory is that of one.
+load takes one round, or as many as are asked for. If all of a device's assignments are in use, the
+worst imbalance takes fewer rounds than there are devices, for each that even load takes. The memory
+is that of one. Of several, those of an even load stand one after another in the program, so that
+the compiler may let the rows of one travel while the experts compute another.
 
 Without the axis "expert" (of size 1) nothing travels, and rounds serve to bound the memory where a
 device's share of the assignments is not known beforehand.
@@ -17,7 +19,9 @@ Storing what a device has received instead would take memory that grows with the
 
 import dataclasses
 import math
+from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple, TypeVar
 
 import flax.struct
 import jax
@@ -36,6 +40,17 @@ EXPERT_AXIS, FSDP_AXIS = "expert", "fsdp"
 
 Residuals = tuple[jax.Array, jax.Array, jax.Array, ExpertBank, "Plan"]
 Gradients = tuple[jax.Array, jax.Array, ExpertWeights]
+Carry = TypeVar("Carry")
+
+
+class Pace(NamedTuple):
+    """How a direction of differentiation cuts what travels."""
+
+    rows: int
+    """Of one round from one device to another."""
+    rounds: int
+    """How many an even load takes."""
+
 
 SLACK = 1.25
 """Rows of a round over those of an even load. What each extra row costs in memory and padding, it
@@ -114,6 +129,7 @@ def dispatch_to_shards(
     usual: int,
     *,
     backend: str = "auto",
+    rounds: tuple[int, int] = (1, 1),
 ) -> jax.Array:
     """`dispatch` of a device's tokens to the experts of all devices along the axis "expert".
 
@@ -129,6 +145,7 @@ def dispatch_to_shards(
             travels in a round, not what is computed.
         backend: that of `dispatch`. With "ragged" and "tokamax" only the rows in use travel, with
             the others whole slots.
+        rounds: how many an even load takes, forward and backward.
 
     Returns:
         [T, D] in the dtype of `x_TxD`. Differentiable in `x_TxD`, `routing.weight` and `experts`.
@@ -137,19 +154,21 @@ def dispatch_to_shards(
     axes = jax.sharding.get_abstract_mesh().axis_names
     nowhere = lax.axis_size(EXPERT_AXIS) * experts.num_experts
     expert_A = jnp.where(routing.expert < num_experts, routing.expert, nowhere)
-    rows = round_rows(usual, len(expert_A), lax.axis_size(EXPERT_AXIS))
-    return _dispatch(axes, backend, rows, x_TxD, routing.token, expert_A, routing.weight, experts)
+    shards = lax.axis_size(EXPERT_AXIS)
+    paces = tuple(Pace(round_rows(usual, len(expert_A), shards, n), n) for n in rounds)
+    return _dispatch(axes, backend, paces, x_TxD, routing.token, expert_A, routing.weight, experts)
 
 
-def round_rows(usual: int, most: int, shards: int) -> int:
+def round_rows(usual: int, most: int, shards: int, rounds: int = 1) -> int:
     """Rows of one round from one device to another.
 
     Args:
         usual: how many assignments of a device are in use, on average.
         most: how many can be.
         shards: how many devices they go to.
+        rounds: in how many an even load goes.
     """
-    return min(math.ceil(SLACK * usual / shards), most)
+    return min(math.ceil(SLACK * usual / shards / rounds), most)
 
 
 @flax.struct.dataclass
@@ -162,12 +181,16 @@ class Plan:
     """[S] int32: how many of them go to each device."""
     bound: jax.Array
     """[S, E] int32: what each device sends here is sorted by expert; where each expert ends."""
-    rounds: jax.Array
-    """int32 scalar, the same on all devices of the mesh."""
+    largest: jax.Array
+    """int32 scalar, the same on all devices of the mesh: the most that any sends to another."""
+
+    def rounds(self, rows: int) -> jax.Array:
+        """How many there are of at most so many rows: int32 scalar."""
+        return (self.largest + rows - 1) // rows
 
 
-def make_plan(expert_A: jax.Array, num_local: int, axes: tuple[str, ...], rows: int) -> Plan:
-    """Sorts a device's assignments and tells the others how many to expect, `rows` in a round."""
+def make_plan(expert_A: jax.Array, num_local: int, axes: tuple[str, ...]) -> Plan:
+    """Sorts a device's assignments and tells the others how many to expect."""
     shards = lax.axis_size(EXPERT_AXIS)
     order_A, size_E = sort_by_expert(expert_A, shards * num_local)
     size_SxE = size_E.reshape(shards, num_local)
@@ -176,7 +199,7 @@ def make_plan(expert_A: jax.Array, num_local: int, axes: tuple[str, ...], rows: 
         order=order_A,
         sent=sent_S,
         bound=jnp.cumsum(lax.all_to_all(size_SxE, EXPERT_AXIS, 0, 0), axis=1),
-        rounds=lax.pmax((sent_S.max() + rows - 1) // rows, axes),
+        largest=lax.pmax(sent_S.max(), axes),
     )
 
 
@@ -234,6 +257,16 @@ def _exchange(
     ).reshape(rows_SxC.shape)
 
 
+def _in_rounds(
+    plan: Plan, pace: Pace, step: Callable[[jax.Array, Carry], Carry], carry: Carry
+) -> Carry:
+    """All rounds: those of an even load in line where it takes several, others in a loop."""
+    in_line = pace.rounds if pace.rounds > 1 else 0
+    for number in range(in_line):
+        carry = step(jnp.int32(number), carry)
+    return lax.fori_loop(in_line, plan.rounds(pace.rows), step, carry)
+
+
 def _serve(
     this: _Round, rows_SxCxD: jax.Array, weight_SxC: jax.Array, experts: ExpertBank
 ) -> jax.Array:
@@ -248,18 +281,18 @@ def _serve(
 def _forward(
     axes: tuple[str, ...],
     backend: str,
-    rows: int,
+    paces: tuple[Pace, Pace],
     x_TxD: jax.Array,
     token_A: jax.Array,
     expert_A: jax.Array,
     weight_A: jax.Array,
     experts: ExpertBank,
 ) -> tuple[jax.Array, Residuals]:
-    plan = make_plan(expert_A, experts.num_experts, axes, rows)
+    pace, plan = paces[0], make_plan(expert_A, experts.num_experts, axes)
     wide = jnp.promote_types(x_TxD.dtype, jnp.float32)
 
     def step(number: jax.Array, y_TxD: jax.Array) -> jax.Array:
-        this = _round(plan, number, backend, rows)
+        this = _round(plan, number, backend, pace.rows)
         token_SxC = _take(token_A, this.assignment, len(x_TxD))
         rows_SxCxD = this.there(_take(x_TxD, token_SxC, 0))
         ones_SxC = jnp.ones_like(this.assignment, weight_A.dtype)
@@ -267,20 +300,25 @@ def _forward(
         weight_SxC = _take(weight_A, this.assignment, 0)
         return y_TxD.at[token_SxC].add(out_SxCxD * weight_SxC[..., None], mode="drop")
 
-    y_TxD = lax.fori_loop(0, plan.rounds, step, _zeros(x_TxD, wide, axes))
+    y_TxD = _in_rounds(plan, pace, step, _zeros(x_TxD, wide, axes))
     y_TxD, plan = keep((y_TxD.astype(x_TxD.dtype), plan))
     return y_TxD, (x_TxD, token_A, weight_A, experts, plan)
 
 
 def _backward(
-    axes: tuple[str, ...], backend: str, rows: int, residuals: Residuals, dy_TxD: jax.Array
+    axes: tuple[str, ...],
+    backend: str,
+    paces: tuple[Pace, Pace],
+    residuals: Residuals,
+    dy_TxD: jax.Array,
 ) -> tuple[jax.Array, None, None, jax.Array, ExpertWeights]:
     x_TxD, token_A, weight_A, experts, plan = residuals
+    pace = paces[1]
     wide = jnp.promote_types(x_TxD.dtype, jnp.float32)
 
     def step(number: jax.Array, gradients: Gradients) -> Gradients:
         dx_TxD, dweight_A, dexperts = gradients
-        this = _round(plan, number, backend, rows)
+        this = _round(plan, number, backend, pace.rows)
         token_SxC = _take(token_A, this.assignment, len(x_TxD))
         rows_SxCxD = this.there(_take(x_TxD, token_SxC, 0))
         # The weight goes along, so that its gradient, which needs the expert's output, is made
@@ -298,7 +336,7 @@ def _backward(
         _zeros(weight_A, weight_A.dtype, axes),
         jax.tree.map(lambda w: _zeros(w, w.dtype, axes), experts),
     )
-    dx_TxD, dweight_A, dexperts = lax.fori_loop(0, plan.rounds, step, zeros)
+    dx_TxD, dweight_A, dexperts = _in_rounds(plan, pace, step, zeros)
     return dx_TxD.astype(x_TxD.dtype), None, None, dweight_A, dexperts
 
 
@@ -306,14 +344,14 @@ def _backward(
 def _dispatch(
     axes: tuple[str, ...],
     backend: str,
-    rows: int,
+    paces: tuple[Pace, Pace],
     x_TxD: jax.Array,
     token_A: jax.Array,
     expert_A: jax.Array,
     weight_A: jax.Array,
     experts: ExpertBank,
 ) -> jax.Array:
-    return _forward(axes, backend, rows, x_TxD, token_A, expert_A, weight_A, experts)[0]
+    return _forward(axes, backend, paces, x_TxD, token_A, expert_A, weight_A, experts)[0]
 
 
 _dispatch.defvjp(_forward, _backward)

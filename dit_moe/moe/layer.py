@@ -31,8 +31,10 @@ from dit_moe.nn.linear import linear
 class MoELayer(nnx.Module):
     """A feed-forward layer of routed experts and, optionally, one shared by all tokens."""
 
-    def __init__(self, config: MoEConfig, width: int, rngs: nnx.Rngs):
-        self.config = config
+    def __init__(
+        self, config: MoEConfig, width: int, rngs: nnx.Rngs, rounds: tuple[int, int] = (1, 1)
+    ):
+        self.config, self.rounds = config, rounds
         self.ranges = ranges = ExpertRanges.of(config)
         self.router = build_router(config, width, rngs)
         self.experts = Experts(
@@ -58,7 +60,7 @@ class MoELayer(nnx.Module):
         route = image_wise if self.config.choose_by == "image" else token_wise
         routing = route(self.router, x_TxD, conditioning)
         if routing.mixes is not None:
-            y_TxD = _through_slots(x_TxD, routing.mixes, self.experts.bank())
+            y_TxD = _through_slots(x_TxD, routing.mixes, self.experts.bank(), self.rounds)
             routing = dataclasses.replace(routing, mixes=None)
         else:
             y_TxD = self._through_groups(x_TxD, routing, conditioning.tokens_per_image)
@@ -83,8 +85,9 @@ class MoELayer(nnx.Module):
         self, x_TxD: jax.Array, routing: Routing, group: int, experts: Experts
     ) -> jax.Array:
         share = len(self.ranges.groups[group]) / self.ranges.stack if group else 1.0
+        within = self.ranges.within(routing, group)
         return _dispatch_over_mesh(
-            x_TxD, self.ranges.within(routing, group), experts.bank(), self.config.top_k, share
+            x_TxD, within, experts.bank(), self.config.top_k, share, self.rounds
         )
 
     def _mixed(self, x_TxD: jax.Array, routed_TxD: jax.Array, shared_TxD: jax.Array) -> jax.Array:
@@ -103,7 +106,9 @@ def build_group(group: ExpertGroup, width: int, rngs: nnx.Rngs) -> "Experts | Re
     return build(group.kind, group.number, width, hidden, rngs)
 
 
-def _through_slots(x_TxD: jax.Array, mixes: Mixes, experts: ExpertBank) -> jax.Array:
+def _through_slots(
+    x_TxD: jax.Array, mixes: Mixes, experts: ExpertBank, rounds: tuple[int, int]
+) -> jax.Array:
     """Mixes of an image's tokens in place of tokens: every slot has one expert, with weight 1."""
     slots_RxD = mixes.fill(x_TxD)
     images, _, slots = mixes.into.shape
@@ -118,17 +123,23 @@ def _through_slots(x_TxD: jax.Array, mixes: Mixes, experts: ExpertBank) -> jax.A
         scores=jnp.zeros((num, 0)),
         losses={},
     )
-    return mixes.spread(_dispatch_over_mesh(slots_RxD, routing, experts, top_k=1))
+    return mixes.spread(_dispatch_over_mesh(slots_RxD, routing, experts, 1, rounds=rounds))
 
 
 def _dispatch_over_mesh(
-    x_TxD: jax.Array, routing: Routing, experts: ExpertBank, top_k: int, share: float = 1.0
+    x_TxD: jax.Array,
+    routing: Routing,
+    experts: ExpertBank,
+    top_k: int,
+    share: float = 1.0,
+    rounds: tuple[int, int] = (1, 1),
 ) -> jax.Array:
     """Dispatch on the devices of the current mesh, each with its own tokens.
 
     Experts are where the axis "expert" puts them, and tokens travel to them; without that axis
     every device has all experts. A token has `top_k` experts on average, of which this share is
-    among these.
+    among these. Where tokens travel, they do so in as many rounds, forward and backward, if the
+    load is even.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
@@ -144,6 +155,8 @@ def _dispatch_over_mesh(
     routing = dataclasses.replace(
         routing, losses={}, metrics={}, next_state={}, hand_on={}, hidden=None
     )
+    # Without travel there is nothing that rounds could overlap.
+    paces = rounds if expert_shards() > 1 else (1, 1)
     # Where tokens have slots for more experts than they use, rounds hold the memory of those used.
     in_rounds = expert_shards() > 1 or len(routing.token) > top_k * len(x_TxD)
 
@@ -155,7 +168,7 @@ def _dispatch_over_mesh(
         if isinstance(experts, ExpertWeights):
             experts = own_experts(experts, num_experts)
         usual = min(math.ceil(share * top_k * len(x_TxD)), len(routing.token))
-        return dispatch_to_shards(x_TxD, routing, experts, num_experts, usual)
+        return dispatch_to_shards(x_TxD, routing, experts, num_experts, usual, rounds=paces)
 
     tokens, whole = PartitionSpec(mesh.axis_names), PartitionSpec()
     return jax.shard_map(

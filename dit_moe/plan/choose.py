@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -13,6 +14,8 @@ from dit_moe.config.rules import MAX_SIZE
 from dit_moe.devices.accelerators import DEVICES, Device
 from dit_moe.devices.mesh import fill_sizes
 from dit_moe.plan.estimate import Estimate, estimate, span
+from dit_moe.plan.rounds import Costs
+from dit_moe.storage.records import read_record
 
 TABLE_PRESETS = (
     "DiT-XL/2",
@@ -43,8 +46,11 @@ def plan(
     device: str,
     num_devices: int,
     mesh: Mapping[str, int],
+    costs: Path | None = None,
 ) -> str:
     """The sentence about one experiment, from a preset or a config file.
+
+    `costs` is a file of `rounds.Costs` that were measured (`python -m benchmarks.schedule`).
 
     Raises:
       ConfigError: something asked for does not exist or does not divide.
@@ -53,6 +59,7 @@ def plan(
         raise ConfigError(f"device is {device!r}; allowed: {', '.join(DEVICES)}")
     if not 1 <= num_devices <= MAX_SIZE:
         raise ConfigError(f"devices is {num_devices}; allowed: 1 or more, up to {MAX_SIZE}")
+    measured = None if costs is None else read_record(costs, Costs)
     if config_spec is not None:
         config = load_file(config_spec, overrides)
     else:
@@ -60,8 +67,9 @@ def plan(
     if not mesh and config.mesh != MeshConfig():
         mesh = dataclasses.asdict(config.mesh)
     if mesh:
-        return estimate(config, _sizes(mesh, num_devices), DEVICES[device]).sentence()
-    return choose(config, DEVICES[device], num_devices).sentence()
+        sizes = _sizes(mesh, num_devices)
+        return estimate(config, sizes, DEVICES[device], measured).sentence()
+    return choose(config, DEVICES[device], num_devices, measured).sentence()
 
 
 def _sizes(mesh: Mapping[str, int], num_devices: int) -> dict[str, int]:
@@ -76,7 +84,9 @@ def _sizes(mesh: Mapping[str, int], num_devices: int) -> dict[str, int]:
     return sizes
 
 
-def choose(config: Config, device: Device, num_devices: int) -> Estimate:
+def choose(
+    config: Config, device: Device, num_devices: int, costs: Costs | None = None
+) -> Estimate:
     """The plainest mesh that fits: fewest parts of a batch, then the smallest fsdp x expert.
 
     Of the ways to split that product, the one with the shortest predicted step. If nothing fits,
@@ -89,7 +99,7 @@ def choose(config: Config, device: Device, num_devices: int) -> Estimate:
     for shape, accumulation in _candidates(config.train, num_devices):
         train = dataclasses.replace(config.train, accumulation=accumulation)
         try:
-            found.append(estimate(dataclasses.replace(config, train=train), shape, device))
+            found.append(estimate(dataclasses.replace(config, train=train), shape, device, costs))
         except ConfigError as error:
             problem = problem or error
     if not found:

@@ -17,13 +17,13 @@ from dit_moe.devices.accelerators import Device
 from dit_moe.devices.mesh import check_mesh
 from dit_moe.plan.flops import dispatch_in_rounds, image_flops, recomputed_flops
 from dit_moe.plan.memory import (
-    FLOAT32,
     abstract_mesh,
     device_bytes,
-    itemsize,
     parameter_bytes,
     teacher_bytes,
 )
+from dit_moe.plan.rounds import EXCHANGE_LATENCY, EXPERT_LATENCY, Costs, Rounds, rounds_of
+from dit_moe.plan.traffic import traffic
 from dit_moe.plan.training_flops import training_flops
 from dit_moe.runs.teacher import taught_steps, teacher_model
 
@@ -53,6 +53,9 @@ class Estimate:
     seconds: tuple[float, float] | None
     """The time of a step with communication hidden behind compute, and not hidden at all; None
     without a known device."""
+    rounds: Rounds | None
+    """In how many rounds tokens should travel to their experts; None without a known device, or
+    where none travel."""
 
     @property
     def num_devices(self) -> int:
@@ -110,6 +113,8 @@ class Estimate:
                 f"; predicted: {span(*self.seconds)} s a step, "
                 f"{span(*self.images_per_second)} images/s"
             )
+            if self.rounds is not None:
+                text += f"; {self.rounds.sentence()}"
         return text
 
 
@@ -120,7 +125,10 @@ def span(low: float, high: float) -> str:
 
 
 def estimate(
-    config: Config, mesh_shape: Mapping[str, int], device: Device | None = None
+    config: Config,
+    mesh_shape: Mapping[str, int],
+    device: Device | None = None,
+    costs: Costs | None = None,
 ) -> Estimate:
     """Estimates a training run.
 
@@ -128,6 +136,7 @@ def estimate(
       config: the experiment; its `mesh` is not read.
       mesh_shape: sizes of the axes in devices/mesh.py; those not given are 1.
       device: the accelerator; None where it is not known, for memory and FLOPs alone.
+      costs: what travel to experts and their arithmetic take there, where they were measured.
 
     Raises:
       ConfigError: the mesh does not divide the model or the batch, `train.freeze` or `train.lora`
@@ -163,6 +172,7 @@ def estimate(
         hardware_flops_per_image=hardware,
         teacher_flops_per_image=of_teacher,
         seconds=None if device is None else _step_seconds(model, train, mesh, device, hardware),
+        rounds=None if device is None else _rounds(model, train, mesh, device, costs),
     )
 
 
@@ -180,32 +190,39 @@ def _step_seconds(
     flops_per_image: float,
 ) -> tuple[float, float]:
     data, fsdp, expert = (mesh.shape[axis] for axis in ("data", "fsdp", "expert"))
-    images = train.batch_size / mesh.size
-    parameters = parameter_bytes(model, mesh, train)
-    learning = parameters.learning / parameters.stored
-
-    compute = images * flops_per_image / (UTILISATION * device.peak(model.dtype))
+    compute = train.batch_size / mesh.size * flops_per_image
+    compute /= UTILISATION * device.peak(model.dtype)
     # Reads parameters, averages, two moments and gradients; writes all but the last.
-    copies = 4 + len(train.post_hoc_ema)
-    compute += (2 * copies + 1) * parameters.learning / device.memory_bandwidth
+    copies, learning = 4 + len(train.post_hoc_ema), parameter_bytes(model, mesh, train).learning
+    compute += (2 * copies + 1) * learning / device.memory_bandwidth
 
-    # Gathered twice, scattered once in each part of the batch, in the dtype of the computation: XLA
-    # casts before it gathers.
-    gathered = (2 + learning) * train.accumulation * (parameters.used - parameters.stored)
-    gathered *= itemsize(model) / FLOAT32
-    links = _link_seconds(device, gathered, fsdp * expert, stride=1)
-    # A ring's all-reduce is a scatter and a gather.
-    reduced = 2 * train.accumulation * parameters.learning * (data - 1) / data
-    links += _link_seconds(device, reduced, data, stride=fsdp * expert)
-    computed = sum(moe.travelling(model.num_tokens) for moe in model.mixtures)
-    if computed and expert > 1:
-        rows = images * model.num_tokens * computed
-        # Forward: there and back. Backward: tokens and gradients there, gradients back.
-        journeys = 5 + (2 if model.remat == "full" else 0)
-        moved = journeys * rows * model.width * itemsize(model) * (expert - 1) / expert
-        beyond = max(0.0, 1 - device.domain / expert)  # of these rows, for other hosts
-        links += moved / device.interconnect + moved * beyond / device.network
+    sent = traffic(model, train, mesh)
+    links = _link_seconds(device, sent.gathered, fsdp * expert, stride=1)
+    links += _link_seconds(device, sent.reduced, data, stride=fsdp * expert)
+    links += sent.tokens * _exchange_beta(device, expert)
     return max(compute, links), compute + links
+
+
+def _exchange_beta(device: Device, members: int) -> float:
+    """Seconds for a byte that a device sends to the others along the axis "expert"."""
+    beyond = max(0.0, 1 - device.domain / members)  # of these bytes, for other hosts
+    return 1 / device.interconnect + beyond / device.network
+
+
+def _rounds(
+    model: ModelConfig, train: TrainConfig, mesh: AbstractMesh, device: Device, costs: Costs | None
+) -> Rounds | None:
+    """With costs by the data sheet where none were measured."""
+    reduced = traffic(model, train, mesh).reduced / train.accumulation
+    stride = mesh.shape["fsdp"] * mesh.shape["expert"]
+    gradients = _link_seconds(device, reduced, mesh.shape["data"], stride)
+    costs = costs or Costs(
+        exchange_alpha=EXCHANGE_LATENCY,
+        exchange_beta=_exchange_beta(device, mesh.shape["expert"]),
+        expert_alpha=EXPERT_LATENCY,
+        expert_beta=1 / (UTILISATION * device.peak(model.dtype)),
+    )
+    return rounds_of(model, train, mesh, costs, gradients)
 
 
 def _link_seconds(device: Device, size: float, members: int, stride: int) -> float:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dit_moe.config import CHEAP_EXPERTS, EXPERTS, ModelConfig, RecurrentKind
+from dit_moe.config import CHEAP_EXPERTS, EXPERTS, ModelConfig, MoEConfig, RecurrentKind
 from dit_moe.nn.embeddings import TIME_FEATURES
 
 BACKWARD = 2  # one product for the gradient of each factor
@@ -58,12 +58,8 @@ def image_flops(model: ModelConfig) -> ImageFlops:
     patch = model.patch_size**2
     experts = recurrent = shared = router = 0.0
     for moe in model.mixtures:
-        for group in moe.groups:
-            flops = s * moe.computing(group, s) * group.facts.flops(d, group.hidden_ratio * d)
-            if group.facts.whole_images:
-                recurrent += flops
-            else:
-                experts += flops
+        experts += group_flops(model, moe, whole_images=False)
+        recurrent += group_flops(model, moe, whole_images=True)
         kind = EXPERTS[moe.expert]
         shared += s * kind.flops(d, moe.shared_hidden_ratio * d)
         shared += s * 2 * d * 2 * (moe.shared_mix == "learnt")
@@ -83,6 +79,16 @@ def image_flops(model: ModelConfig) -> ImageFlops:
         modulation=2 * d * 6 * d * depth + 2 * d * 2 * d,
         embedding=2 * s * patch * model.channels * d + 2 * TIME_FEATURES * d + 2 * d * d,
         output=2 * s * d * patch * model.out_channels,
+    )
+
+
+def group_flops(model: ModelConfig, moe: MoEConfig, *, whole_images: bool) -> float:
+    """Those of one mixture's routed experts that compute whole images, or of the others."""
+    s, d = model.num_tokens, model.width
+    return sum(
+        s * moe.computing(group, s) * group.facts.flops(d, group.hidden_ratio * d)
+        for group in moe.groups
+        if group.facts.whole_images is whole_images
     )
 
 

@@ -26,6 +26,8 @@ _FREE_ON_RESUME = (
     "data.pair_path",
     "data.validation_path",
     "model.remat",
+    "model.forward_rounds",
+    "model.backward_rounds",
     "train.averages_on_host",
     "train.distill.teacher",
     "train.evaluate.",

@@ -37,6 +37,8 @@ _FREE = (
     "model.label_dropout",
     "model.dtype",
     "model.remat",
+    "model.forward_rounds",
+    "model.backward_rounds",
 )
 
 

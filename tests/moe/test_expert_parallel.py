@@ -69,12 +69,18 @@ def stored(mesh: Mesh, experts: ExpertWeights) -> ExpertWeights:
     return dataclasses.replace(experts, **parameter_shardings(mesh, arrays, AXES))  # pyright: ignore[reportArgumentType]
 
 
-def over_mesh(x: jax.Array, routing: Routing, experts: ExpertWeights, cotangent: jax.Array) -> Any:
+def over_mesh(
+    x: jax.Array,
+    routing: Routing,
+    experts: ExpertWeights,
+    cotangent: jax.Array,
+    rounds: tuple[int, int] = (1, 1),
+) -> Any:
     """The layer's dispatch and its gradients, as `value_and_grads` of test_dispatch.py."""
 
     def run(x: jax.Array, weight: jax.Array, experts: ExpertWeights) -> jax.Array:
         routed = dataclasses.replace(routing, weight=weight)
-        return layer._dispatch_over_mesh(x, routed, experts, TOP_K)
+        return layer._dispatch_over_mesh(x, routed, experts, TOP_K, rounds=rounds)
 
     y, pull = jax.vjp(run, x, routing.weight, experts)
     return y, pull(cotangent)
@@ -151,7 +157,8 @@ def test_number_of_rounds(load: str, expected: int) -> None:
             expert[num:] = 8  # one device alone sets the pace of all
 
     def rounds(expert_A: jax.Array) -> jax.Array:
-        return make_plan(expert_A, 1, mesh.axis_names, round_rows(num, num, 8)).rounds[None]
+        plan = make_plan(expert_A, 1, mesh.axis_names)
+        return plan.rounds(round_rows(num, num, 8))[None]
 
     with jax.set_mesh(mesh):
         specs = PartitionSpec(mesh.axis_names), PartitionSpec(None)
@@ -160,10 +167,33 @@ def test_number_of_rounds(load: str, expected: int) -> None:
     assert round_rows(num, num, 8) == 10
 
 
+def test_several_rounds_of_an_even_load_stand_in_line() -> None:
+    """Two forward and three backward, whatever the load, and others in a loop after them."""
+    mesh, rounds = build_mesh(MeshConfig(data=2, expert=4)), (2, 3)
+    x, routing, experts, cotangent = inputs(8, "swiglu", jnp.float32, "uniform")
+    num = TOKENS * TOP_K // 8
+    slots = [(1, round_rows(num, num, 4, n), WIDTH) for n in rounds]
+    assert slots == [(1, 3, WIDTH), (1, 2, WIDTH)]
+    with jax.set_mesh(mesh):
+        run = jax.jit(functools.partial(over_mesh, rounds=rounds))
+        program = run.lower(x, routing, experts, cotangent).compile()
+        found = collectives(program, "all-to-all")
+        # There and back; tokens and gradients there, gradients back.
+        assert found.count(slots[0]) == 2 * (2 + 1) * 4
+        assert found.count(slots[1]) == 3 * (3 + 1) * 4
+        for load in LOADS:
+            arrays = inputs(8, "swiglu", jnp.float32, load)
+            y, gradients = run(*arrays)
+            expected_y, expected = value_and_grads(*arrays, "reference")
+            assert_close(y, expected_y, 1e-5)
+            assert_close(gradients, expected, 1e-4)
+
+
 def test_rows_of_a_round() -> None:
     # Without the axis "expert" too a share a little above the usual one takes one round.
     assert round_rows(64, 8 * 64, 1) == 80
     assert round_rows(64, 70, 1) == 70
+    assert round_rows(64, 512, 8, 3) == 4
 
 
 def ragged_all_to_all(
