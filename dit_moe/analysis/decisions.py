@@ -1,20 +1,17 @@
 """What every MoE layer decided for every token, from the record that all routers write."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from dit_moe.config import ModelConfig
+from dit_moe.models import watched as models_watched
 from dit_moe.models.dit import DiT
-from dit_moe.models.parameters import functional
 from dit_moe.moe.assignments import ExpertRanges
-from dit_moe.moe.layer import MoELayer
-from dit_moe.moe.routers import Router
 from dit_moe.moe.routing import Conditioning, Routing
+from dit_moe.nn.feed_forward import Experts
 
 _MEAN_TOKEN = "mean_token"
 
@@ -69,28 +66,15 @@ def _of_segment(routing: Routing, num_experts: int, tokens_per_image: int) -> De
     )
 
 
-class _Watched(nnx.Module):
-    """A router that also tells the mean of the tokens that it saw."""
-
-    def __init__(self, router: Router):
-        self.router = router
-
-    def __call__(self, x_TxD: jax.Array, conditioning: Conditioning) -> Routing:
-        routing = self.router(x_TxD, conditioning)
-        x_NxSxD = x_TxD.reshape(-1, conditioning.tokens_per_image, x_TxD.shape[-1])
-        mean_NxD = x_NxSxD.astype(jnp.float32).mean(axis=1)
-        return dataclasses.replace(routing, metrics={**routing.metrics, _MEAN_TOKEN: mean_NxD})
-
-
-def moe_layers(model: DiT) -> list[MoELayer]:
-    """The MoE layers of a network: those of a segment as one, stacked."""
-    last_blocks = (units.blocks[-1] for units in model.trunk.segments)
-    return [b.feed_forward for b in last_blocks if isinstance(b.feed_forward, MoELayer)]
+def _mean_token(
+    x_TxD: jax.Array, conditioning: Conditioning, routing: Routing, experts: Experts
+) -> dict[str, jax.Array]:
+    """The mean of the tokens that a router sees, of every image."""
+    del routing, experts
+    x_NxSxD = x_TxD.reshape(-1, conditioning.tokens_per_image, x_TxD.shape[-1])
+    return {_MEAN_TOKEN: x_NxSxD.astype(jnp.float32).mean(axis=1)}
 
 
 def watched(config: ModelConfig, parameters: Mapping[str, jax.Array]) -> DiT:
     """The network, whose routing has the metric "mean_token" too. Usable under jit."""
-    model = functional(config)(dict(parameters))
-    for layer in moe_layers(model):
-        layer.router = _Watched(layer.router)
-    return model
+    return models_watched.watched(config, parameters, _mean_token)

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dit_moe.analysis.decisions import moe_layers
 from dit_moe.analysis.record import Prototypes
 from dit_moe.config import ModelConfig
 from dit_moe.models.parameters import Parameters, functional
+from dit_moe.models.watched import moe_layers
 from dit_moe.nn.feed_forward import ExpertWeights
 
 Matrices = tuple[tuple[tuple[float, ...], ...], ...]

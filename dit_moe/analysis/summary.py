@@ -42,7 +42,8 @@ def summarize(counts: Counts, model: ModelConfig, seed: int) -> Inputs:
     layers = []
     for i, (block, moe) in enumerate(blocks):
         ranges = ExpertRanges.of(moe)
-        most = np.log2(max(moe.scored_experts, 2))  # a single expert has no entropy to normalise
+        # A single expert has no entropy to normalise.
+        most = np.log2(max(moe.num_experts + len(moe.cheap_experts), 2))
         load_E = count_LxE[i] / max(count_LxE[i].sum(), 1)
         both = (count_LxE + null_LxE)[i]
         extra = both[ranges.routed : ranges.stack].sum() / max(both.sum(), 1)

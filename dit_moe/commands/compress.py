@@ -49,6 +49,12 @@ def main(argv: list[str] | None = None) -> int:
         "guidance, else as in its training)",
     )
     add("--batch_size", type=int, help="images at once (default: 64)")
+    add(
+        "--sums",
+        type=Path,
+        metavar="FOLDER",
+        help="keeps what was found of it, for further commands with the same model",
+    )
     add("--seed", type=int, help="of all that is random in it (default: 0)")
     arguments = parser.parse_args(argv)
     return run_command(lambda: run(arguments), resumes=True)
@@ -68,6 +74,7 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.output,
         steps,
         ema=None if arguments.parameters is None else arguments.parameters == "ema",
+        sums=arguments.sums,
         calibration={**calibration, "data": words(arguments.data)},
     )
     before, after = record.before, record.after

@@ -1,5 +1,6 @@
 """Mixtures of experts."""
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from typing import Annotated, Literal
@@ -91,6 +92,10 @@ class MoEConfig:
     cheap_experts: Listed[Literal["zero", "copy", "constant"]] = ()
     """Further experts to choose from that cost next to nothing, such as zero,copy,constant: where
     tokens choose, each takes a column of the router's scores (`experts.CHEAP_EXPERTS`)."""
+    columns: PositiveInt | None = None
+    """Routed experts that the router scores, where compression left fewer: for each column one of
+    those that are there stands in, as a parameter of the layer tells (`stand_in`). None: one column
+    for each."""
     every: PositiveInt = 1
     """The last of each `every` blocks is MoE: 1 for all blocks, 2 for the odd ones."""
     choice: str = "most_likely"
@@ -100,7 +105,7 @@ class MoEConfig:
     (`rank_R`, `rank_1` the highest) or one by lot (`random`)."""
 
     def __post_init__(self) -> None:
-        self.router.check(self)
+        self.router.check(self.as_scored)
         require(
             self.top_k <= self.scored_experts,
             f"top_k is {self.top_k}; allowed: 1 to num_experts ({self.scored_experts})",
@@ -134,6 +139,13 @@ class MoEConfig:
             "slots of their own; allowed: none, or a router that sends tokens to experts",
         )
         require(
+            self.columns is None
+            or (self.columns >= self.num_experts and self.tokens_choose and not self.unlike),
+            f"columns is {self.columns} with router {self.router.name!r}, num_experts "
+            f"{self.num_experts} and {others} experts in unlike; allowed: none, or num_experts or "
+            "more where tokens choose among experts that are alike",
+        )
+        require(
             self.choose_by == "token" or self.tokens_choose,
             f"choose_by is {self.choose_by!r} with router {self.router.name!r}, where experts "
             "choose tokens; allowed: 'token'",
@@ -162,7 +174,14 @@ class MoEConfig:
     @property
     def scored_experts(self) -> int:
         """The router's columns: routed experts, then cheap ones."""
-        return self.num_experts + len(self.cheap_experts)
+        return (self.columns or self.num_experts) + len(self.cheap_experts)
+
+    @property
+    def as_scored(self) -> "MoEConfig":
+        """The mixture as its router sees it: with an expert for every column."""
+        if self.columns is None:
+            return self
+        return dataclasses.replace(self, num_experts=self.columns, columns=None)
 
     @property
     def groups(self) -> tuple[ExpertGroup, ...]:
@@ -191,10 +210,12 @@ class MoEConfig:
         """Experts with weights that a token is routed to, on average if the load is as it should
         be."""
         if self.one_expert:
-            return self.num_experts / self.scored_experts
-        return self.router.computed(self)
+            return 1 - len(self.cheap_experts) / self.scored_experts
+        return self.router.computed(self.as_scored)
 
     def rows(self, tokens: int) -> float:
         """Rows that the experts compute for each token of an image that has so many: as many as
         experts compute it, but where they compute mixes."""
-        return self.computed_experts if self.one_expert else self.router.rows(self, tokens)
+        return (
+            self.computed_experts if self.one_expert else self.router.rows(self.as_scored, tokens)
+        )

@@ -303,11 +303,11 @@ class PrototypeSettings(RouterSettings):
 
     def parameters(self, width: int, moe: Mixture) -> int:
         """The prototypes."""
-        return width * moe.num_experts
+        return width * moe.scored_experts
 
     def flops(self, width: int, moe: Mixture) -> float:
         """The cosines."""
-        return 2 * width * moe.num_experts
+        return 2 * width * moe.scored_experts
 
     def saved(self, width: int, moe: Mixture, *, products_only: bool) -> int:
         """The token in float32, as it is, squared and normalised."""

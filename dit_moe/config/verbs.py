@@ -74,7 +74,7 @@ VERBS = {
     "compress": Verb(
         "dit_moe.commands.compress",
         "python -m dit_moe.surgery.compress",
-        "make a smaller model of a trained one: fewer experts",
+        "make a smaller model of a trained one: fewer experts, neurons, weights",
     ),
     "store": Verb(
         "dit_moe.commands.store",

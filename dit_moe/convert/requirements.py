@@ -46,5 +46,6 @@ class Requirements:
         self.one_of("model.moe.cheap_experts", moe.cheap_experts, ())
         self.one_of("model.moe.shared_mix", moe.shared_mix, "sum")
         self.one_of("model.moe.unlike", moe.unlike, ())
+        self.one_of("model.moe.columns", moe.columns, None)
         self.one_of("model.moe.choose_by", moe.choose_by, "token")
         return moe

@@ -145,6 +145,11 @@ class DDPM:
         t_N = jnp.minimum(jnp.floor(place_N * n).astype(jnp.int32), n - 1)
         return self.diffuse(x, t_N, noise), t_N.astype(jnp.float32)
 
+    def target(self, x: jax.Array, noise: jax.Array) -> jax.Array:
+        """The noise."""
+        del x
+        return noise
+
     def terms(
         self, x: jax.Array, t_N: jax.Array, noise: jax.Array, value: jax.Array
     ) -> dict[str, jax.Array]:

@@ -59,6 +59,11 @@ class Objective(Protocol):
         """
         ...
 
+    def target(self, x: jax.Array, noise: jax.Array) -> jax.Array:
+        """What the network should predict of data and the noise in them, [N, ..., C]; beside it,
+        a learnt variance has no target."""
+        ...
+
     def denoiser(self, network: Network) -> Denoiser:
         """The network as solvers and guidance see it."""
         ...

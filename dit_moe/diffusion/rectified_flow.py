@@ -35,7 +35,7 @@ class RectifiedFlow:
         noise = jax.vmap(lambda key: jax.random.normal(key, shape))(noise_key_N)
         z = self.diffuse(x, t_N, noise)
         prediction = network(z, t_N * self.config.time_scale, y_N)
-        velocity = noise - x
+        velocity = self.target(x, noise)
         error = prediction.value[..., : shape[-1]] - velocity
         return total_loss({"mse": mean_per_example(error**2)}, t_N, prediction, velocity)
 
@@ -49,6 +49,10 @@ class RectifiedFlow:
     ) -> tuple[jax.Array, jax.Array]:
         """z_t of the place itself, which is a time; see `Objective.noised`."""
         return self.diffuse(x, place_N, noise), place_N * self.config.time_scale
+
+    def target(self, x: jax.Array, noise: jax.Array) -> jax.Array:
+        """The velocity."""
+        return noise - x
 
     def draw_times(self, key_N: jax.Array) -> jax.Array:
         """Training times [N] in (0, 1): logit-normal(0, 1) or uniform, then shifted."""

@@ -61,6 +61,22 @@ class ExpertRanges:
         expert_A = jnp.asarray(place_E)[jnp.minimum(routing.expert, self.none)]
         return dataclasses.replace(routing, expert=expert_A)
 
+    def stood_in(self, routing: Routing, stand_in_E: jax.Array) -> Routing:
+        """The routing of a router with other columns than there are experts (`MoEConfig.columns`).
+
+        A token may then have an expert twice, whose weights add up.
+
+        Args:
+          routing: its indices are of the router's columns where they are less than their number,
+            and beyond these as all else would follow them.
+          stand_in_E: [E] float32 whole numbers: for each column an expert that is there.
+        """
+        columns = len(stand_in_E)
+        own_A = jnp.take(stand_in_E, routing.expert, mode="clip").astype(jnp.int32)
+        beyond_A = routing.expert - columns + self.routed
+        expert_A = jnp.where(routing.expert < columns, own_A, beyond_A)
+        return dataclasses.replace(routing, expert=expert_A)
+
     def cheap_weights(self, routing: Routing) -> jax.Array:
         """Each token's weight of each cheap expert: float32 [T, M]."""
         return self._weights(routing, self.stack, len(self.cheap))

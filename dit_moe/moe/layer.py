@@ -36,7 +36,10 @@ class MoELayer(nnx.Module):
     ):
         self.config, self.rounds = config, rounds
         self.ranges = ranges = ExpertRanges.of(config)
-        self.router = build_router(config, width, rngs)
+        self.router = build_router(config.as_scored, width, rngs)
+        # Of whole numbers, which no gradient moves: a model that has it is never trained.
+        columns = config.columns
+        self.stand_in = None if columns is None else nnx.Param(jnp.zeros(columns), axes=(None,))
         self.experts = Experts(
             config.expert,
             len(ranges.groups[0]),
@@ -59,6 +62,8 @@ class MoELayer(nnx.Module):
         """Maps tokens [T, D] to [T, D] in the dtype of x, and tells how they were routed."""
         route = image_wise if self.config.choose_by == "image" else token_wise
         routing = route(self.router, x_TxD, conditioning)
+        if self.stand_in is not None:
+            routing = self.ranges.stood_in(routing, self.stand_in[...])
         if routing.mixes is not None:
             y_TxD = _through_slots(x_TxD, routing.mixes, self.experts.bank(), self.rounds)
             routing = dataclasses.replace(routing, mixes=None)

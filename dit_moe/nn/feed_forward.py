@@ -143,9 +143,10 @@ class FeedForward(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [..., D] to [..., D] in the dtype of x."""
         own = self.experts.bank().expert(0, x.dtype)
-        h = _layer(x, own.w_in, own.b_in)
-        return _layer(expert_activation(h, own.kind), own.w_out, own.b_out)
+        h = dense_layer(x, own.w_in, own.b_in)
+        return dense_layer(expert_activation(h, own.kind), own.w_out, own.b_out)
 
 
-def _layer(x: jax.Array, w_DxG: jax.Array, b_G: jax.Array | None) -> jax.Array:
+def dense_layer(x: jax.Array, w_DxG: jax.Array, b_G: jax.Array | None) -> jax.Array:
+    """One layer of a network without its activation: [..., D] to [..., G], in the dtype of all."""
     return product(x, w_DxG) if b_G is None else affine(x, w_DxG, b_G)

@@ -4,6 +4,8 @@ Computed where the arrays live, without gathering them. Sums modulo 2^32 have no
 number is the same on any mesh and any number of processes.
 """
 
+import hashlib
+import json
 import math
 from typing import Any
 
@@ -28,6 +30,12 @@ def fingerprints(tree: Any) -> dict[str, int]:
     # in one program: many leaves have the same shape, and compilation costs most.
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {path_name(path): int(_fingerprint(leaf)) for path, leaf in leaves}
+
+
+def digest(tree: Any) -> str:
+    """SHA-256 of all fingerprints and their paths, hexadecimal; arguments as there."""
+    text = json.dumps(fingerprints(tree), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def path_name(path: tuple[Any, ...]) -> str:

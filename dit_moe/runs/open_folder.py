@@ -22,6 +22,7 @@ from dit_moe.models.parameters import abstract_parameters, stack_of
 from dit_moe.models.unpacking import packed_kinds
 from dit_moe.nn.packed import ORDER
 from dit_moe.runs.checkpoint_files import INDEX, WEIGHTS, read_shards
+from dit_moe.runs.sparse_tensors import filled, thinned
 from dit_moe.runs.tensor_files import (
     StoredTensor,
     finite,
@@ -62,7 +63,12 @@ def download(name: str) -> Path:
 
 
 def write_tensors(
-    folder: Path, parameters: Mapping[str, np.ndarray], model: ModelConfig, *, ema: bool
+    folder: Path,
+    parameters: Mapping[str, np.ndarray],
+    model: ModelConfig,
+    *,
+    ema: bool,
+    thin: bool = False,
 ) -> None:
     """Writes parameters by dotted path as `model.safetensors`, or as shards with an index.
 
@@ -71,15 +77,19 @@ def write_tensors(
       parameters: all of a network.
       model: the network.
       ema: they are the moving average.
+      thin: many zeros are stored as a mask (`sparse_tensors`).
     """
-    tensors = stored_tensors(parameters)
+    tensors = stored_tensors(parameters, thin=thin)
     write_shards(folder, "model", tensors, form="dit_moe", metadata=_metadata(model))
     write_weights(folder, ema=ema, files=tuple(path.name for path in folder.iterdir()))
 
 
-def stored_tensors(parameters: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def stored_tensors(
+    parameters: Mapping[str, np.ndarray], *, thin: bool = False
+) -> dict[str, np.ndarray]:
     """What `write_tensors` writes, by the name of each tensor: one for each unit of blocks."""
-    return dict(_by_unit(parameters))
+    tensors = dict(_by_unit(parameters))
+    return thinned(tensors) if thin else tensors
 
 
 def write_beside(
@@ -163,6 +173,7 @@ def read_each(folder: Path, model: ModelConfig) -> Iterator[tuple[str, int | Non
         for path, p in sorted(abstract_parameters(model).items())
         for name, unit in _unit_names(path, p.shape)
     }
+    tensors = filled(tensors, {name: shape for name, (_, _, shape, _) in parts.items()})
     wrong = [
         name
         for name in {**parts, **tensors}

@@ -86,6 +86,8 @@ def check(first: Config, second: Config) -> None:
         check_whole(config.model, f"the {which} run")
     if not first.model.mixtures:
         raise ConfigError("model.moe is none in the first run; allowed: a mixture of experts")
+    if any(moe.columns is not None for moe in first.model.mixtures):
+        raise ConfigError("the runs to aggregate have moe.columns, of compression; allowed: none")
     fields = [
         field
         for field in differences(first, second)

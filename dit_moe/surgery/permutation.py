@@ -41,6 +41,11 @@ def check_order_free(network: ModelConfig) -> None:
                 f"the model's moe.unlike has {kinds}; allowed: none, as experts that change places "
                 "must be of one kind and width"
             )
+        if moe.columns is not None:
+            raise ConfigError(
+                "the model's router has columns for which other experts stand in (moe.columns); "
+                "allowed: none, as of a model that was not compressed so"
+            )
         if moe.choice == "random":
             raise ConfigError(
                 "the model's moe.choice is 'random', which draws an expert by its number; allowed: "

@@ -94,6 +94,8 @@ def check(old: Config, new: Config) -> None:
             f"config.model.moe.cheap_experts is {', '.join(moe.cheap_experts)}; allowed: none, as "
             "what they give is not what the run to upcycle computes"
         )
+    if moe.columns is not None:
+        raise ConfigError(f"config.model.moe.columns is {moe.columns}; allowed: none")
     if moe.unlike:
         kinds = ", ".join(group.kind for group in moe.unlike)
         raise ConfigError(

@@ -178,6 +178,12 @@ def build_parts(config: Config) -> Parts:
       ConfigError: it does not fit them.
     """
     check_whole(config.model, "config")
+    if any(moe.columns is not None for moe in config.model.mixtures):
+        raise ConfigError(
+            "config.model has a mixture with columns for which other experts stand in, as "
+            "compression leaves it, which is only sampled from; allowed: moe.columns none, as of "
+            "a model whose experts were dropped with router=drop"
+        )
     mesh = build_mesh(config.mesh)
     check_mesh(mesh, config.model)
     plan = estimate(config, mesh.shape, find_device(jax.devices()[0].device_kind))

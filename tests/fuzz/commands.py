@@ -73,7 +73,8 @@ COMMANDS = {
     ),
     "aggregate": Command("dit_moe.commands.convert", ("--aggregate", "run", "run", "--output=new")),
     "compress": Command(
-        "dit_moe.commands.compress", ("--workdir=run", "--output=new", "--steps=drop:keep=1")
+        "dit_moe.commands.compress",
+        ("--workdir=run", "--output=new", "--steps=drop:keep=1,by=random"),
     ),
     "analysis": Command("dit_moe.commands.analysis", ("--workdir=run", "--output=new")),
     "place": Command("dit_moe.commands.place", ("--workdir=run", "--devices=2", "--output=new")),

@@ -10,17 +10,21 @@ from dit_moe.commands import compress as command
 from dit_moe.commands import convert, sample
 from dit_moe.config import ConfigError
 from dit_moe.data.sources import build_sources
+from dit_moe.runs.fingerprint import digest
 from dit_moe.runs.loading import load_run
+from dit_moe.runs.tensor_files import read_safetensors
 from dit_moe.surgery.compress import chain
-from dit_moe.surgery.compress.calibration import Calibration, CalibrationSettings
 from dit_moe.surgery.compress.chain import compress
 from dit_moe.surgery.compress.drop import DropSettings
 from dit_moe.surgery.compress.methods import RECIPES, chosen_steps
-from dit_moe.surgery.compress.record import digest_of, read_compressed, size_of
+from dit_moe.surgery.compress.record import read_compressed, size_of
 from dit_moe.surgery.compress.steps import parse_step, step_text
 from dit_moe.training.origin import find_start
 from tests.analysis.fresh_run import write_fresh_run
+from tests.surgery.compressing import model_of, shown
 from tests.tiny import PROMOE, tiny
+
+MODEL = model_of(PROMOE)
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +42,17 @@ def small(run):
     return output
 
 
+def lot(keep: int, seed: int = 0) -> DropSettings:
+    return DropSettings(keep=keep, by="random", seed=seed)
+
+
+def quiet(_: str) -> None:
+    pass
+
+
 def test_steps_by_name():
     (step,) = chosen_steps(["drop:keep=6,by=random,seed=3"])
-    assert step == DropSettings(keep=6, by="random", seed=3)
+    assert step == lot(6, seed=3)
     assert parse_step(step_text(step)) == step
 
 
@@ -48,7 +60,7 @@ def test_steps_by_name():
     ("text", "told"),
     [
         ("dorp:keep=2", "name is 'dorp'; allowed: 'drop'"),
-        ("drop", "keep is missing"),
+        ("drop", "0 are given"),
         ("drop:", "allowed: NAME or NAME:KEY=VALUE"),
         ("drop:keep", "'keep' says nothing"),
         ("drop:keep=2,keep=3", "has keep twice"),
@@ -64,8 +76,10 @@ def test_a_step_that_is_none_is_one_sentence(text, told):
 
 
 def test_recipes(monkeypatch):
+    for recipe in RECIPES:
+        assert chosen_steps([], recipe) == tuple(map(parse_step, RECIPES[recipe]))
     monkeypatch.setitem(RECIPES, "half", ("drop:keep=2,by=random",))
-    assert chosen_steps([], "half") == (DropSettings(keep=2, by="random"),)
+    assert chosen_steps([], "half") == (lot(2),)
     for texts, recipe in (([], None), (["drop:keep=2"], "half"), ([], "third")):
         with pytest.raises(ConfigError, match="allowed: "):
             chosen_steps(texts, recipe)
@@ -92,15 +106,17 @@ def test_the_record_tells_what_was_done(small, run):
     assert record is not None
     before = load_run(run)
     assert record.source == str(run.resolve())
-    assert record.digest == digest_of({k: np.asarray(v) for k, v in before.parameters.items()})
+    assert record.digest == digest({k: np.asarray(v) for k, v in before.parameters.items()})
     assert [step.step for step in record.steps] == [
-        "drop:keep=3",
-        "drop:keep=2,seed=1",
+        "drop:keep=3,by=random",
+        "drop:keep=2,by=random,seed=1",
     ]
     # One layer of width 16: an expert has two matrices with biases, and a prototype.
     expert = 2 * 16 * 16 + 2 * 16
     assert record.before.parameters - record.after.parameters == 2 * (expert + 16)
-    assert record.before.bytes - record.after.bytes == 4 * 2 * (expert + 16)
+    assert record.before.bytes == 4 * record.before.parameters
+    files = read_safetensors(small / "model.safetensors").values()
+    assert record.after.bytes == sum(np.asarray(tensor).nbytes for tensor in files)
     assert record.after == size_of(chain.read_model(small, ema=True))
     (kept,) = record.steps[1].told["experts"]
     assert len(kept) == 2
@@ -115,7 +131,7 @@ def test_survivors_are_as_they_were(small, run):
     record = read_compressed(small)
     assert record is not None
     (first,), (second,) = (step.told["experts"] for step in record.steps)
-    kept = [first[i] for i in second]
+    kept = [first[i][0] for (i,) in second]
     before, after = load_run(run).parameters, load_run(small).parameters
     layer = "trunk.segments.0.blocks.1.feed_forward."
     for path, value in after.items():
@@ -128,23 +144,23 @@ def test_survivors_are_as_they_were(small, run):
 
 
 def test_a_compressed_folder_is_compressed_further(small, run, tmp_path):
-    record = compress(small, tmp_path / "one", [DropSettings(keep=1)], say=lambda _: None)
+    record = compress(small, tmp_path / "one", [lot(1)], say=quiet)
     assert record.source == str(run.resolve())
     assert [step.settings["keep"] for step in record.steps] == [3, 2, 1]
 
 
 def test_nothing_to_do_changes_no_bit(run, tmp_path):
-    compress(run, tmp_path / "same", [DropSettings(keep=4)], say=lambda _: None)
+    compress(run, tmp_path / "same", [lot(4)], say=quiet)
     a, b = load_run(run), load_run(tmp_path / "same")
     assert a.config == b.config
-    assert digest_of({k: np.asarray(v) for k, v in a.parameters.items()}) == digest_of(
+    assert digest({k: np.asarray(v) for k, v in a.parameters.items()}) == digest(
         {k: np.asarray(v) for k, v in b.parameters.items()}
     )
 
 
 def test_an_interrupted_chain_goes_on(run, tmp_path, monkeypatch):
-    steps = [DropSettings(keep=3), DropSettings(keep=2), DropSettings(keep=1)]
-    whole = compress(run, tmp_path / "whole", steps, say=lambda _: None)
+    steps = [lot(3), lot(2), lot(1)]
+    whole = compress(run, tmp_path / "whole", steps, say=quiet)
     done, apply = [], chain.apply_step
 
     def counted(model, step, calibration):
@@ -156,7 +172,7 @@ def test_an_interrupted_chain_goes_on(run, tmp_path, monkeypatch):
     monkeypatch.setattr(chain, "apply_step", counted)
     output = tmp_path / "small"
     with pytest.raises(KeyboardInterrupt):
-        compress(run, output, steps, say=lambda _: None)
+        compress(run, output, steps, say=quiet)
     assert not output.exists()
     said: list[str] = []
     record = compress(run, output, steps, say=said.append)
@@ -179,19 +195,19 @@ def test_another_chain_takes_nothing_of_the_one_before(run, tmp_path, monkeypatc
     monkeypatch.setattr(chain, "apply_step", interrupted)
     output = tmp_path / "small"
     with pytest.raises(KeyboardInterrupt):
-        compress(run, output, [DropSettings(keep=3), DropSettings(keep=1)], say=lambda _: None)
-    steps = [DropSettings(keep=3, seed=5), DropSettings(keep=2)]
+        compress(run, output, [lot(3), lot(1)], say=quiet)
+    steps = [lot(3, seed=5), lot(2)]
     said: list[str] = []
     record = compress(run, output, steps, say=said.append)
-    assert said[0].startswith("1/2 drop:keep=3,seed=5: ")
+    assert said[0].startswith("1/2 drop:keep=3,by=random,seed=5: ")
     assert record.steps[0].settings["seed"] == 5
 
 
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        (["--steps", "drop:keep=2", "--workdir=nowhere"], "workdir is 'nowhere'"),
-        (["--steps", "drop:keep=2", "--images=0"], "calibration.images is 0"),
+        (["--steps", "drop:keep=2,by=random", "--workdir=nowhere"], "workdir is 'nowhere'"),
+        (["--steps", "drop:keep=2,by=random", "--images=0"], "calibration.images is 0"),
         ([], "of steps and recipe neither is given"),
     ],
 )
@@ -204,7 +220,12 @@ def test_bad_input_is_one_sentence(run, tmp_path, capsys, flags, told):
 
 def test_a_dense_model_has_nothing_to_drop(tmp_path, capsys):
     dense = write_fresh_run(tmp_path / "dense", tiny(None))
-    flags = [f"--workdir={dense}", f"--output={tmp_path / 'small'}", "--steps", "drop:keep=2"]
+    flags = [
+        f"--workdir={dense}",
+        f"--output={tmp_path / 'small'}",
+        "--steps",
+        "drop:keep=2,by=random",
+    ]
     assert command.main(flags) == 2
     assert "the model is dense, with no experts" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["dense"]
@@ -216,14 +237,8 @@ def test_a_run_starts_from_a_compressed_model(small):
     assert find_start(str(small), {}, (), config, sources).model == config.model
 
 
-def shown(**settings: object) -> Calibration:
-    settings = {"images": 6, "times": 3, "null_share": 0.5, "batch_size": 4, **settings}
-    x = np.random.default_rng(0).normal(size=(6, 8, 8, 1)).astype(np.float32)
-    return Calibration(tiny().objective, x, np.arange(6), 10, CalibrationSettings(**settings))
-
-
 def test_calibration_is_stratified():
-    inputs = list(shown().batches())
+    inputs = list(shown(MODEL, batch_size=4).batches())
     assert [len(i.x) for i in inputs] == [4, 2] * 3
     for time in range(3):
         own = [i for i in inputs if i.time == time]
@@ -237,11 +252,11 @@ def test_calibration_is_stratified():
 
 
 def test_calibration_is_the_same_whenever_it_is_asked_for():
-    calibration = shown()
+    calibration = shown(MODEL, batch_size=4)
     for a, b in zip(calibration.batches(), calibration.batches(), strict=True):
         jax.tree.map(np.testing.assert_array_equal, a, b)
     noise = np.concatenate([i.noise for i in calibration.batches()])
     assert len(np.unique(noise[:, 0, 0, 0])) == len(noise)
-    assert calibration.digest == shown().digest
+    assert calibration.digest == shown(MODEL, batch_size=4).digest
     for other in ({"seed": 1}, {"times": 4}, {"null_share": 0.0}):
-        assert shown(**other).digest != calibration.digest
+        assert shown(MODEL, **{"batch_size": 4, **other}).digest != calibration.digest

@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import jax
@@ -70,6 +71,7 @@ class Calibration:
       label_N: int32 labels.
       null_label: that of the model.
       settings: of which `images` must be N.
+      folder: where sums over it are kept; None: nowhere.
     """
 
     def __init__(
@@ -79,22 +81,24 @@ class Calibration:
         label_N: np.ndarray,
         null_label: int,
         settings: CalibrationSettings,
+        folder: Path | None = None,
     ):
-        self.settings = settings
-        self._objective = build_objective(objective)
+        self.settings, self.folder = settings, folder
+        self.objective = build_objective(objective)
         self._clean, self._label_N, self._null = x_NxHxWxC, label_N.astype(np.int32), null_label
-        places = self._objective.places(settings.times)
+        places = self.objective.places(settings.times)
         self.places: tuple[float, ...] = tuple(float(place) for place in places)
         """Where each time lies, from noise to data."""
         shown = x_NxHxWxC, self._label_N, null_label
         self.digest = _digest(objective, self.places, *shown, settings)
         """The same for the same inputs, in the same order."""
 
-    def batches(self) -> Iterator[Inputs]:
-        """All inputs, time by time."""
+    def batches(self, *times: int) -> Iterator[Inputs]:
+        """The inputs of these times, one after another, or of all."""
         settings = self.settings
         nulls = round(settings.null_share * settings.images)
-        for time, place in enumerate(self.places):
+        for time in times or range(len(self.places)):
+            place = self.places[time]
             # Other images without their class at every time.
             order = (np.arange(settings.images) + time * nulls) % settings.images
             y_N = np.where(order < nulls, self._null, self._label_N)
@@ -103,7 +107,7 @@ class Calibration:
                 clean, number_N = jnp.asarray(self._clean[rows]), time * settings.images + rows
                 noise = _noise(settings.seed, jnp.asarray(number_N), clean.shape[1:])
                 place_N = jnp.full(len(rows), place, jnp.float32)
-                x, t_N = self._objective.noised(clean, place_N, noise)
+                x, t_N = self.objective.noised(clean, place_N, noise)
                 yield Inputs(x, t_N, jnp.asarray(y_N[rows]), clean, noise, time, place)
 
 
@@ -123,8 +127,13 @@ def calibration_settings(config: Config, **given: object) -> CalibrationSettings
         raise ConfigError(describe(error, "calibration")) from None
 
 
-def calibrate(config: Config, settings: CalibrationSettings) -> Calibration:
+def calibrate(config: Config, settings: CalibrationSettings, folder: Path) -> Calibration:
     """The calibration of a run, of examples that are drawn from its data.
+
+    Args:
+      config: of the run.
+      settings: how much, and of which data.
+      folder: where sums over it are kept, made as the first of them is.
 
     Raises:
       ConfigError: the data are not there or do not fit the model.
@@ -136,7 +145,9 @@ def calibrate(config: Config, settings: CalibrationSettings) -> Calibration:
             f"{error} (--data FOLDER says where data for calibration are: a prepared set)"
         ) from error
     x_NxHxWxC, label_N = _draw(source, settings, flip=config.data.flip)
-    return Calibration(config.objective, x_NxHxWxC, label_N, config.model.null_label, settings)
+    return Calibration(
+        config.objective, x_NxHxWxC, label_N, config.model.null_label, settings, folder
+    )
 
 
 def _draw(

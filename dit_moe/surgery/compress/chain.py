@@ -17,6 +17,7 @@ import numpy as np
 from dit_moe.autoencoder.latent_space import read_latent_space
 from dit_moe.config import ConfigError
 from dit_moe.data.classes import read_classes
+from dit_moe.runs.fingerprint import digest
 from dit_moe.runs.loading import load_run, locate
 from dit_moe.runs.model_card import model_card, write_card
 from dit_moe.runs.open_folder import write_beside, write_tensors
@@ -26,7 +27,6 @@ from dit_moe.surgery.compress.calibration import Calibration, calibrate, calibra
 from dit_moe.surgery.compress.record import (
     Compressed,
     StepRecord,
-    digest_of,
     read_compressed,
     section,
     size_of,
@@ -44,6 +44,7 @@ def compress(
     *,
     ema: bool | None = None,
     calibration: dict[str, Any] | None = None,
+    sums: Path | None = None,
     say: Say = print,
 ) -> Compressed:
     """Writes a smaller model of a run or an open folder, and returns what was done.
@@ -55,6 +56,8 @@ def compress(
       ema: the moving average of the parameters rather than the parameters; None: where there is
         one.
       calibration: see `calibration_settings`.
+      sums: a folder for what is found of the calibration, which stays for other chains of the same
+        model; None: it goes with `OUTPUT.steps`.
       say: is told of every step.
 
     Raises:
@@ -71,7 +74,8 @@ def compress(
             model = read_model(folder, ema=ema)
             record = _begun(folder, workdir, model)
             settings = calibration_settings(model.config, **(calibration or {}))
-            shown = functools.cache(functools.partial(calibrate, model.config, settings))
+            place = sums or work / "sums"
+            shown = functools.cache(lambda: calibrate(model.config, settings, place))
             first, model, record = _kept(work, model, record, steps, shown)
             if first:
                 say(f"Goes on after step {first} of {len(steps)}, kept in {work}.")
@@ -110,7 +114,8 @@ def write_model(output: Path, model: Model, record: Compressed, *, name: str) ->
       name: that the card has for it.
     """
     with new_folder(output) as target:
-        write_tensors(target, model.parameters, model.config.model, ema=model.ema)
+        network = model.config.model
+        write_tensors(target, model.parameters, network, ema=model.ema, thin=True)
         write_beside(target, model.config, model.latent_space, model.classes)
         write_compressed(target, record)
         card = model_card(
@@ -135,8 +140,8 @@ def _begun(folder: Path, workdir: str | Path, model: Model) -> Compressed:
         source=str(Path(workdir).resolve()) if is_here else str(workdir),
         parameters="ema" if model.ema else "raw",
         training_step=model.step,
-        digest=digest_of(model.parameters),
-        before=size_of(model),
+        digest=digest(dict(model.parameters)),
+        before=size_of(model, thin=False),
     )
 
 

@@ -4,11 +4,21 @@ from collections.abc import Sequence
 
 from dit_moe.config import ConfigError
 from dit_moe.surgery.compress.drop import DropSettings, drop
+from dit_moe.surgery.compress.slim import SlimSettings, slim
+from dit_moe.surgery.compress.sparsify import SparsifySettings, sparsify
 from dit_moe.surgery.compress.steps import StepSettings, parse_step, register_step
+from dit_moe.surgery.compress.stun import StunSettings, stun
 
 register_step(DropSettings)(drop)
+register_step(StunSettings)(stun)
+register_step(SparsifySettings)(sparsify)
+register_step(SlimSettings)(slim)
 
-RECIPES: dict[str, tuple[str, ...]] = {}
+RECIPES: dict[str, tuple[str, ...]] = {
+    # A fifth of the experts and a quarter of the weights of the others: 40% (STUN, on Arctic).
+    "stun-40": ("stun:share=0.2", "sparsify:share=0.25,layers=owl"),
+    "half-experts": ("drop:share=0.5,by=output",),
+}
 """The steps of each recipe, as the command line has them."""
 
 

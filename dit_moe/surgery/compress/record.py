@@ -1,17 +1,12 @@
 """What a compressed folder says of itself: compressed.json, and a section of its card."""
 
-import hashlib
-import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from pydantic.dataclasses import dataclass
 
 from dit_moe.config.rules import RULES
 from dit_moe.plan.parameters import parameter_counts
-from dit_moe.runs.fingerprint import fingerprints
 from dit_moe.runs.open_folder import stored_tensors
 from dit_moe.storage.records import read_record, write_record
 from dit_moe.surgery.compress.steps import Model
@@ -66,17 +61,11 @@ class Compressed:
         return self.steps[-1].after if self.steps else self.before
 
 
-def size_of(model: Model) -> Size:
-    """Measures a model."""
+def size_of(model: Model, *, thin: bool = True) -> Size:
+    """Measures a model; thin: as a compressed folder stores it, with masks of zeros."""
     counts = parameter_counts(model.config.model)
-    stored = stored_tensors(model.parameters)
+    stored = stored_tensors(model.parameters, thin=thin)
     return Size(counts.total, counts.active, sum(array.nbytes for array in stored.values()))
-
-
-def digest_of(parameters: Mapping[str, np.ndarray]) -> str:
-    """SHA-256 of the fingerprints of all parameters, by path (runs/fingerprint.py)."""
-    found = fingerprints(dict(parameters))
-    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
 
 
 def read_compressed(folder: Path) -> Compressed | None:
