@@ -27,6 +27,7 @@ ROOMS = [
     "dit_moe.streaming",
     "dit_moe.sampling",
     "dit_moe.training",
+    "dit_moe.pairs",
     "dit_moe.surgery",
     "dit_moe.convert",
     "dit_moe.analysis",

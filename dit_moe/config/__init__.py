@@ -109,6 +109,7 @@ __all__ = [
     "TrainConfig",
     "divisors",
     "register_expert",
+    "require",
 ]
 
 

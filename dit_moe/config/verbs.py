@@ -56,6 +56,11 @@ VERBS = {
         "python -m dit_moe.data.preview",
         "draw a grid of a prepared data set",
     ),
+    "pairs": Verb(
+        "dit_moe.commands.pairs",
+        "python -m dit_moe.pairs",
+        "let a model draw pairs of images, such as edges and picture, either from the other",
+    ),
     "plan": Verb(
         "dit_moe.commands.plan",
         "python -m dit_moe.plan",

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import numpy as np
 
 from dit_moe.config import DDPMConfig, ObjectiveConfig, RectifiedFlowConfig, SolverConfig
 from dit_moe.diffusion.ddpm import DDPM
@@ -24,6 +25,14 @@ def build_objective(config: ObjectiveConfig) -> Objective:
 def start_noise(key_N: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """The noise in which the path of each key begins: standard normal [N, *shape] float32."""
     return step_noise(key_N, 0, shape)
+
+
+def solver_times(objective: Objective, config: SolverConfig) -> np.ndarray:
+    """The times of a solver, resolved for its objective and not `ancestral`: float32, descending to
+    0."""
+    if config.time_grid is None:  # the solver takes the ends and finds its own way
+        return shifted(objective, config.steps, 1.0)
+    return time_grid(objective, config.time_grid, config.steps, config.shift)
 
 
 def sample(
@@ -60,10 +69,7 @@ def sample(
     noise = start_noise(key_N, shape) if noise is None else noise
     if isinstance(objective, DDPM) and config.solver == "ancestral":
         return ancestral(objective, denoiser, noise, key_N, y_N, steps)
-    if config.time_grid is None:  # the solver takes the ends and finds its own way
-        times = shifted(objective, steps, 1.0)
-    else:
-        times = time_grid(objective, config.time_grid, steps, config.shift)
+    times = solver_times(objective, config)
     z = noise / unit_variance(times[0])
     lowest, _ = objective.time_range
     return build_solver(config, lowest)(denoiser, z, key_N, y_N, times)

@@ -116,7 +116,7 @@ def steer_by_measurement(
         clean = measurement.project(denoised.clean, y)
         if strength != 1:
             clean = denoised.clean + strength * (clean - denoised.clean)
-        return _replace_clean(denoised, clean, t)
+        return replace_clean(denoised, clean, t)
 
     return steered
 
@@ -172,12 +172,12 @@ def steer_by_loss(
         gradient, denoised = jax.grad(total, has_aux=True)(z)
         factor = strength * jnp.where(t <= EARLIEST, t**2 / jnp.maximum(1 - t, 1 - EARLIEST), 0)
         clean = denoised.clean - broadcast_time(factor, gradient) * gradient
-        return _replace_clean(denoised, clean, t)
+        return replace_clean(denoised, clean, t)
 
     return steered
 
 
-def _replace_clean(denoised: Denoised, clean: jax.Array, t: jax.Array) -> Denoised:
+def replace_clean(denoised: Denoised, clean: jax.Array, t: jax.Array) -> Denoised:
     """The decomposition of the same z with another clean image.
 
     At t = 0 z is the clean image whatever the noise, which stays.

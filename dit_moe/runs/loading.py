@@ -90,7 +90,8 @@ def load_run(
     config = load_json(workdir / "config.json")
     if config.model.pairs is not None and not pairs:
         raise ConfigError(
-            f"{workdir} holds a model of pairs (model.pairs); allowed: a model of single images"
+            f"{workdir} holds a model of pairs (model.pairs); allowed: a model of single images, "
+            "or python -m dit_moe.pairs"
         )
     like = like or on_one_device(abstract_parameters(config.model))
     if additions.holds_additions(workdir) or published.is_published(workdir):

@@ -77,7 +77,7 @@ class RunSampler:
         self.classes = model_classes(config.data, config.model, workdir)
         """What the labels stand for."""
         asked = [str(name) for name in request.get("classes", ())]
-        request["classes"] = _classes(self.classes.labels(asked), workdir, config.model)
+        request["classes"] = classes_to_draw(self.classes.labels(asked), workdir, config.model)
         # All is checked before parameters are read, which may take long.
         self.request = build_request(config, **request)
         run = load_run(workdir, ema, checkpoint=checkpoint)
@@ -101,14 +101,14 @@ class RunSampler:
             ),
             **computed,
             "workdir": printable(str(workdir.resolve())),
-            **_identity(run, ema),
+            **identity(run, ema),
             "class_names": [self.classes.names[c] for c in self.request.classes]
             if self.classes.names
             else None,
             "start_share": run.start_share,
             "batch_size": self.batch_size,
             "latents": self._renderer and self._renderer.description,
-            "guide": weaker and {"workdir": printable(str(guide)), **_identity(weaker, guide_ema)},
+            "guide": weaker and {"workdir": printable(str(guide)), **identity(weaker, guide_ema)},
             "steering": self.steering and self.steering.description,
         }
         """What the images depend on, ready for JSON."""
@@ -152,7 +152,7 @@ class RunSampler:
             yield x_NxHxWxC if self._renderer is None else self._renderer.render(x_NxHxWxC)
 
 
-def _classes(asked: Sequence[int], workdir: Path, model: ModelConfig) -> Sequence[int]:
+def classes_to_draw(asked: Sequence[int], workdir: Path, model: ModelConfig) -> Sequence[int]:
     """The classes to draw in turn: those asked for, or those that the training data have."""
     known = read_classes(workdir)
     if known is None:
@@ -203,7 +203,8 @@ def _read_steering(
     return read_steering(request, model)
 
 
-def _identity(run: Run, ema: bool) -> dict[str, object]:
+def identity(run: Run, ema: bool) -> dict[str, object]:
+    """Which parameters these are, ready for JSON."""
     return {"step": run.step, "ema": ema, "weights": _digest(run.parameters)}
 
 

@@ -55,8 +55,8 @@ def write_sample_set(sampler: RunSampler, output: Path) -> tuple[Path, Path]:
         _draw(sampler, parts)
         made_of.unlink(missing_ok=True)  # of the set that is replaced
         labels = sampler.request.labels()
-        shown = _grid_choice(labels)
-        beside = {"arr_1": labels, **_class_arrays(sampler.classes)}
+        shown = grid_choice(labels)
+        beside = {"arr_1": labels, **class_arrays(sampler.classes)}
         picture = _join(parts.files, beside, npz, shown)
         with atomic(png) as temporary:
             _grid(sampler, picture, shown).save(temporary)
@@ -102,7 +102,7 @@ def _grid(sampler: RunSampler, picture: np.ndarray, shown: np.ndarray) -> Image:
     return images.grid(picture, sampler.classes.titles(sampler.request.labels()[shown]))
 
 
-def _class_arrays(classes: ModelClasses) -> dict[str, np.ndarray]:
+def class_arrays(classes: ModelClasses) -> dict[str, np.ndarray]:
     """What tells which classes of the data the labels are, where they are more than numbers."""
     arrays: dict[str, np.ndarray] = {}
     if classes.numbers != tuple(range(len(classes.numbers))):
@@ -136,7 +136,7 @@ def _join(
     return kept
 
 
-def _grid_choice(labels_N: np.ndarray) -> np.ndarray:
+def grid_choice(labels_N: np.ndarray) -> np.ndarray:
     """The first few images of the first few classes."""
     classes = list(dict.fromkeys(labels_N.tolist()))[:GRID_ROWS]
     return np.concatenate([np.flatnonzero(labels_N == c)[:GRID_COLUMNS] for c in classes])

@@ -81,6 +81,15 @@ COMMANDS = {
     "report": Command("dit_moe.commands.report", ("--workdir=run", "--output=new.html")),
     "sweep": Command("dit_moe.commands.sweep", ("--grid=grid.toml", "--output=new")),
     "play": Command("dit_moe.commands.play", ("--workdir=run",)),
+    "pairs_train": Command(
+        "dit_moe.commands.pairs_train",
+        ("--from=run", "--pair=edges", "--workdir=new"),
+        overrides=True,
+    ),
+    "pairs_sample": Command(
+        "dit_moe.commands.pairs_sample",
+        ("--workdir=pairs", "--task=image", "--given=samples.npz", "--output=new"),
+    ),
     "plan": Command("dit_moe.commands.plan", ("--config=tiny.py",), overrides=True),
     "post_hoc_ema": Command(
         "dit_moe.commands.post_hoc_ema",

@@ -33,6 +33,7 @@ from dit_moe.config.guidance import GuidanceConfig
 from dit_moe.data.classes import Classes, write_classes
 from dit_moe.data.sources import build_sources
 from dit_moe.models.parameters import init_parameters
+from dit_moe.pairs.start import pairs_config
 from dit_moe.runs.ema_snapshots import save_snapshot
 from dit_moe.runs.open_folder import write_tensors
 from dit_moe.sampling.request import Request
@@ -109,7 +110,13 @@ def build(folder: Path) -> None:
     for step in (2, 4):
         save_snapshot(run, step, {str(width): average for width in CONFIG.train.post_hoc_ema})
     latent = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, channels=4))
-    for name, config in (("exported", CONFIG), ("dense", tiny(None)), ("of latents", latent)):
+    pairs = pairs_config(CONFIG, "edges")
+    for name, config in (
+        ("exported", CONFIG),
+        ("dense", tiny(None)),
+        ("of latents", latent),
+        ("pairs", pairs),
+    ):
         (folder / name).mkdir()
         parameters = jax.device_get(init_parameters(config.model, jax.random.key(0)))
         write_tensors(folder / name, parameters, config.model, ema=True)
@@ -199,6 +206,13 @@ def _blank(sampler: object, parameters: Any, request: Request, batch_size: int, 
         yield np.zeros((number, 8, 8, channels), np.float32)
 
 
+def _blank_pairs(config: object, request: Request, *_: object, **__: object) -> Any:
+    """As `dit_moe.pairs.sampler.build_pairs_sampler`: pairs of nothing."""
+    if request.num_samples > 100:
+        _begin()
+    return lambda parameters, key_N, *_: np.zeros((len(key_N), 2, 8, 8, 1), np.float32)
+
+
 class _Here(Executor):
     """Does what it is given at once, in this process."""
 
@@ -234,6 +248,7 @@ STUBS = {
     "dit_moe.training.session.device_batches": _begin,
     "jax.distributed.initialize": _begin,
     "dit_moe.sampling.sampler.generate": _blank,
+    "dit_moe.pairs.draw.build_pairs_sampler": _blank_pairs,
     "dit_moe.sampling.run_sampler.function_evaluations": lambda *_: 1,
     "dit_moe.sampling.rendering.decode_tiled": _begin,
     "dit_moe.play.serve.need_gradio": lambda: None,

@@ -1,0 +1,108 @@
+"""Draws pairs of images from a run on them: either of the other, or both."""
+
+import argparse
+from pathlib import Path
+
+from dit_moe.config.command_line import (
+    add_checkpoint_flag,
+    add_guidance_flags,
+    add_parameters_flag,
+    add_solver_flags,
+    command_parser,
+    guidance_settings,
+    run_command,
+    solver_settings,
+    words,
+)
+
+EPILOG = """\
+examples:
+  python -m dit_moe.pairs sample --workdir runs/digits-edges --task image --given edges.npz \\
+      --output out/
+  python -m dit_moe.pairs sample --workdir runs/digits-edges --task condition --given digits.npz \\
+      --output out/
+  python -m dit_moe.pairs sample --workdir runs/digits-edges --task coarse --given sketches/ \\
+      --strength 0.7 --classes 3 --output out/
+  python -m dit_moe.pairs sample --workdir runs/digits-edges --task both --output out/ \\
+      --inpaint first --known digits.npz --mask lower_half.png
+
+tasks:
+  image      the first image of a pair, of the second one, which is given
+  condition  the second, such as edges, of the first, which is given
+  both       both from noise
+  coarse     both, and the second starts from a given one under noise (--strength)
+
+writes first.npz, second.npz, grid.png with both side by side, and pairs.json into out/.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = command_parser("python -m dit_moe.pairs sample", __doc__, EPILOG)
+    add = parser.add_argument
+    add("--workdir", required=True, type=Path, help="run of python -m dit_moe.pairs train")
+    add("--output", required=True, type=Path, help="folder of the pairs")
+    add("--task", required=True, help="image, condition, both or coarse")
+    add(
+        "--given",
+        type=Path,
+        metavar="NPZ|FOLDER",
+        help="what is given, in turn: arr_0: uint8 images, arr_1: their labels; or a folder",
+    )
+    add(
+        "--derive",
+        action="store_true",
+        help="--given holds first images, of which the second ones are made as in training",
+    )
+    add("--strength", type=float, help="coarse: noise of the second at first (default: 0.7)")
+    add("--inpaint", metavar="first|second", help="of which image a part is known")
+    add("--known", type=Path, metavar="NPZ|FOLDER", help="the images of that part, in turn")
+    add("--mask", type=Path, metavar="PNG", help="white is painted anew, black is kept")
+    add("--joint_scale", type=float, default=1.0, help="of what they find in each other (1)")
+    add("--condition_scale", type=float, default=0.0, help="guidance by the other image (0: none)")
+    add("--num_samples", type=int, default=64, help="pairs to draw (default: 64)")
+    add("--classes", default="", metavar="0,1,2", help="in turn, by number or name")
+    add("--seed", type=int, default=0, help="of all pairs together (default: 0)")
+    add("--batch_size", type=int, default=64, help="pairs per pass (default: 64)")
+    add_parameters_flag(parser)
+    add_checkpoint_flag(parser)
+    add_solver_flags(parser)
+    add_guidance_flags(parser)
+    arguments = parser.parse_args(argv)
+    return run_command(lambda: run(arguments))
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Draws."""
+    # After the arguments are parsed: JAX takes seconds to import.
+    from dit_moe.config import require
+    from dit_moe.pairs.draw import PairsSampler
+    from dit_moe.pairs.pair_set import write_pairs
+    from dit_moe.pairs.request import PairsRequest
+
+    require(arguments.guide is None, "guide is given for pairs; allowed: guidance cfg alone")
+    asked = PairsRequest(
+        task=arguments.task,
+        given=arguments.given,
+        derive=arguments.derive,
+        strength=arguments.strength,
+        inpaint=arguments.inpaint,
+        known=arguments.known,
+        mask=arguments.mask,
+        joint_scale=arguments.joint_scale,
+        condition_scale=arguments.condition_scale,
+    )
+    sampler = PairsSampler(
+        arguments.workdir,
+        asked,
+        ema=arguments.parameters == "ema",
+        checkpoint=arguments.checkpoint,
+        batch_size=arguments.batch_size,
+        num_samples=arguments.num_samples,
+        classes=words(arguments.classes),
+        seed=arguments.seed,
+        guidance=guidance_settings(arguments)["guidance"],
+        **solver_settings(arguments),
+    )
+    *written, last = write_pairs(sampler, arguments.output)
+    print(f"Wrote {', '.join(map(str, written))} and {last}.")
