@@ -40,6 +40,10 @@ RUNS = {
         "--tokens 64 --width 16 --hidden 16 --experts 4 --loads zipf --repeats 1",
         r" 4 +zipf \| +[\d.]+ +\d+% \|",
     ),
+    "pairs": (
+        "--base_steps 1 --steps 2 --batch_size 8 --output {folder}/runs --config.model.width=16",
+        r"\| condition of image, distance \| [\d.]+ \| [\d.]+ \| [\d.]+ \|",
+    ),
     "plan": (
         "--preset DiT-S/2 --remat none --batch_size 1",
         r"\| DiT-S/2 \| none \| 0.53 \| 0.00 \| [\d.]+ \| [\d.]+ \|",
