@@ -10,6 +10,7 @@ from dit_moe.config.command_line import (
     SOLVER_FLAGS,
     add_checkpoint_flag,
     add_guidance_flags,
+    add_memory_flag,
     add_parameters_flag,
     add_solver_flags,
     command_parser,
@@ -85,6 +86,7 @@ _OF_RUNS = (
     "seed",
     "parameters",
     "checkpoint",
+    "memory",
     "follow",
     "autoencoder",
     "save",
@@ -152,6 +154,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="of all images together (default: 0)")
     add_parameters_flag(drawn)
     add_checkpoint_flag(drawn)
+    add_memory_flag(drawn)
     add(
         "--follow",
         action="store_true",
@@ -201,6 +204,7 @@ def _run(options: argparse.Namespace) -> str:
         "seed": options.seed,
         "ema": options.parameters == "ema",
         "checkpoint": options.checkpoint,
+        "memory": options.memory,
         "autoencoder": options.autoencoder,
     }
     scales = numbers("guidance_scale", options.guidance_scale, float)

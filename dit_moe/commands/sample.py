@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from dit_moe.config.command_line import (
     add_checkpoint_flag,
     add_guidance_flags,
+    add_memory_flag,
     add_parameters_flag,
     add_solver_flags,
     command_parser,
@@ -53,6 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--batch_size", type=int, default=64, help="images per pass over all devices (default: 64)")
     add_parameters_flag(parser)
     add_checkpoint_flag(parser)
+    add_memory_flag(parser)
     add(
         "--autoencoder",
         metavar="FOLDER|FILE|NAME",
@@ -76,6 +78,7 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.workdir,
         ema=arguments.parameters == "ema",
         checkpoint=arguments.checkpoint,
+        memory=arguments.memory,
         batch_size=arguments.batch_size,
         num_samples=arguments.num_samples,
         classes=words(arguments.classes),

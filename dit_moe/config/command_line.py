@@ -186,6 +186,16 @@ def add_checkpoint_flag(parser: argparse._ActionsContainer) -> None:
     )
 
 
+def add_memory_flag(parser: argparse._ActionsContainer) -> None:
+    """Adds `--memory`, in which a store of experts is drawn from."""
+    parser.add_argument(
+        "--memory",
+        metavar="4GB",
+        help="with a store of experts as --workdir (docs/large-models.md): what the process may "
+        "hold; layers that do not fit are read while it draws (default: all fit)",
+    )
+
+
 SOLVER_FLAGS = ("solver", "steps", "time_grid", "eta", "tolerance", "shift")
 """Flags and fields of `SolverConfig` alike."""
 

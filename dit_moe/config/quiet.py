@@ -18,6 +18,8 @@ def quiet() -> None:
 
     absl.logging.set_verbosity(absl.logging.FATAL)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    # Of what the host gives to a program that runs, such as experts from a disk that fails.
+    logging.getLogger("jax._src.callback").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     sys.unraisablehook = _without_leftovers(sys.unraisablehook)
 

@@ -95,7 +95,7 @@ def load_run(
         )
     like = like or on_one_device(abstract_parameters(config.model))
     if additions.holds_additions(workdir) or published.is_published(workdir):
-        _check_exported(workdir, checkpoint)
+        check_exported(workdir, checkpoint)
     if additions.holds_additions(workdir):
         return Run(config, 0, _onto_base(workdir, config, like))
     if published.is_published(workdir):
@@ -144,7 +144,7 @@ def load_each(workdir: Path, *, ema: bool, checkpoint: str = "newest") -> OneByO
         return OneByOne(config, run.step, _by_unit(whole))
     check_weights(workdir, ema=ema)
     if published.is_published(workdir):
-        _check_exported(workdir, checkpoint)
+        check_exported(workdir, checkpoint)
         return OneByOne(config, 0, published.read_each(workdir, config.model))
     with Checkpoints(workdir) as checkpoints:
         step = checkpoints.find(checkpoint)
@@ -167,7 +167,12 @@ def _by_unit(
             yield from ((path, unit, part) for unit, part in enumerate(array))
 
 
-def _check_exported(workdir: Path, checkpoint: str) -> None:
+def check_exported(workdir: Path, checkpoint: str) -> None:
+    """Checks that of a folder that has but one checkpoint no other is asked for.
+
+    Raises:
+      ConfigError: it is.
+    """
     if checkpoint != "newest":
         raise ConfigError(
             f"checkpoint is {checkpoint!r}, but {str(workdir)!r} is an exported folder; allowed: "

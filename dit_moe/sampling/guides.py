@@ -21,6 +21,9 @@ from dit_moe.diffusion.objective import Network
 from dit_moe.models.dit import DiT
 from dit_moe.models.parameters import Parameters, functional
 
+BuildNetwork = Callable[[ModelConfig], Callable[[Parameters], DiT]]
+"""From a model's config to how its parameters become a network, as `functional`."""
+
 
 def guided(
     denoiser: Denoiser, weak: Denoiser | None, null_label: int, guidance: GuidanceConfig
@@ -31,7 +34,10 @@ def guided(
 
 
 def build_weak_network(
-    config: Config, guidance: GuidanceConfig, weaker: Config | None = None
+    config: Config,
+    guidance: GuidanceConfig,
+    weaker: Config | None = None,
+    network: BuildNetwork = functional,
 ) -> Callable[..., Denoiser] | None:
     """From its parameters to the denoiser that guides; None: the network without a class does.
 
@@ -41,18 +47,19 @@ def build_weak_network(
       config: of the run that is guided, whose parameters `self_contrast` takes.
       guidance: as of `check_guidance`.
       weaker: with guide `auto`, the config of the network that guides.
+      network: from a config of the guided network, with whatever routing, to how its parameters
+        become a network.
     """
     match guidance.guide:
         case "cfg":
             return None
         case "auto":
             assert weaker is not None
-            model, objective = weaker.model, build_objective(weaker.objective)
+            bind, objective = functional(weaker.model), build_objective(weaker.objective)
         case _:
             assert guidance.weak_routing is not None
-            model = weakly_routed(config.model, guidance.weak_routing)
+            bind = network(weakly_routed(config.model, guidance.weak_routing))
             objective = build_objective(config.objective)
-    bind = functional(model)
 
     def build(
         parameters: Parameters, cached: Callable[[DiT], Network] = lambda network: network

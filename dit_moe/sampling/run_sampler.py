@@ -3,7 +3,8 @@
 import functools
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from dit_moe.data.classes import model_classes, read_classes
 from dit_moe.data.picture_files import printable
 from dit_moe.devices import hosts
 from dit_moe.devices.mesh import batch_sharding, build_mesh, replicated
-from dit_moe.models.parameters import Parameters
+from dit_moe.models.dit import DiT
+from dit_moe.models.parameters import Parameters, functional
 from dit_moe.runs.loading import Run, load_run, locate
 from dit_moe.sampling import sampler as sampling
 from dit_moe.sampling.caches import open_caches, sentence, told
@@ -29,6 +31,9 @@ from dit_moe.sampling.known_images import Steering, SteeringRequest, read_steeri
 from dit_moe.sampling.rendering import picture_shape, run_renderer
 from dit_moe.sampling.request import build_request
 from dit_moe.storage.colours import MODES
+from dit_moe.streaming.bank import streamed
+from dit_moe.streaming.opening import OpenStore, is_store, memory_bytes, open_store
+from dit_moe.streaming.running import StreamingProgram
 
 MAX_BATCH = 2**16
 
@@ -45,6 +50,8 @@ class RunSampler:
       checkpoint: of the run: "newest", "best" of those that were judged, or a step.
       guide: with guidance `auto`, the model that guides, as `workdir`; its newest checkpoint.
       guide_ema: as `ema`, of the guide.
+      memory: with a store of experts (streaming/) as `workdir`, what the process may hold, such as
+        "4GB"; None: what it needs.
       steering: what the images are held to. If its file has labels, their classes are the classes
         in turn, unless the request has others.
       request: what to draw, as for `request.build_request`; `classes` by label or by name.
@@ -63,6 +70,7 @@ class RunSampler:
         checkpoint: str = "newest",
         guide: str | Path | None = None,
         guide_ema: bool = True,
+        memory: str | None = None,
         steering: SteeringRequest | None = None,
         **request: Any,
     ):
@@ -80,10 +88,17 @@ class RunSampler:
         request["classes"] = classes_to_draw(self.classes.labels(asked), workdir, config.model)
         # All is checked before parameters are read, which may take long.
         self.request = build_request(config, **request)
-        run = load_run(workdir, ema, checkpoint=checkpoint)
+        self._memory = None if memory is None else memory_bytes(memory)
+        self._store = _open_store(workdir, config.model, memory, ema=ema, checkpoint=checkpoint)
+        if self._store is None:
+            run = load_run(workdir, ema, checkpoint=checkpoint)
+        else:
+            run = Run(config, self._store.store.step, self._store.rest)
         chosen = self.request.guidance.guide
         weaker = _load_guide(guide, guide_ema, chosen, workdir, run.config.model)
-        self._mesh = build_mesh(MeshConfig())
+        # A store feeds one device.
+        devices = None if self._store is None else jax.local_devices()[:1]
+        self._mesh = build_mesh(MeshConfig(), devices)
         self._renderer = run_renderer(workdir, run.config.model, autoencoder, self._mesh)
         self.batch_size = sampling.round_up(
             min(batch_size, self.request.num_samples), self._mesh.size
@@ -101,7 +116,7 @@ class RunSampler:
             ),
             **computed,
             "workdir": printable(str(workdir.resolve())),
-            **identity(run, ema),
+            **identity(run, ema, self._store),
             "class_names": [self.classes.names[c] for c in self.request.classes]
             if self.classes.names
             else None,
@@ -119,12 +134,18 @@ class RunSampler:
         """The jitted sampler, bound to the parameters of the network that guides."""
         guiding = weaker and weaker.config
         sampler = sampling.build_sampler(
-            run.config, self.request, weaker=guiding, steering=self.steering
+            run.config, self.request, weaker=guiding, steering=self.steering, network=self._network
         )
+        if self._store is not None:
+            sampler = StreamingProgram(sampler, self._store, self._memory)
+            weakref.finalize(self, sampler.close)
         if weaker is None:
             return sampler
         parameters = jax.device_put(weaker.parameters, replicated(self._mesh))
         return functools.partial(sampler, weaker=parameters)
+
+    def _network(self, model: ModelConfig) -> Callable[[Parameters], DiT]:
+        return functional(model) if self._store is None else streamed(model, self._store.source)
 
     def batches(self, start: int = 0) -> Iterator[np.ndarray]:
         """Yields images from number `start` on.
@@ -203,9 +224,24 @@ def _read_steering(
     return read_steering(request, model)
 
 
-def identity(run: Run, ema: bool) -> dict[str, object]:
+def _open_store(
+    workdir: Path, model: ModelConfig, memory: str | None, *, ema: bool, checkpoint: str
+) -> OpenStore | None:
+    """The store that a workdir is, if it is one."""
+    if is_store(workdir):
+        return open_store(workdir, model, ema=ema, checkpoint=checkpoint)
+    if memory is not None:
+        raise ConfigError(
+            f"memory is {memory!r}, but workdir {str(workdir)!r} is no store of experts; allowed: "
+            f"a store, as python -m dit_moe.streaming --workdir {workdir} --output NEW makes it"
+        )
+    return None
+
+
+def identity(run: Run, ema: bool, store: OpenStore | None = None) -> dict[str, object]:
     """Which parameters these are, ready for JSON."""
-    return {"step": run.step, "ema": ema, "weights": _digest(run.parameters)}
+    weights = _digest(run.parameters) if store is None else store.store.weights
+    return {"step": run.step, "ema": ema, "weights": weights}
 
 
 def _digest(parameters: Parameters) -> str:

@@ -16,7 +16,7 @@ from dit_moe.diffusion.measurements import fit, steer_by_measurement
 from dit_moe.diffusion.objective import Network
 from dit_moe.models.parameters import Parameters, functional
 from dit_moe.sampling.caches import open_caches
-from dit_moe.sampling.guides import build_weak_network, guided
+from dit_moe.sampling.guides import BuildNetwork, build_weak_network, guided
 from dit_moe.sampling.known_images import Hold, Steering
 from dit_moe.sampling.request import Request
 from dit_moe.storage import images
@@ -32,6 +32,7 @@ def build_sampler(
     weaker: Config | None = None,
     steering: Hold | None = None,
     bind: Callable[[Parameters], Network] | None = None,
+    network: BuildNetwork = functional,
 ) -> Sampler:
     """The jitted function that draws a batch: x [N, H, W, C] float32.
 
@@ -44,12 +45,13 @@ def build_sampler(
       request: what to draw.
       weaker: with guidance `auto`, the config of the network that guides.
       steering: what samples are held to.
-      bind: from the parameters to the network; None: the config's.
+      bind: from the parameters to the network; None: what `network` makes of the config.
+      network: as of `build_weak_network`.
     """
-    bind = bind or functional(config.model)
+    bind = bind or network(config.model)
     objective = build_objective(config.objective)
     model = config.model
-    build_weak = build_weak_network(config, request.guidance, weaker)
+    build_weak = build_weak_network(config, request.guidance, weaker, network)
     caches = open_caches(config, request, weaker)
 
     @jax.jit

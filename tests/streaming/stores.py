@@ -28,6 +28,7 @@ def write_model(folder: Path, config: Config, largest: float | None = None) -> P
     if largest is not None:
         parameters[W_IN] = parameters[W_IN].at[1, 2, 3, 4].set(largest)
     folder.mkdir(parents=True)
-    write_tensors(folder, {path: np.asarray(p) for path, p in parameters.items()}, ema=False)
+    arrays = {path: np.asarray(p) for path, p in parameters.items()}
+    write_tensors(folder, arrays, config.model, ema=False)
     write_beside(folder, config, None, None)
     return parameters
