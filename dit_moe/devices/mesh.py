@@ -75,6 +75,11 @@ def check_mesh(mesh: Mesh | AbstractMesh, model: ModelConfig) -> None:
             f"config.mesh.expert is {expert} with {of} on {mesh.size} devices; allowed: "
             f"{_common_divisors(experts, mesh.size)}"
         )
+    if expert > 1 and expert % model.exchange_within:
+        raise ConfigError(
+            f"config.model.exchange_within is {model.exchange_within} with config.mesh.expert "
+            f"{expert}; allowed: {_common_divisors(expert)}"
+        )
     if model.width % (fsdp * expert):
         raise ConfigError(
             f"config.mesh.fsdp is {fsdp} and config.mesh.expert {expert} with model.width "

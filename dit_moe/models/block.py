@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 
 from dit_moe.config import ModelConfig, MoEConfig
+from dit_moe.moe.expert_parallel import Travel
 from dit_moe.moe.layer import MoELayer
 from dit_moe.moe.routing import Conditioning, Routing
 from dit_moe.nn.attention import Attention
@@ -56,9 +57,8 @@ class Block(nnx.Module):
             Attention(config, rngs) if pairs is None else JointAttention(config, pairs, rngs)
         )
         if moe is not None:
-            self.feed_forward = MoELayer(
-                moe, width, rngs, (config.forward_rounds, config.backward_rounds)
-            )
+            travel = Travel(config.forward_rounds, config.backward_rounds, config.exchange_within)
+            self.feed_forward = MoELayer(moe, width, rngs, travel)
         else:
             hidden = int(config.mlp_ratio * width)
             self.feed_forward = FeedForward(config.mlp_activation, width, hidden, rngs)

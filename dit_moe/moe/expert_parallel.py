@@ -43,13 +43,29 @@ Gradients = tuple[jax.Array, jax.Array, ExpertWeights]
 Carry = TypeVar("Carry")
 
 
+class Travel(NamedTuple):
+    """How rows travel; none of it changes what is computed."""
+
+    forward: int = 1
+    """How many rounds an even load takes."""
+    backward: int = 1
+    within: int = 1
+    """Neighbours along the axis that share a host: rows go to the place of their device within the
+    own host first, then between hosts, if the axis has several hosts; 1: directly."""
+
+
+DIRECT = Travel()
+
+
 class Pace(NamedTuple):
-    """How a direction of differentiation cuts what travels."""
+    """How rows travel in one direction of differentiation."""
 
     rows: int
     """Of one round from one device to another."""
     rounds: int
     """How many an even load takes."""
+    within: int
+    """As of `Travel`."""
 
 
 SLACK = 1.25
@@ -129,7 +145,7 @@ def dispatch_to_shards(
     usual: int,
     *,
     backend: str = "auto",
-    rounds: tuple[int, int] = (1, 1),
+    travel: Travel = DIRECT,
 ) -> jax.Array:
     """`dispatch` of a device's tokens to the experts of all devices along the axis "expert".
 
@@ -145,7 +161,7 @@ def dispatch_to_shards(
             travels in a round, not what is computed.
         backend: that of `dispatch`. With "ragged" and "tokamax" only the rows in use travel, with
             the others whole slots.
-        rounds: how many an even load takes, forward and backward.
+        travel: how rows travel. In two steps, whole slots do with every back end.
 
     Returns:
         [T, D] in the dtype of `x_TxD`. Differentiable in `x_TxD`, `routing.weight` and `experts`.
@@ -155,7 +171,11 @@ def dispatch_to_shards(
     nowhere = lax.axis_size(EXPERT_AXIS) * experts.num_experts
     expert_A = jnp.where(routing.expert < num_experts, routing.expert, nowhere)
     shards = lax.axis_size(EXPERT_AXIS)
-    paces = tuple(Pace(round_rows(usual, len(expert_A), shards, n), n) for n in rounds)
+
+    def pace(rounds: int) -> Pace:
+        return Pace(round_rows(usual, len(expert_A), shards, rounds), rounds, travel.within)
+
+    paces = pace(travel.forward), pace(travel.backward)
     return _dispatch(axes, backend, paces, x_TxD, routing.token, expert_A, routing.weight, experts)
 
 
@@ -216,17 +236,24 @@ class _Round:
     received: jax.Array
     """[S] int32: the same of the slots that arrive."""
     backend: str = flax.struct.field(pytree_node=False)
+    within: int = flax.struct.field(pytree_node=False)
 
     def there(self, rows_SxC: jax.Array) -> jax.Array:
         """Slot s of the result is what device s had in its slot for this device: [S, C, ...]."""
-        return _exchange(rows_SxC, self.sent, self.received, self.backend)
+        return self._exchange(rows_SxC, self.sent, self.received)
 
     def back(self, rows_SxC: jax.Array) -> jax.Array:
         """The inverse of `there`."""
-        return _exchange(rows_SxC, self.received, self.sent, self.backend)
+        return self._exchange(rows_SxC, self.received, self.sent)
+
+    def _exchange(self, rows_SxC: jax.Array, sent_S: jax.Array, received_S: jax.Array) -> jax.Array:
+        if 1 < self.within < len(sent_S):
+            return _exchange_in_two_steps(rows_SxC, self.within)
+        return _exchange(rows_SxC, sent_S, received_S, self.backend)
 
 
-def _round(plan: Plan, number: jax.Array, backend: str, rows: int) -> _Round:
+def _round(plan: Plan, number: jax.Array, backend: str, pace: Pace) -> _Round:
+    rows = pace.rows
     num = plan.order.shape[0]
     first = number * rows
     place_C = first + jnp.arange(rows, dtype=jnp.int32)
@@ -238,7 +265,21 @@ def _round(plan: Plan, number: jax.Array, backend: str, rows: int) -> _Round:
         sent=jnp.clip(plan.sent - first, 0, rows),
         received=jnp.clip(plan.bound[:, -1] - first, 0, rows),
         backend=backend,
+        within=pace.within,
     )
+
+
+def _exchange_in_two_steps(rows_SxC: jax.Array, within: int) -> jax.Array:
+    """One all-to-all inside of every host, in which a device gets what its neighbours have for its
+    place in any host, and one between devices at the same place. Slots are as of a direct one."""
+    shards, *rest = rows_SxC.shape
+    hosts = shards // within
+    inside = [[host * within + place for place in range(within)] for host in range(hosts)]
+    between = [list(same_place) for same_place in zip(*inside, strict=True)]
+    rows_HxWxC = rows_SxC.reshape(hosts, within, *rest)
+    rows_HxWxC = lax.all_to_all(rows_HxWxC, EXPERT_AXIS, 1, 1, axis_index_groups=inside)
+    rows_HxWxC = lax.all_to_all(rows_HxWxC, EXPERT_AXIS, 0, 0, axis_index_groups=between)
+    return rows_HxWxC.reshape(rows_SxC.shape)
 
 
 def _exchange(
@@ -292,7 +333,7 @@ def _forward(
     wide = jnp.promote_types(x_TxD.dtype, jnp.float32)
 
     def step(number: jax.Array, y_TxD: jax.Array) -> jax.Array:
-        this = _round(plan, number, backend, pace.rows)
+        this = _round(plan, number, backend, pace)
         token_SxC = _take(token_A, this.assignment, len(x_TxD))
         rows_SxCxD = this.there(_take(x_TxD, token_SxC, 0))
         ones_SxC = jnp.ones_like(this.assignment, weight_A.dtype)
@@ -318,7 +359,7 @@ def _backward(
 
     def step(number: jax.Array, gradients: Gradients) -> Gradients:
         dx_TxD, dweight_A, dexperts = gradients
-        this = _round(plan, number, backend, pace.rows)
+        this = _round(plan, number, backend, pace)
         token_SxC = _take(token_A, this.assignment, len(x_TxD))
         rows_SxCxD = this.there(_take(x_TxD, token_SxC, 0))
         # The weight goes along, so that its gradient, which needs the expert's output, is made

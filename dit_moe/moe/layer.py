@@ -12,6 +12,8 @@ from dit_moe.config import ConfigError, ExpertGroup, MoEConfig
 from dit_moe.moe.assignments import ExpertRanges, arrange_by_image
 from dit_moe.moe.dispatch import dispatch, resolve_backend
 from dit_moe.moe.expert_parallel import (
+    DIRECT,
+    Travel,
     dispatch_to_shards,
     expert_shards,
     expert_specs,
@@ -31,10 +33,8 @@ from dit_moe.nn.linear import linear
 class MoELayer(nnx.Module):
     """A feed-forward layer of routed experts and, optionally, one shared by all tokens."""
 
-    def __init__(
-        self, config: MoEConfig, width: int, rngs: nnx.Rngs, rounds: tuple[int, int] = (1, 1)
-    ):
-        self.config, self.rounds = config, rounds
+    def __init__(self, config: MoEConfig, width: int, rngs: nnx.Rngs, travel: Travel = DIRECT):
+        self.config, self.travel = config, travel
         self.ranges = ranges = ExpertRanges.of(config)
         self.router = build_router(config.as_scored, width, rngs)
         # Of whole numbers, which no gradient moves: a model that has it is never trained.
@@ -65,7 +65,7 @@ class MoELayer(nnx.Module):
         if self.stand_in is not None:
             routing = self.ranges.stood_in(routing, self.stand_in[...])
         if routing.mixes is not None:
-            y_TxD = _through_slots(x_TxD, routing.mixes, self.experts.bank(), self.rounds)
+            y_TxD = _through_slots(x_TxD, routing.mixes, self.experts.bank(), self.travel)
             routing = dataclasses.replace(routing, mixes=None)
         else:
             y_TxD = self._through_groups(x_TxD, routing, conditioning.tokens_per_image)
@@ -92,7 +92,7 @@ class MoELayer(nnx.Module):
         share = len(self.ranges.groups[group]) / self.ranges.stack if group else 1.0
         within = self.ranges.within(routing, group)
         return _dispatch_over_mesh(
-            x_TxD, within, experts.bank(), self.config.top_k, share, self.rounds
+            x_TxD, within, experts.bank(), self.config.top_k, share, self.travel
         )
 
     def _mixed(self, x_TxD: jax.Array, routed_TxD: jax.Array, shared_TxD: jax.Array) -> jax.Array:
@@ -112,7 +112,7 @@ def build_group(group: ExpertGroup, width: int, rngs: nnx.Rngs) -> "Experts | Re
 
 
 def _through_slots(
-    x_TxD: jax.Array, mixes: Mixes, experts: ExpertBank, rounds: tuple[int, int]
+    x_TxD: jax.Array, mixes: Mixes, experts: ExpertBank, travel: Travel
 ) -> jax.Array:
     """Mixes of an image's tokens in place of tokens: every slot has one expert, with weight 1."""
     slots_RxD = mixes.fill(x_TxD)
@@ -128,7 +128,7 @@ def _through_slots(
         scores=jnp.zeros((num, 0)),
         losses={},
     )
-    return mixes.spread(_dispatch_over_mesh(slots_RxD, routing, experts, 1, rounds=rounds))
+    return mixes.spread(_dispatch_over_mesh(slots_RxD, routing, experts, 1, travel=travel))
 
 
 def _dispatch_over_mesh(
@@ -137,14 +137,13 @@ def _dispatch_over_mesh(
     experts: ExpertBank,
     top_k: int,
     share: float = 1.0,
-    rounds: tuple[int, int] = (1, 1),
+    travel: Travel = DIRECT,
 ) -> jax.Array:
     """Dispatch on the devices of the current mesh, each with its own tokens.
 
     Experts are where the axis "expert" puts them, and tokens travel to them; without that axis
     every device has all experts. A token has `top_k` experts on average, of which this share is
-    among these. Where tokens travel, they do so in as many rounds, forward and backward, if the
-    load is even.
+    among these. `travel` says how they travel.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
@@ -161,7 +160,7 @@ def _dispatch_over_mesh(
         routing, losses={}, metrics={}, next_state={}, hand_on={}, hidden=None
     )
     # Without travel there is nothing that rounds could overlap.
-    paces = rounds if expert_shards() > 1 else (1, 1)
+    travel = travel if expert_shards() > 1 else DIRECT
     # Where tokens have slots for more experts than they use, rounds hold the memory of those used.
     in_rounds = expert_shards() > 1 or len(routing.token) > top_k * len(x_TxD)
 
@@ -173,7 +172,7 @@ def _dispatch_over_mesh(
         if isinstance(experts, ExpertWeights):
             experts = own_experts(experts, num_experts)
         usual = min(math.ceil(share * top_k * len(x_TxD)), len(routing.token))
-        return dispatch_to_shards(x_TxD, routing, experts, num_experts, usual, rounds=paces)
+        return dispatch_to_shards(x_TxD, routing, experts, num_experts, usual, travel=travel)
 
     tokens, whole = PartitionSpec(mesh.axis_names), PartitionSpec()
     return jax.shard_map(

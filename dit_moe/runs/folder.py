@@ -28,6 +28,7 @@ _FREE_ON_RESUME = (
     "model.remat",
     "model.forward_rounds",
     "model.backward_rounds",
+    "model.exchange_within",
     "train.averages_on_host",
     "train.distill.teacher",
     "train.evaluate.",

@@ -39,6 +39,7 @@ _FREE = (
     "model.remat",
     "model.forward_rounds",
     "model.backward_rounds",
+    "model.exchange_within",
 )
 
 

@@ -10,17 +10,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from dit_moe.config import MeshConfig
-from dit_moe.devices.mesh import build_mesh, parameter_shardings
+from dit_moe.analysis.decisions import moe_layers
+from dit_moe.config import ConfigError, MeshConfig
+from dit_moe.devices.mesh import build_mesh, check_mesh, parameter_shardings
+from dit_moe.models.dit import DiT
 from dit_moe.moe import layer
-from dit_moe.moe.expert_parallel import dispatch_to_shards, make_plan, round_rows
+from dit_moe.moe.expert_parallel import DIRECT, Travel, dispatch_to_shards, make_plan, round_rows
 from dit_moe.moe.routing import Routing
 from dit_moe.moe.statistics import expert_traffic
 from dit_moe.nn.feed_forward import ExpertWeights
+from dit_moe.plan.traffic import flat, hierarchical
 from tests.moe.dispatch_contract import assert_close, make_experts, make_routing, value_and_grads
+from tests.tiny import DIT_MOE, tiny
 
 WIDTH, HIDDEN, TOKENS, TOP_K = 16, 24, 64, 2
 AXES = {
@@ -74,13 +79,13 @@ def over_mesh(
     routing: Routing,
     experts: ExpertWeights,
     cotangent: jax.Array,
-    rounds: tuple[int, int] = (1, 1),
+    travel: Travel = DIRECT,
 ) -> Any:
     """The layer's dispatch and its gradients, as `value_and_grads` of test_dispatch.py."""
 
     def run(x: jax.Array, weight: jax.Array, experts: ExpertWeights) -> jax.Array:
         routed = dataclasses.replace(routing, weight=weight)
-        return layer._dispatch_over_mesh(x, routed, experts, TOP_K, rounds=rounds)
+        return layer._dispatch_over_mesh(x, routed, experts, TOP_K, travel=travel)
 
     y, pull = jax.vjp(run, x, routing.weight, experts)
     return y, pull(cotangent)
@@ -169,13 +174,13 @@ def test_number_of_rounds(load: str, expected: int) -> None:
 
 def test_several_rounds_of_an_even_load_stand_in_line() -> None:
     """Two forward and three backward, whatever the load, and others in a loop after them."""
-    mesh, rounds = build_mesh(MeshConfig(data=2, expert=4)), (2, 3)
+    mesh, travel = build_mesh(MeshConfig(data=2, expert=4)), Travel(forward=2, backward=3)
     x, routing, experts, cotangent = inputs(8, "swiglu", jnp.float32, "uniform")
     num = TOKENS * TOP_K // 8
-    slots = [(1, round_rows(num, num, 4, n), WIDTH) for n in rounds]
+    slots = [(1, round_rows(num, num, 4, n), WIDTH) for n in (2, 3)]
     assert slots == [(1, 3, WIDTH), (1, 2, WIDTH)]
     with jax.set_mesh(mesh):
-        run = jax.jit(functools.partial(over_mesh, rounds=rounds))
+        run = jax.jit(functools.partial(over_mesh, travel=travel))
         program = run.lower(x, routing, experts, cotangent).compile()
         found = collectives(program, "all-to-all")
         # There and back; tokens and gradients there, gradients back.
@@ -187,6 +192,48 @@ def test_several_rounds_of_an_even_load_stand_in_line() -> None:
             expected_y, expected = value_and_grads(*arrays, "reference")
             assert_close(y, expected_y, 1e-5)
             assert_close(gradients, expected, 1e-4)
+
+
+@pytest.mark.parametrize("within", [2, 4])
+def test_two_steps_are_one_to_the_bit_and_as_counted(within: int) -> None:
+    """Eight devices as hosts of two or four; bytes and messages as the closed forms have them."""
+    mesh = build_mesh(MeshConfig(data=1, expert=8))
+    arrays = inputs(8, "swiglu", jnp.float32, "zipf")
+    with jax.set_mesh(mesh):
+        results = []
+        for travel in (DIRECT, Travel(within=within)):
+            run = jax.jit(functools.partial(over_mesh, travel=travel))
+            results.append((run(*arrays), run.lower(*arrays).compile()))
+    (direct, one), (relayed, two) = results
+    jax.tree.map(np.testing.assert_array_equal, relayed, direct)
+
+    num = TOKENS * TOP_K // 8
+    rows, hosts = round_rows(num, num, 8), 8 // within
+    size = 8 * rows * WIDTH * 4  # bytes of all slots of a device
+    flat_form, two_form = (form(size, 8, within) for form in (flat, hierarchical))
+    # Forward: there and back. Backward: tokens and gradients there, gradients back.
+    slots = [shape for shape in collectives(one, "all-to-all") if shape[-2:] == (rows, WIDTH)]
+    assert len(slots) == 5 * 8
+    assert len(slots) / 5 - 1 == flat_form.messages
+    assert 4 * math.prod(slots[0]) * 7 == flat_form.inside + flat_form.between
+    parts = [shape for shape in collectives(two, "all-to-all") if shape[-2:] == (rows, WIDTH)]
+    inside = [shape for shape in parts if shape[:2] == (hosts, 1)]
+    between = [shape for shape in parts if shape[:2] == (1, within)]
+    assert (len(inside), len(between)) == (5 * within, 5 * hosts)
+    assert within - 1 + hosts - 1 == two_form.messages
+    assert 4 * math.prod(inside[0]) * (within - 1) == two_form.inside
+    assert 4 * math.prod(between[0]) * (hosts - 1) == two_form.between == flat_form.between
+
+
+def test_a_config_says_how_its_tokens_travel() -> None:
+    fields = {"forward_rounds": 2, "backward_rounds": 3, "exchange_within": 4}
+    config = dataclasses.replace(tiny().model, **fields)
+    model = nnx.eval_shape(lambda: DiT(config, nnx.Rngs(0)))
+    assert [moe.travel for moe in moe_layers(model)] == [Travel(2, 3, 4)]
+    config = dataclasses.replace(config, moe=dataclasses.replace(DIT_MOE, num_experts=8))
+    check_mesh(build_mesh(MeshConfig(data=1, expert=8)), config)
+    with pytest.raises(ConfigError, match="exchange_within is 4 with"):
+        check_mesh(build_mesh(MeshConfig(data=4, expert=2)), config)
 
 
 def test_rows_of_a_round() -> None:
