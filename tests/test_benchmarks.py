@@ -30,6 +30,12 @@ RUNS = {
         "--depths 1 2 --repeats 1 --batch_size 1",
         r"ratio [\d.]+ \(depth 2",
     ),
+    "compression": (
+        "--train_steps 1 --samples 4 --seeds 1 --shares 0.25 --output {folder}/models "
+        "--methods drop-output sparsify-wanda --config.model.width=16 --config.sample.steps=2 "
+        "--config.train.batch_size=8",
+        r"\| sparsify-wanda, 25% away \| [\d,]+ \|",
+    ),
     "convert": ("--preset DiT-S/2", "21 pieces, one of every parameter, are bit-equal"),
     "distillation": (
         "--teacher_steps 1 --steps 2 --batch_size 8 --output {folder}/runs --config.model.width=16",

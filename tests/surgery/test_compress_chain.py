@@ -1,14 +1,18 @@
 """The command that compresses: steps by name, chains that go on, folders that all others read."""
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from pydantic.dataclasses import dataclass
 
 import dit_moe
 from dit_moe.commands import compress as command
 from dit_moe.commands import convert, sample
 from dit_moe.config import ConfigError
+from dit_moe.config.rules import RULES, Listed
 from dit_moe.data.sources import build_sources
 from dit_moe.runs.fingerprint import digest
 from dit_moe.runs.loading import load_run
@@ -18,7 +22,16 @@ from dit_moe.surgery.compress.chain import compress
 from dit_moe.surgery.compress.drop import DropSettings
 from dit_moe.surgery.compress.methods import RECIPES, chosen_steps
 from dit_moe.surgery.compress.record import read_compressed, size_of
-from dit_moe.surgery.compress.steps import parse_step, step_text
+from dit_moe.surgery.compress.steps import (
+    STEPS,
+    Done,
+    Model,
+    StepSettings,
+    apply_step,
+    parse_step,
+    register_step,
+    step_text,
+)
 from dit_moe.training.origin import find_start
 from tests.analysis.fresh_run import write_fresh_run
 from tests.surgery.compressing import model_of, shown
@@ -83,6 +96,31 @@ def test_recipes(monkeypatch):
     for texts, recipe in (([], None), (["drop:keep=2"], "half"), ([], "third")):
         with pytest.raises(ConfigError, match="allowed: "):
             chosen_steps(texts, recipe)
+
+
+def test_a_step_of_ones_own():
+    @dataclass(frozen=True, config=RULES, kw_only=True)
+    class FadeSettings(StepSettings):
+        name: Literal["fade"] = "fade"
+        by: Listed[float] = (0.5,)
+
+    @register_step(FadeSettings)
+    def fade(model: Model, settings: FadeSettings, calibration: object) -> Done:
+        assert calibration is None
+        factor = np.float32(np.prod(settings.by))
+        faded = {path: factor * value for path, value in model.parameters.items()}
+        return Done(model.of(model.config.model, faded), {"by": settings.by})
+
+    try:
+        step = parse_step("fade:by=0.5,0.25")
+        assert step_text(step) == "fade:by=0.5,0.25"
+        done = apply_step(MODEL, step, None)
+        for path, value in done.model.parameters.items():
+            np.testing.assert_array_equal(value, 0.125 * MODEL.parameters[path])
+        with pytest.raises(ValueError, match="are not those of the network"):
+            MODEL.of(MODEL.config.model, {**MODEL.parameters, "more": np.zeros(1)})
+    finally:
+        STEPS._classes.pop("fade")
 
 
 def test_the_folder_is_a_model_like_any_other(small, tmp_path):

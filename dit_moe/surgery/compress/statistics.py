@@ -4,7 +4,9 @@ They are kept after every time, so that what was stopped goes on, and are shared
 same of the same model and inputs.
 """
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -58,10 +60,10 @@ def layer_sums(
     return sums
 
 
-def _look(model: Model, measure: Measure):
+def _look(model: Model, measure: Measure) -> Callable[..., list[dict[str, jax.Array]]]:
     """The jitted function from parameters and inputs to what is found, by segment."""
 
-    def named(*seen):
+    def named(*seen: Any) -> dict[str, jax.Array]:
         return {f"{_SEEN}{name}": value for name, value in measure(*seen).items()}
 
     @jax.jit

@@ -80,7 +80,9 @@ def stun(model: Model, settings: StunSettings, calibration: Calibration | None) 
     check_mixtures(network)
     total = total_left(network, settings.total, settings.share)
     units = [unit for unit in units_of(network, model.parameters) if unit.segment.moe is not None]
-    distances = [settings.rows * row_distances(unit) for unit in units]
+    distances = [np.zeros((unit.moe.num_experts,) * 2) for unit in units]
+    if settings.rows:
+        distances = [settings.rows * row_distances(unit) for unit in units]
     if settings.choices:
         assert calibration is not None
         sums = layer_sums(model, calibration, "choices", count_choices)
@@ -124,7 +126,7 @@ def count_choices(
 ) -> dict[str, jax.Array]:
     """`both` [E, E]: of how many tokens two experts are among the best by score; 0 with themselves.
     The best are top_k, or two where a token has but one."""
-    del x_TxD, experts
+    del x_TxD, conditioning, experts
     num_tokens, scored = routing.scores.shape
     k = min(max(len(routing.token) // num_tokens, 2), scored)
     _, best_TxK = jax.lax.top_k(routing.scores, k)
@@ -133,7 +135,6 @@ def count_choices(
     weight_TxE = jnp.zeros((num_tokens, scored))
     weight_TxE = weight_TxE.at[routing.token, routing.expert].add(1.0, mode="drop")
     member_TxE = member_TxE * (weight_TxE.sum(axis=1, keepdims=True) > 0)
-    del conditioning
     both_ExE = jnp.matmul(member_TxE.T, member_TxE, precision=jax.lax.Precision.HIGHEST)
     return {"both": both_ExE * (1 - jnp.eye(scored))}
 
