@@ -15,7 +15,10 @@ from dit_moe.nn.feed_forward import Experts
 
 Measure = Callable[[jax.Array, Conditioning, Routing, Experts], Mapping[str, jax.Array]]
 """What is found in a layer, as arrays by name: from the tokens that its router sees, float [T, D]
-(where an image chooses as one, its mean token), what it decides, and the experts of its stack."""
+(where an image chooses as one, its mean token), what it decides, and the experts of its stack.
+
+These are of the first kind, and the routing has their indices; others (`moe.unlike`) count as none.
+"""
 
 
 class _Watched(nnx.Module):
@@ -29,7 +32,8 @@ class _Watched(nnx.Module):
         decided = routing = self.router(x_TxD, conditioning)
         if self.stand_in is not None:
             decided = self.ranges.stood_in(routing, self.stand_in[...])
-        found = self.measure(x_TxD, conditioning, decided, self.experts)
+        own = self.ranges.within(decided, 0)
+        found = self.measure(x_TxD, conditioning, own, self.experts)
         return dataclasses.replace(routing, metrics={**routing.metrics, **found})
 
 

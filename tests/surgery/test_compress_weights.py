@@ -24,7 +24,7 @@ from dit_moe.surgery.compress.sparsify import (
 )
 from dit_moe.surgery.compress.worth import worth_of
 from tests.surgery.compressing import LAYER, answer, changed, model_of, shown
-from tests.tiny import DIT_MOE, PROMOE
+from tests.tiny import DIT_MOE, PROMOE, SOFT_MOE, UNLIKE
 
 GELU = dataclasses.replace(DIT_MOE, expert="gelu")
 
@@ -76,6 +76,21 @@ def test_norms_of_inputs_are_those_of_the_tokens():
     assert first["tokens"].sum() == 3 * 6 * 16 * 2
     # Modulated tokens have unit variance before shift and scale: none is silent.
     assert (first["w_in"] > 0).all()
+
+
+def test_experts_of_other_kinds_and_mixes_of_tokens():
+    """The first kind alone loses weights; what sees no tokens has no norms of them."""
+    model = model_of(UNLIKE)
+    done = sparsify(model, SparsifySettings(share=0.5), shown(model))
+    for path, value in done.model.parameters.items():
+        if ".feed_forward.experts.w_" in path:
+            assert (value == 0).sum() == value.size // 2
+        else:
+            np.testing.assert_array_equal(value, model.parameters[path])
+    soft = model_of(SOFT_MOE)
+    with pytest.raises(ConfigError, match="router is 'soft', whose experts see mixes"):
+        sparsify(soft, SparsifySettings(share=0.5), shown(soft))
+    sparsify(soft, SparsifySettings(share=0.5, by="magnitude"), None)
 
 
 def test_owl_keeps_the_mean():

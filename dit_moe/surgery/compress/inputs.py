@@ -18,8 +18,15 @@ def input_norms(model: Model, calibration: Calibration) -> list[Sums]:
     where an expert has no token.
 
     Raises:
-      ConfigError: an image chooses as one, so that the routers do not see the tokens.
+      ConfigError: the routers do not see what experts multiply: an image chooses as one, or nobody
+        does.
     """
+    for moe in model.config.model.mixtures:
+        if moe.router.chooser == "nobody":
+            raise ConfigError(
+                f"the model's router is {moe.router.name!r}, whose experts see mixes of tokens; "
+                "allowed: by=magnitude, or a router that sends tokens to experts"
+            )
     if any(moe.choose_by == "image" for moe in model.config.model.mixtures):
         raise ConfigError("the model's moe.choose_by is 'image'; allowed: 'token', or by=magnitude")
     found = layer_sums(model, calibration, "inputs", sum_squares)

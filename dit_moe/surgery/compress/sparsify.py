@@ -50,7 +50,8 @@ def sparsify(model: Model, settings: SparsifySettings, calibration: Calibration 
     """Sets the weights of routed experts that matter least to 0.
 
     All are chosen from the model as it was given. An expert without a token is judged by magnitude
-    (`told` counts them). The unconditional expert and the shared one stay.
+    (`told` counts them). The unconditional expert, the shared one and those of other kinds
+    (`moe.unlike`) stay.
 
     Raises:
       ConfigError: the model has no experts.
@@ -68,7 +69,7 @@ def sparsify(model: Model, settings: SparsifySettings, calibration: Calibration 
     if settings.by == "wanda":
         assert calibration is not None
         norms = input_norms(model, calibration)
-        routed = [units[number].moe.num_experts for number in layers]
+        routed = [units[number].moe.groups[0].number for number in layers]
         without = sum(int((n["tokens"][:e] == 0).sum()) for n, e in zip(norms, routed, strict=True))
     worth = [_worth(units[number], norm) for number, norm in zip(layers, norms, strict=True)]
     shares = np.full(len(layers), settings.share)
@@ -85,10 +86,11 @@ def _worth(unit: Unit, norm: Sums) -> dict[str, np.ndarray]:
     """[E, in, out] of each matrix of the routed experts."""
     found = {}
     for name in MATRICES:
-        weight = np.abs(unit.parameters[f"{unit.mixture}experts.{name}"][: unit.moe.num_experts])
+        number = unit.moe.groups[0].number
+        weight = np.abs(unit.parameters[f"{unit.mixture}experts.{name}"][:number])
         scale = norm.get(name)
         if scale is not None:
-            weight = weight * scale[: unit.moe.num_experts, :, None].astype(np.float32)
+            weight = weight * scale[:number, :, None].astype(np.float32)
         found[name] = weight
     return found
 
@@ -115,7 +117,7 @@ def _thinner(unit: Unit, worth: dict[str, np.ndarray], share: float) -> Unit:
     for name, worth_ExIxO in worth.items():
         path = f"{unit.mixture}experts.{name}"
         matrix = own[path].copy()
-        routed = matrix[: unit.moe.num_experts]
+        routed = matrix[: unit.moe.groups[0].number]
         lowest = np.argsort(worth_ExIxO, axis=1, kind="stable")
         lowest = lowest[:, : int(worth_ExIxO.shape[1] * share)]
         np.put_along_axis(routed, lowest, 0.0, axis=1)
