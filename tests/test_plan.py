@@ -465,6 +465,8 @@ def test_command(capsys):
         (["--preset", "DiT-S/2", "--devices", "8", "--expert", "8"], "expert is 8 with a dense"),
         (["--preset", "DiT-S/2", "--devices", "7"], "batch_size is 256 with accumulation 1 on 7"),
         (["--preset", "DiT-S/2", "--config.modl=1"], "config.modl is not a field"),
+        (["--table", "--devices", "8"], "devices is given with --table"),
+        (["--table", "--costs", "no.json"], "costs is given with --table"),
     ],
 )
 def test_errors(arguments, message, capsys):

@@ -30,8 +30,8 @@ def main(argv: list[str] | None = None) -> int:
     what.add_argument("--preset", metavar="NAME", help="a published model, such as DiT-XL/2")
     what.add_argument("--config", metavar="FILE[:ARGUMENT]", help="config file, see configs/")
     what.add_argument("--table", action="store_true", help="presets x devices, as a Markdown table")
-    add("--device", default="h100", help="a100-40, a100-80, h100 (default), v5e, v5p, ...")
-    add("--devices", type=int, default=1, metavar="N", help="how many (default: 1)")
+    add("--device", help="a100-40, a100-80, h100 (default), v5e, v5p, ...")
+    add("--devices", type=int, metavar="N", help="how many (default: 1)")
     add("--data", type=int, metavar="N", help="size of the mesh axis data")
     add("--fsdp", type=int, metavar="N", help="size of the mesh axis fsdp")
     add("--expert", type=int, metavar="N", help="size of the mesh axis expert")
@@ -50,12 +50,20 @@ def main(argv: list[str] | None = None) -> int:
 def run(arguments: argparse.Namespace, overrides: list[str]) -> None:
     """Prints the estimate."""
     # After the arguments are parsed: JAX takes seconds to import.
+    from dit_moe.config import ConfigError
     from dit_moe.devices.mesh import AXES
     from dit_moe.plan.choose import plan, table
 
     if arguments.batch_size is not None:
         overrides = [*overrides, f"--config.train.batch_size={arguments.batch_size}"]
     if arguments.table:
+        asked = ("device", "devices", *AXES, "costs")
+        given = [name for name in asked if getattr(arguments, name) is not None]
+        if given:
+            raise ConfigError(
+                f"{given[0]} is given with --table, whose devices and meshes are its own; allowed: "
+                "with --preset or --config"
+            )
         print(table(overrides))
         return
     mesh = {axis: size for axis in AXES if (size := getattr(arguments, axis)) is not None}
@@ -63,8 +71,8 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> None:
         arguments.preset,
         arguments.config,
         overrides,
-        device=arguments.device,
-        num_devices=arguments.devices,
+        device="h100" if arguments.device is None else arguments.device,
+        num_devices=1 if arguments.devices is None else arguments.devices,
         mesh=mesh,
         costs=arguments.costs,
     )
