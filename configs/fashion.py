@@ -2,7 +2,7 @@
 
 Argument: promoe, promoe-ec, tc-dit, tc-sigmoid, tc-bias, tc-capacity, tc-noisy, x-moe, ec-dit,
 diffmoe, expert-race, soft-moe, dit-moe, adamoe, moe-plus-plus, hecto, unlike, pyramid, pyramid-mix,
-ds-moe or dit.
+pre-gated, ds-moe or dit.
 The 60,000 pictures to train on are read from data/fashion and the 10,000 held-out ones from
 data/fashion-test, which are made once (docs/data.md tells where the files are to be had):
 

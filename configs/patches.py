@@ -2,7 +2,7 @@
 
 Argument: promoe, promoe-ec, tc-dit, tc-sigmoid, tc-bias, tc-capacity, tc-noisy, x-moe, ec-dit,
 diffmoe, expert-race, soft-moe, dit-moe, adamoe, moe-plus-plus, hecto, unlike, pyramid, pyramid-mix,
-ds-moe or dit.
+pre-gated, ds-moe or dit.
 """
 
 from dit_moe.config import (

@@ -1,6 +1,7 @@
 """The DiT of ProMoE's comparison with the mixtures of other networks' papers, on ImageNet latents.
 
-Argument: {Noisy,X-MoE,AdaMoE,MoEPP,Soft}-DiT-L/2-E8, with "@512" for 512 px images (default 256).
+Argument: {Noisy,X-MoE,AdaMoE,MoEPP,Soft}-DiT-L/2-E8 or Pregated-DiT-{S,B,L,XL}/2-E8, with "@512"
+for 512 px images (default 256).
 """
 
 from dit_moe.config import Config

@@ -20,6 +20,7 @@ from dit_moe.config import (
     LowRankConfig,
     ModelConfig,
     MoEConfig,
+    PregateConfig,
     TrainConfig,
 )
 from dit_moe.config.presets import preset, small_moe
@@ -237,6 +238,23 @@ def test_saved_activations_of_unlike_experts(change, remat, dtype, accelerator):
     model = dataclasses.replace(plain, moe=dataclasses.replace(moe, **change))
     # A second group of rows is counted as the first, which is a model to some percent.
     assert_counted_difference(model, plain, 0.02)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+def test_saved_activations_of_a_router_before_the_trunk(remat, dtype, accelerator):
+    moe = MoEConfig(num_experts=4, top_k=1, expert="gelu", hidden_ratio=1, shared_hidden_ratio=0)
+    plain = ModelConfig(width=384, depth=2, heads=6, remat=remat, dtype=dtype, moe=moe)
+    model = dataclasses.replace(plain, pregate=PregateConfig())
+    # Most of it are scores of attention; what else its block keeps is a model to some percent.
+    assert_counted_difference(model, plain, 0.02)
+
+
+def test_training_with_a_router_before_the_trunk(accelerator):
+    moe = MoEConfig(num_experts=4, top_k=1, expert="gelu", hidden_ratio=1, shared_hidden_ratio=0)
+    model = dataclasses.replace(SMALL, moe=moe, pregate=PregateConfig(heads=2), remat="none")
+    traced = traced_flops(jax.make_jaxpr(gradient(model))(*inputs(model, 1)).jaxpr)
+    assert image_flops(model).training == pytest.approx(traced, rel=0.01)
 
 
 def test_training_with_recurrent_experts(accelerator):

@@ -81,6 +81,51 @@ PARAMETERS |= {
 }
 
 
+def block(width: int) -> int:
+    """Attention and modulation."""
+    d = width
+    return 10 * d**2 + 10 * d
+
+
+def hecto(width: int, depth: int) -> int:
+    """A feed-forward of 4 widths and a GRU of 5/8 of the width in both directions."""
+    d, h = width, 5 * width // 8
+    directions = 2 * (3 * h * (d + h) + 4 * h + h * d)
+    return closed_form(d, depth, 2 * d, 8 * d**2 + 5 * d + directions + d)
+
+
+def pregated(width: int, depth: int, heads: int) -> int:
+    """One router, of 8 columns, on a block of four heads, in place of those of all MoE layers."""
+    w = 4 * width // heads
+    own = block(w) + 2 * w**2 + 2 * w + 2 * (w**2 + w) + 8 * w
+    return eight_experts(width, depth, 0) + 2 * (width * w + w) + own
+
+
+PARAMETERS |= {
+    "Hecto-DiT-S/2": hecto(384, 12),
+    "Hecto-DiT-B/2": hecto(768, 12),
+    "Hecto-DiT-L/2": hecto(1024, 24),
+    "Hecto-DiT-XL/2": hecto(1152, 28),
+    # Five experts as wide as a dense feed-forward, two half and one twice as wide.
+    "Unlike-DiT-L/2-E8": closed_form(
+        1024, 24, 8 * 1024, 64 * 1024**2 + 8 * 1024 + 4096 * (5 + 2 / 2 + 2)
+    ),
+    # 448 routed networks with a column each, and in 12 layers a fixed one beside them.
+    "PR-MoE-DiT-L/2-E32-64": closed_form(1024, 24, 0, 0)
+    + 448 * 1024
+    + (448 + 12) * (8 * 1024**2 + 5 * 1024),
+    "Pregated-DiT-S/2-E8": pregated(384, 12, 6),
+    "Pregated-DiT-B/2-E8": pregated(768, 12, 12),
+    "Pregated-DiT-L/2-E8": pregated(1024, 24, 16),
+    "Pregated-DiT-XL/2-E8": pregated(1152, 28, 16),
+}
+
+
+def test_pr_moe_is_as_large_as_it_was_published():
+    """4 billion, as the paper says of its model of 350 million with 32 and 64 experts."""
+    assert PARAMETERS["PR-MoE-DiT-L/2-E32-64"] == pytest.approx(4e9, rel=0.1)
+
+
 def race(width: int, depth: int) -> int:
     """Every block has 32 experts of one width, a hidden layer before the scores, and a guess."""
     d = width
@@ -146,6 +191,7 @@ def test_parameter_count(name, pixels):
         ("configs/digits.py:unlike", "digits-unlike"),
         ("configs/digits.py:pyramid", "digits-pyramid"),
         ("configs/digits.py:pyramid-mix", "digits-pyramid-mix"),
+        ("configs/digits.py:pre-gated", "digits-pre-gated"),
         ("configs/digits.py:ds-moe", "digits-ds-moe"),
         ("configs/digits.py:dit", "digits-dit"),
         ("configs/fashion.py:dit-moe", "fashion-dit-moe"),
@@ -166,8 +212,9 @@ FILES = {
     "Race-DiT-": "race_dit.py:",
     **{
         f"{name}-DiT-": f"router_dit.py:{name}-DiT-"
-        for name in ("Noisy", "X-MoE", "AdaMoE", "MoEPP", "Soft")
+        for name in ("Noisy", "X-MoE", "AdaMoE", "MoEPP", "Soft", "Pregated")
     },
+    **{f"{name}-DiT-": f"expert_dit.py:{name}-DiT-" for name in ("Hecto", "Unlike", "PR-MoE")},
 }
 
 

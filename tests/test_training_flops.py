@@ -7,7 +7,14 @@ import jax.numpy as jnp
 import pytest
 from jax.interpreters import partial_eval
 
-from dit_moe.config import ExpertGroup, LowRankConfig, PairsConfig, SegmentConfig, TrainConfig
+from dit_moe.config import (
+    ExpertGroup,
+    LowRankConfig,
+    PairsConfig,
+    PregateConfig,
+    SegmentConfig,
+    TrainConfig,
+)
 from dit_moe.config.presets import small_moe
 from dit_moe.models.frozen import split_learning
 from dit_moe.models.low_rank import functional_merged, shapes_and_axes
@@ -21,6 +28,7 @@ TWO = dataclasses.replace(
     DENSE, depth=4, segments=(SegmentConfig(2), SegmentConfig(2, small_moe("dit-moe")))
 )
 PAIRS = dataclasses.replace(MIXED, pairs=PairsConfig(rank=4))
+BEFORE = dataclasses.replace(TWO, pregate=PregateConfig(heads=2))
 BATCH = 2
 
 
@@ -49,6 +57,8 @@ def traced(model, train):
         (TWO, {"freeze": ("label.*", "timestep.*", "patch_in.*", "trunk.segments.0.*")}),
         (PAIRS, {"learn": ("*.joint.*", "second_condition")}),
         (PAIRS, {"freeze": ("*.joint.*", "*.attention.out.*")}),
+        (BEFORE, {"freeze": ("trunk.pregate.*",)}),
+        (BEFORE, {"freeze": ("*.attention.*", "*.modulation.*")}),
         (MIXED, {"lora": LowRankConfig(rank=4)}),
         (MIXED, {"lora": LowRankConfig(patterns=("*.experts.*",), whole=("label.table",))}),
     ],
@@ -80,7 +90,7 @@ def test_groups_of_unlike_experts_that_are_frozen(kind, part):
 
 
 def test_nothing_that_computes_is_frozen():
-    for model in (DENSE, MIXED, TWO, PAIRS):
+    for model in (DENSE, MIXED, TWO, PAIRS, BEFORE):
         whole = image_flops(model).training
         assert training_flops(model, TrainConfig()) == whole
         assert training_flops(model, TrainConfig(freeze=("label.*",))) == pytest.approx(whole)

@@ -13,6 +13,7 @@ from dit_moe.config import (
     ModelConfig,
     MoEConfig,
     NullTopKRouterConfig,
+    PregateConfig,
     PrototypeExpertChoiceRouterConfig,
     PrototypeRouterConfig,
     SegmentConfig,
@@ -75,6 +76,17 @@ PYRAMID = tuple(
     SegmentConfig(1, dataclasses.replace(DIT_MOE, num_experts=n, top_k=1, shared_mix="learnt"))
     for n in (2, 4)
 )
+
+
+# Read-ME's: a token has one expert, with weight 1.
+PREGATED = dataclasses.replace(DIT_MOE, router=NullTopKRouterConfig(), top_k=1, expert="gelu")
+
+
+def pregated(moe: MoEConfig, **train: object) -> Config:
+    """The config of `tiny` with a router before the trunk."""
+    config = tiny(moe, **train)
+    model = dataclasses.replace(config.model, pregate=PregateConfig(heads=2))
+    return dataclasses.replace(config, model=model)
 
 
 def in_segments(*mixtures: MoEConfig) -> tuple[SegmentConfig, ...]:

@@ -44,6 +44,8 @@ def prototype_classes(
       parameters: of the network.
       mean_LxYxD: mean of the tokens that the router of each layer sees, by class.
     """
+    if config.pregate is not None:
+        return None  # its router sees tokens that are no layer's
     mean, difference, first = [], [], 0
     for layer, repeats in zip(
         moe_layers(functional(config)(parameters)),

@@ -26,6 +26,10 @@ examples:
   dense run to sparse run
     python -m dit_moe.convert --upcycle runs/dit-s --config configs/dit_moe.py:S/2-8E2A \\
         --config.model.moe.expert=gelu --config.model.moe.shared_hidden_ratio=0 --output runs/up
+  dense run to experts cut out of it, with a router before the trunk
+    python -m dit_moe.convert --cut runs/digits --config configs/digits.py:pre-gated \\
+        --config.model.moe.router.name=null_top_k --config.model.moe.hidden_ratio=1 \\
+        --config.model.moe.shared_hidden_ratio=1 --output runs/cut
   two sparse runs to one with the experts of both
     python -m dit_moe.convert --aggregate runs/a runs/b --output runs/ab
 
@@ -47,6 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     ways.add_argument("--workdir", metavar="RUN", help="to export: a run folder")
     ways.add_argument("--upcycle", metavar="RUN", help="to make sparse: a run folder")
+    ways.add_argument("--cut", metavar="RUN", help="to cut experts out of: a dense run folder")
     ways.add_argument(
         "--aggregate", nargs=2, metavar="RUN", help="to join: two sparse runs of one network"
     )
@@ -80,17 +85,26 @@ def main(argv: list[str] | None = None) -> int:
     exporting.add_argument(
         "--upload", metavar="USER/NAME", help="put the folder on the Hugging Face hub, too"
     )
-    upcycling = parser.add_argument_group("with --upcycle")
-    upcycling.add_argument(
+    sparse = parser.add_argument_group("with --upcycle and --cut")
+    sparse.add_argument(
         "--config",
         metavar="FILE[:ARGUMENT]",
         help="of the sparse model; needed; fields as in training: --config.FIELD=VALUE",
     )
+    upcycling = parser.add_argument_group("with --upcycle")
     upcycling.add_argument(
         "--noise",
         type=float,
         help="added to the experts, in standard deviations of their weights (default: 0)",
     )
+    cutting = parser.add_argument_group("with --cut")
+    cutting.add_argument(
+        "--by",
+        choices=("class", "time"),
+        help="what experts stand for: equal parts of the classes or of the times (default: class)",
+    )
+    cutting.add_argument("--images", type=int, help="by which units are chosen (default: 1024)")
+    cutting.add_argument("--steps", type=int, help="of the router's training (default: 300)")
     aggregating = parser.add_argument_group("with --aggregate")
     aggregating.add_argument(
         "--keep_top_k",
@@ -107,24 +121,28 @@ def _refuse_strangers(
     parser: argparse.ArgumentParser, arguments: argparse.Namespace, overrides: list[str]
 ) -> None:
     """Ends the command if a flag does not belong to the chosen way, or one is missing."""
-    if overrides and arguments.upcycle is None:
+    if overrides and arguments.upcycle is None and arguments.cut is None:
         parser.error(f"unrecognized arguments: {' '.join(overrides)}")
     belongs = {
-        "family": "checkpoint",
-        "model_json": "checkpoint",
-        "network": "checkpoint",
-        "format": "workdir",
-        "upload": "workdir",
-        "config": "upcycle",
-        "noise": "upcycle",
-        "keep_top_k": "aggregate",
+        "family": ("checkpoint",),
+        "model_json": ("checkpoint",),
+        "network": ("checkpoint",),
+        "format": ("workdir",),
+        "upload": ("workdir",),
+        "config": ("upcycle", "cut"),
+        "noise": ("upcycle",),
+        "by": ("cut",),
+        "images": ("cut",),
+        "steps": ("cut",),
+        "keep_top_k": ("aggregate",),
     }
-    for flag, way in belongs.items():
+    for flag, ways in belongs.items():
         given = getattr(arguments, flag) is not None
-        if given and getattr(arguments, way) is None:
-            parser.error(f"--{flag} is given without --{way}")
-        if not given and getattr(arguments, way) is not None and flag in ("family", "config"):
-            parser.error(f"--{flag} is needed with --{way}")
+        chosen = next((way for way in ways if getattr(arguments, way) is not None), None)
+        if given and chosen is None:
+            parser.error(f"--{flag} is given without {' or '.join(f'--{way}' for way in ways)}")
+        if not given and chosen is not None and flag in ("family", "config"):
+            parser.error(f"--{flag} is needed with --{chosen}")
     if arguments.network is not None and arguments.parameters is not None:
         parser.error("--network is given with --parameters; allowed: one of them")
     if arguments.upload is not None and arguments.format not in (None, "safetensors"):
@@ -139,6 +157,8 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> None:
         _export(arguments)
     elif arguments.upcycle is not None:
         _upcycle(arguments, overrides)
+    elif arguments.cut is not None:
+        _cut(arguments, overrides)
     else:
         _aggregate(arguments)
 
@@ -199,9 +219,30 @@ def _upcycle(arguments: argparse.Namespace, overrides: list[str]) -> None:
         ema=_wanted(arguments),
     )
     print(f"{config.name} from {arguments.upcycle}. Wrote {arguments.output}.")
-    output = shlex.quote(str(arguments.output))
+    _say_training(arguments.output)
+
+
+def _cut(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    from dit_moe.config.files import load_file
+    from dit_moe.surgery.cut import cut_run
+
+    config = load_file(arguments.config, overrides)
+    given = {name: getattr(arguments, name) for name in ("by", "images", "steps")}
+    agreement = cut_run(
+        arguments.cut,
+        config,
+        arguments.output,
+        **{name: value for name, value in given.items() if value is not None},
+        ema=_wanted(arguments),
+    )
+    print(f"{config.name} from {arguments.cut}. Wrote {arguments.output}.")
+    print(f"The router sends {agreement:.0%} of the tokens to the expert with most of their units.")
+    _say_training(arguments.output)
+
+
+def _say_training(output: Path) -> None:
     next_line = "Next: python train.py with the same --config"
-    print(spoken(f"{next_line}, --init_from {output} and a --workdir"))
+    print(spoken(f"{next_line}, --init_from {shlex.quote(str(output))} and a --workdir"))
 
 
 def _aggregate(arguments: argparse.Namespace) -> None:

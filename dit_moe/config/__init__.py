@@ -25,6 +25,7 @@ from dit_moe.config.moe import ExpertGroup, MoEConfig
 from dit_moe.config.objective import OBJECTIVES, DDPMConfig, ObjectiveConfig, RectifiedFlowConfig
 from dit_moe.config.packed import PackedConfig
 from dit_moe.config.pairs import PairsConfig
+from dit_moe.config.pregate import PregateConfig
 from dit_moe.config.race_routers import ExpertRaceRouterConfig
 from dit_moe.config.routers import (
     ROUTERS,
@@ -93,6 +94,7 @@ __all__ = [
     "ObjectiveConfig",
     "PackedConfig",
     "PairsConfig",
+    "PregateConfig",
     "PrototypeExpertChoiceRouterConfig",
     "PrototypeRouterConfig",
     "PrototypeSettings",

@@ -26,6 +26,7 @@ from dit_moe.config import (
     LowRankConfig,
     MoEConfig,
     PairsConfig,
+    PregateConfig,
 )
 from dit_moe.config.rules import describe
 from dit_moe.storage.files import FilePath
@@ -40,6 +41,7 @@ _ABSENT = {"train": {"ema_warmup": False}}
 
 _WITH_A_FIELD = {
     "moe": dataclasses.asdict(MoEConfig()),
+    "pregate": dataclasses.asdict(PregateConfig()),
     "lora": dataclasses.asdict(LowRankConfig()),
     "pairs": dataclasses.asdict(PairsConfig()),
     "distill": {**dataclasses.asdict(DistillConfig("RUN")), "teacher": ""},  # which is to be given

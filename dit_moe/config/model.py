@@ -1,5 +1,6 @@
 """The network."""
 
+import dataclasses
 import math
 from typing import Annotated, Literal
 
@@ -9,6 +10,7 @@ from pydantic.dataclasses import dataclass
 from dit_moe.config.moe import ExpertName, MoEConfig
 from dit_moe.config.packed import PackedConfig
 from dit_moe.config.pairs import PairsConfig
+from dit_moe.config.pregate import PregateConfig
 from dit_moe.config.rules import (
     MAX_SIZE,
     RULES,
@@ -96,6 +98,8 @@ class ModelConfig:
     packed: tuple[PackedConfig, ...] = ()
     """Matrices that are kept as integers of few bits, and made whole where a product needs them: of
     a network that was quantised, which can be run but not trained."""
+    pregate: PregateConfig | None = None
+    """One router for all MoE layers, before the first block. None: each has its own."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """The type of activations and matrix products. Parameters, routing, softmax and loss stay
     float32."""
@@ -161,6 +165,32 @@ class ModelConfig:
             )
             self._check_mixture(self.moe, "moe")
         self._check_hidden("mlp_ratio", self.mlp_ratio)
+        if self.pregate is not None:
+            self._check_pregate(self.pregate)
+
+    def _check_pregate(self, pregate: PregateConfig) -> None:
+        require(
+            bool(self.mixtures) and len(set(self.mixtures)) == 1,
+            f"pregate has a router for {len(set(self.mixtures))} kinds of mixtures; allowed: "
+            "none, or one and the same mixture in all MoE layers",
+        )
+        moe = self.mixtures[0]
+        require(
+            moe.tokens_choose,
+            f"pregate has router {moe.router.name!r}; allowed: one by which tokens choose their "
+            "experts, such as 'top_k'",
+        )
+        width = pregate.heads * self.width // self.heads
+        require(
+            width % 4 == 0,
+            f"pregate.heads is {pregate.heads} with heads {self.width // self.heads} wide; "
+            "allowed: a number that makes them a multiple of 4 wide together",
+        )
+        require(
+            float(pregate.mlp_ratio * width).is_integer() and pregate.mlp_ratio * width <= MAX_SIZE,
+            f"pregate.mlp_ratio is {pregate.mlp_ratio}; allowed: a ratio that gives a whole number "
+            f"of hidden units at width {width}, up to {MAX_SIZE}",
+        )
 
     def _check_pairs(self, pairs: PairsConfig) -> None:
         require(
@@ -208,6 +238,24 @@ class ModelConfig:
     def mixtures(self) -> tuple[MoEConfig, ...]:
         """The mixture of every MoE layer, in order."""
         return tuple(s.moe for s in self.trunk if s.moe for _ in range(s.moe_blocks))
+
+    @property
+    def before(self) -> "ModelConfig | None":
+        """The block of `pregate`, as a network of its own; None without."""
+        if self.pregate is None:
+            return None
+        heads = self.pregate.heads
+        return dataclasses.replace(
+            self,
+            width=heads * self.width // self.heads,
+            depth=1,
+            heads=heads,
+            mlp_ratio=self.pregate.mlp_ratio,
+            moe=None,
+            segments=(),
+            pairs=None,
+            pregate=None,
+        )
 
     @property
     def null_label(self) -> int:

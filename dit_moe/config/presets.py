@@ -25,6 +25,7 @@ from dit_moe.config import (
     NoisyTopKRouterConfig,
     NullTopKRouterConfig,
     ObjectiveConfig,
+    PregateConfig,
     PrototypeExpertChoiceRouterConfig,
     PrototypeRouterConfig,
     RectifiedFlowConfig,
@@ -141,6 +142,32 @@ RACE = MoEConfig(
 RACE_SIZES = {**SIZES, "M": (16, 960, 16)}
 
 
+# A feed-forward expert and one that runs over the image, which is sent to either as a whole.
+HECTO = dataclasses.replace(
+    _eight_experts(TopKRouterConfig()),
+    num_experts=2,
+    unlike=(ExpertGroup("bigru", 1, 0.625),),
+    choose_by="image",
+)
+# Five experts as in tc-dit, two half and one twice as wide.
+UNLIKE = dataclasses.replace(
+    _eight_experts(TopKRouterConfig()),
+    unlike=(ExpertGroup("gelu", 2, 2), ExpertGroup("gelu", 1, 8)),
+)
+
+
+def _pr_moe(num_experts: int) -> MoEConfig:
+    """PR-MoE's mixture: a fixed feed-forward beside one routed expert of its width."""
+    return dataclasses.replace(
+        _eight_experts(TopKRouterConfig()), num_experts=num_experts, shared_hidden_ratio=4
+    )
+
+
+# PR-MoE-32/64 of 350M, whose depth, width and heads are those of DiT-L: ten MoE layers of 32
+# experts, then two of 64.
+_PR_MOE_SEGMENTS = SegmentConfig(20, _pr_moe(32)), SegmentConfig(4, _pr_moe(64))
+
+
 def _ds_moe(num_experts: int, hidden_ratio: float) -> MoEConfig:
     """DSMoE's mixture, of 16 or 48 experts and a shared one of their width.
 
@@ -203,20 +230,11 @@ _SMALL_MOE = {
         shared_hidden_ratio=0,
         cheap_experts=("zero", "copy", "constant", "constant"),
     ),
-    # A feed-forward expert and one that runs over the image, which is sent to either as a whole.
-    "hecto": dataclasses.replace(
-        _eight_experts(TopKRouterConfig()),
-        num_experts=2,
-        unlike=(ExpertGroup("bigru", 1, 0.625),),
-        choose_by="image",
-    ),
-    # Five experts as in tc-dit, two half and one twice as wide.
-    "unlike": dataclasses.replace(
-        _eight_experts(TopKRouterConfig()),
-        unlike=(ExpertGroup("gelu", 2, 2), ExpertGroup("gelu", 1, 8)),
-    ),
+    "hecto": HECTO,
+    "unlike": UNLIKE,
     "pyramid": _PYRAMID,
     "pyramid-mix": dataclasses.replace(_PYRAMID, shared_mix="learnt"),
+    "pre-gated": _eight_experts(TopKRouterConfig()),
     "ds-moe": MoEConfig(
         router=SigmoidTopKRouterConfig(),
         num_experts=8,
@@ -228,6 +246,7 @@ _SMALL_MOE = {
     "dit": None,
 }
 _PYRAMIDS = ("pyramid", "pyramid-mix")
+_PREGATED = ("pre-gated",)
 
 _PRESETS: dict[str, tuple[ModelConfig, ObjectiveConfig, TrainConfig]] = {}
 
@@ -243,6 +262,8 @@ def _add(
     dtype: Literal["float32", "bfloat16"] = "float32",
     position: Literal["sincos", "rope"] = "sincos",
     mlp_activation: str = "gelu",
+    segments: tuple[SegmentConfig, ...] = (),
+    pregate: PregateConfig | None = None,
 ) -> None:
     depth, width, heads = size
     model = ModelConfig(
@@ -253,6 +274,8 @@ def _add(
         learn_sigma=learn_sigma,
         position=position,
         moe=moe,
+        segments=segments,
+        pregate=pregate,
         dtype=dtype,
     )
     _PRESETS[name] = (model, objective, train)
@@ -282,6 +305,10 @@ for _name, _moe in (
     *((f"DiffMoE-{_size}/2-E8", DIFFMOE) for _size in ("B", "L", "XL")),
     *((f"{_name}-DiT-L/2-E8", _moe) for _name, _moe in _OF_OTHER_NETWORKS.items()),
     *((f"Race-DiT-{_size}/2-4in32", RACE) for _size in ("B", "M", "L", "XL")),
+    *((f"Hecto-DiT-{_size}/2", HECTO) for _size in ("S", "B", "L", "XL")),
+    ("Unlike-DiT-L/2-E8", UNLIKE),
+    ("PR-MoE-DiT-L/2-E32-64", None),
+    *((f"Pregated-DiT-{_size}/2-E8", TC_DIT) for _size in ("S", "B", "L", "XL")),
 ):
     _add(
         _name,
@@ -291,6 +318,8 @@ for _name, _moe in (
         dataclasses.replace(_TRAIN, steps=500_000, gradient_clip=0.5),
         learn_sigma=False,
         dtype="bfloat16",
+        segments=_PR_MOE_SEGMENTS if _name.startswith("PR-MoE") else (),
+        pregate=PregateConfig() if _name.startswith("Pregated") else None,
     )
 
 for _name, _shape, _moe in (
@@ -361,12 +390,15 @@ def small_moe(architecture: str, tokens: int = 16) -> MoEConfig | None:
 def small_model(architecture: str, dense: ModelConfig) -> ModelConfig:
     """A small model, for config files: a dense one with the architecture's mixture in it.
 
-    In a pyramid the last MoE layer has twice as many experts as the others.
+    In a pyramid the last MoE layer has twice as many experts as the others. With a router before
+    the trunk, that has a block of one head, a quarter of the width.
 
     Raises:
       ConfigError: see `small_moe`.
     """
     moe = small_moe(architecture, dense.num_tokens)
+    if architecture in _PREGATED:
+        return dataclasses.replace(dense, moe=moe, pregate=PregateConfig(heads=1))
     if moe is None or architecture not in _PYRAMIDS:
         return dataclasses.replace(dense, moe=moe)
     top = dataclasses.replace(moe, num_experts=2 * moe.num_experts)

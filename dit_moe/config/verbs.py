@@ -74,7 +74,7 @@ VERBS = {
     "convert": Verb(
         "dit_moe.commands.convert",
         "python -m dit_moe.convert",
-        "import, export, upcycle or aggregate models",
+        "import, export, upcycle, cut or aggregate models",
     ),
     "compress": Verb(
         "dit_moe.commands.compress",

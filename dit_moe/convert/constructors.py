@@ -20,6 +20,7 @@ def constructor_arguments(
       ConfigError: the family has no such network.
     """
     peer, require = PEERS[family], Requirements()
+    require(model.pregate is None, "model.pregate", "a router before the trunk", "none")
     require(not model.segments, "model.segments", len(model.segments), "none")
     square = isinstance(model.image_size, int)
     require(square, "model.image_size", size_text(model.image_size), "a square")

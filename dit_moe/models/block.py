@@ -35,6 +35,8 @@ class Given:
     """What the router before has handed on; see `Conditioning.previous`."""
     joint_scale: float = 1.0
     """How much the two images of a pair attend to each other; see `JointAttention`."""
+    decided: Routing | None = None
+    """What the router before the trunk has decided (`ModelConfig.pregate`)."""
 
 
 @flax.struct.dataclass
@@ -58,7 +60,7 @@ class Block(nnx.Module):
         )
         if moe is not None:
             travel = Travel(config.forward_rounds, config.backward_rounds, config.exchange_within)
-            self.feed_forward = MoELayer(moe, width, rngs, travel)
+            self.feed_forward = MoELayer(moe, width, rngs, travel, routes=config.pregate is None)
         else:
             hidden = int(config.mlp_ratio * width)
             self.feed_forward = FeedForward(config.mlp_activation, width, hidden, rngs)
@@ -106,7 +108,7 @@ class Block(nnx.Module):
             return self.feed_forward(h_NxSxD), None
         n, s, d = h_NxSxD.shape
         is_null_T = jnp.repeat(given.is_null, s)
-        conditioning = Conditioning(is_null_T, s, given.train, given.previous)
+        conditioning = Conditioning(is_null_T, s, given.train, given.previous, given.decided)
         h_TxD, routing = self.feed_forward(h_NxSxD.reshape(n * s, d), conditioning)
         if self.guess is not None and given.train:
             if routing.hidden is None:

@@ -85,13 +85,31 @@ class DiT(nnx.Module):
         x_NxSxD, given, grid = self.enter(x_NxHxWxC, t_N, y_N, train=train, joint_scale=joint_scale)
         x_NxSxD, routing = self.trunk(x_NxSxD, given)
         value = self.leave(x_NxSxD, given, grid)
-        losses: dict[str, jax.Array] = {}
-        for record in routing:
-            for name, loss_L in record.losses.items():
-                losses[name] = losses.get(name, 0.0) + loss_L.sum()
         guesses = self._guesses(routing, grid)
         routing = tuple(dataclasses.replace(record, guess=None) for record in routing)
-        return Prediction(value=value, routing=routing, losses=losses, guesses=guesses)
+        prediction = Prediction(value, routing, {}, given.decided, guesses)
+        losses: dict[str, jax.Array] = {}
+        for record in prediction.deciders:
+            for name, loss_L in record.losses.items():
+                losses[name] = losses.get(name, 0.0) + loss_L.sum()
+        return dataclasses.replace(prediction, losses=losses)
+
+    def decide(
+        self, x_NxHxWxC: jax.Array, t_N: jax.Array, y_N: jax.Array, *, train: bool = False
+    ) -> Routing:
+        """The routing of a whole evaluation, without running any of its layers: what every record
+        of `__call__` holds. Arguments as there.
+
+        Raises:
+          ConfigError: as there, or each layer has a router of its own (`ModelConfig.pregate`).
+        """
+        decided = self.enter(x_NxHxWxC, t_N, y_N, train=train)[1].decided
+        if decided is None:
+            raise ConfigError(
+                "model.pregate is none; allowed: a router before the trunk, as those of layers "
+                "decide while these run"
+            )
+        return decided
 
     def enter(
         self,
@@ -124,7 +142,10 @@ class DiT(nnx.Module):
             c_NxD = c_NxD.at[1::2].add(self.second_condition[...])
         c_NxD = c_NxD.astype(dtype)
         is_null_N = y_N == config.null_label
-        return x_NxSxD, Given(c_NxD, is_null_N, angles, train, joint_scale=joint_scale), grid
+        given = Given(c_NxD, is_null_N, angles, train, joint_scale=joint_scale)
+        if self.trunk.pregate is not None:
+            given = dataclasses.replace(given, decided=self.trunk.pregate(x_NxSxD, given))
+        return x_NxSxD, given, grid
 
     def leave(self, x_NxSxD: jax.Array, given: Given, grid: Grid) -> jax.Array:
         """The other end: from the trunk's tokens to float32 [N, H, W, C']."""

@@ -41,7 +41,10 @@ def places(config: ModelConfig) -> Iterator[Place]:
 
 
 def router_prefixes(config: ModelConfig) -> list[str]:
-    """What the paths of the routers' parameters begin with, for every segment with mixtures."""
+    """What the paths of the routers' parameters begin with: of the one before the trunk, or for
+    every segment with mixtures."""
+    if config.pregate is not None:
+        return ["trunk.pregate.router."]
     return [
         f"trunk.segments.{number}.blocks.{segment.unit - 1}.feed_forward.router."
         for number, segment in enumerate(config.trunk)

@@ -27,6 +27,15 @@ class Prediction:
     these; none for a dense network."""
     losses: dict[str, jax.Array]
     """Auxiliary losses by name, summed over layers, already scaled: add them to the loss."""
+    decided: Routing | None = None
+    """What the router before the trunk decided for all MoE layers, whose records are then the same
+    but for losses and next state (`ModelConfig.pregate`)."""
     guesses: Guesses | None = None
     """In a training step of a network whose layers guess: the objective, which alone knows what
     they should have said, adds their loss."""
+
+    @property
+    def deciders(self) -> tuple[Routing, ...]:
+        """The records with losses and next state: one for each prefix of
+        `parameters.router_prefixes`."""
+        return self.routing if self.decided is None else (self.decided,)

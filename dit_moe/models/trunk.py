@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec
 
 from dit_moe.config import ModelConfig, SegmentConfig
 from dit_moe.models.block import Block, Given, Outputs
+from dit_moe.models.pregate import Pregate
 from dit_moe.moe.backends.residuals import DISPATCH_RESIDUAL
 from dit_moe.moe.routing import Routing
 from dit_moe.nn.attention import ATTENTION_RESIDUAL
@@ -64,6 +65,7 @@ class Trunk(nnx.Module):
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         self.config = config
+        self.pregate = None if config.pregate is None else Pregate(config, rngs)
 
         def build(segment: SegmentConfig) -> Unit:
             @nnx.split_rngs(splits=segment.repeats)
@@ -87,6 +89,10 @@ class Trunk(nnx.Module):
           its MoE layers.
         """
         routings, previous = [], given.previous
+        if given.decided is not None:
+            # Every layer does the same, and what it costs and changes counts once.
+            decided = dataclasses.replace(given.decided, losses={}, next_state={})
+            given = dataclasses.replace(given, decided=decided)
         for units, segment in zip(self.segments, self.config.trunk, strict=True):
             previous = fitting(previous, segment, x_NxSxD.shape[0] * x_NxSxD.shape[1])
             x_NxSxD, previous, routing = _scan(units, x_NxSxD, given, previous, self.config.remat)

@@ -23,7 +23,7 @@ from dit_moe.moe.experts.bank import ExpertBank
 from dit_moe.moe.experts.cheap import CheapExperts
 from dit_moe.moe.experts.recurrent import RecurrentExperts
 from dit_moe.moe.routers import build_router
-from dit_moe.moe.routers.by_image import image_wise, token_wise
+from dit_moe.moe.routers.by_image import Decided, route
 from dit_moe.moe.routing import Conditioning, Routing
 from dit_moe.moe.slots import Mixes
 from dit_moe.nn.feed_forward import Experts, ExpertWeights, FeedForward
@@ -31,12 +31,23 @@ from dit_moe.nn.linear import linear
 
 
 class MoELayer(nnx.Module):
-    """A feed-forward layer of routed experts and, optionally, one shared by all tokens."""
+    """A feed-forward layer of routed experts and, optionally, one shared by all tokens.
 
-    def __init__(self, config: MoEConfig, width: int, rngs: nnx.Rngs, travel: Travel = DIRECT):
+    Without a router of its own it does what `Conditioning.decided` says.
+    """
+
+    def __init__(
+        self,
+        config: MoEConfig,
+        width: int,
+        rngs: nnx.Rngs,
+        travel: Travel = DIRECT,
+        *,
+        routes: bool = True,
+    ):
         self.config, self.travel = config, travel
         self.ranges = ranges = ExpertRanges.of(config)
-        self.router = build_router(config.as_scored, width, rngs)
+        self.router = build_router(config.as_scored, width, rngs) if routes else Decided()
         # Of whole numbers, which no gradient moves: a model that has it is never trained.
         columns = config.columns
         self.stand_in = None if columns is None else nnx.Param(jnp.zeros(columns), axes=(None,))
@@ -60,8 +71,7 @@ class MoELayer(nnx.Module):
 
     def __call__(self, x_TxD: jax.Array, conditioning: Conditioning) -> tuple[jax.Array, Routing]:
         """Maps tokens [T, D] to [T, D] in the dtype of x, and tells how they were routed."""
-        route = image_wise if self.config.choose_by == "image" else token_wise
-        routing = route(self.router, x_TxD, conditioning)
+        routing = route(self.config, self.router, x_TxD, conditioning)
         if self.stand_in is not None:
             routing = self.ranges.stood_in(routing, self.stand_in[...])
         if routing.mixes is not None:

@@ -19,6 +19,8 @@ class Conditioning:
     previous: dict[str, jax.Array] = flax.struct.field(default_factory=dict)
     """What the router of the MoE layer before has handed on (`Routing.hand_on`), by name; zeros
     for the first layer of a segment of other shapes. Empty for most routers."""
+    decided: "Routing | None" = None
+    """What the router before the trunk has decided, where the layers have none of their own."""
 
 
 @flax.struct.dataclass

@@ -143,8 +143,15 @@ class FeedForward(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [..., D] to [..., D] in the dtype of x."""
         own = self.experts.bank().expert(0, x.dtype)
-        h = dense_layer(x, own.w_in, own.b_in)
-        return dense_layer(expert_activation(h, own.kind), own.w_out, own.b_out)
+        return dense_layer(_hidden(x, own), own.w_out, own.b_out)
+
+    def hidden(self, x: jax.Array) -> jax.Array:
+        """What its second layer sees: [..., D] to [..., F] in the dtype of x."""
+        return _hidden(x, self.experts.bank().expert(0, x.dtype))
+
+
+def _hidden(x: jax.Array, own: ExpertWeights) -> jax.Array:
+    return expert_activation(dense_layer(x, own.w_in, own.b_in), own.kind)
 
 
 def dense_layer(x: jax.Array, w_DxG: jax.Array, b_G: jax.Array | None) -> jax.Array:

@@ -32,6 +32,8 @@ class ImageFlops:
     """The recurrent experts, which compute all tokens of every image."""
     shared: float
     """The shared expert, and how much of it there is where that is learnt."""
+    pregate: float
+    """The router before the trunk, and the block that it has."""
     router: float
     """Scores and whatever else it has (`RouterSettings.flops`), the cheap experts, and, which is of
     training alone, what layers guess."""
@@ -63,7 +65,8 @@ def image_flops(model: ModelConfig) -> ImageFlops:
         kind = EXPERTS[moe.expert]
         shared += s * kind.flops(d, moe.shared_hidden_ratio * d)
         shared += s * 2 * d * 2 * (moe.shared_mix == "learnt")
-        router += (1 if moe.choose_by == "image" else s) * moe.router.flops(d, moe)
+        if model.pregate is None:
+            router += (1 if moe.choose_by == "image" else s) * moe.router.flops(d, moe)
         router += s * 2 * d * sum(CHEAP_EXPERTS[kind] for kind in moe.cheap_experts)
         if guess := moe.router.guess(d):
             router += s * 2 * guess.width * model.patch_features
@@ -75,6 +78,7 @@ def image_flops(model: ModelConfig) -> ImageFlops:
         experts=experts,
         recurrent=recurrent,
         shared=shared,
+        pregate=_pregate(model),
         router=router,
         modulation=2 * d * 6 * d * depth + 2 * d * 2 * d,
         embedding=2 * s * patch * model.channels * d + 2 * TIME_FEATURES * d + 2 * d * d,
@@ -90,6 +94,17 @@ def group_flops(model: ModelConfig, moe: MoEConfig, *, whole_images: bool) -> fl
         for group in moe.groups
         if group.facts.whole_images is whole_images
     )
+
+
+def _pregate(model: ModelConfig) -> float:
+    """Tokens and condition on their way to the block before the trunk, this, and the router."""
+    own = model.before
+    if own is None:
+        return 0.0
+    s, d, w, moe = model.num_tokens, model.width, own.width, model.mixtures[0]
+    block = dataclasses.replace(image_flops(own), embedding=0.0, output=0.0)
+    chosen = 1 if moe.choose_by == "image" else s
+    return 2 * (s + 1) * d * w + block.total + chosen * moe.router.flops(w, moe)
 
 
 def recomputed_flops(model: ModelConfig, *, fused_attention: bool, expert_parallel: bool) -> float:
@@ -116,7 +131,8 @@ def recomputed_flops(model: ModelConfig, *, fused_attention: bool, expert_parall
             return again + _mixing(model) + _step_products(model)
         case "full":
             # Outside of the scan over blocks nothing is recomputed.
-            ends = flops.embedding + flops.output + 2 * model.width * 2 * model.width
+            ends = flops.embedding + flops.output + flops.pregate
+            ends += 2 * model.width * 2 * model.width
             return again + flops.total - ends
 
 

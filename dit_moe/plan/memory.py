@@ -194,7 +194,20 @@ def saved_bytes(model: ModelConfig, *, fused_attention: bool, expert_parallel: b
         segment.repeats * _unit_bytes(model, segment, remat, fused_attention, expert_parallel)
         for segment in model.trunk
     )
-    return model.num_tokens * (ends + units)
+    return model.num_tokens * (ends + units + _pregate_bytes(model, fused_attention))
+
+
+def _pregate_bytes(model: ModelConfig, fused_attention: bool) -> float:
+    """Bytes per token that the router before the trunk keeps, of which nothing is computed again:
+    its tokens, the block, what the router sees, before and after it is normalised, its scores."""
+    own = model.before
+    if own is None:
+        return 0
+    moe, w = model.mixtures[0], own.width
+    block = _unit_bytes(own, own.trunk[0], "none", fused_attention, False)
+    router = moe.scored_experts + moe.router.saved(w, moe, products_only=False)
+    seen = model.num_tokens if moe.choose_by == "image" else 1
+    return block + 3 * w * itemsize(model) + router * FLOAT32 / seen
 
 
 def _unit_bytes(
@@ -242,7 +255,9 @@ def _moe_bytes(
 ) -> float:
     """Bytes per token that one of so many layers with this mixture keeps."""
     size, d = itemsize(model), model.width
-    router = moe.scored_experts + moe.router.saved(d, moe, products_only=remat == "dots")
+    router = 0  # decided before the trunk, scores as well
+    if model.pregate is None:
+        router = moe.scored_experts + moe.router.saved(d, moe, products_only=remat == "dots")
     total = router * FLOAT32 / (model.num_tokens if moe.choose_by == "image" else 1)
     total += (model.patch_features if moe.router.guess(d) else 0) * FLOAT32
     total += _cheap_bytes(model, moe, remat) + _mix_bytes(model, moe, remat)
@@ -270,11 +285,14 @@ def _row_bytes(
     chosen = moe.rows(model.num_tokens) if slots else moe.top_k
     if remat == "dots":
         return chosen * (kind.in_matrices * hidden + d) * size
+    # What a decision before the trunk tells is the same in all layers.
+    indices = 8 if model.pregate is None else 8 / layers
     # Rows before and after the experts, these in float32 too; about eight indices and weights.
-    rows = ((kind.in_matrices + 1) * hidden + d) * size + (d + 8) * FLOAT32
+    rows = ((kind.in_matrices + 1) * hidden + d) * size + (d + indices) * FLOAT32
     rows += d * size if size < FLOAT32 else 0
     # A byte for each value that is masked. Where experts choose, all layers have the same mask.
-    masks = (2 * d + hidden) / (1 if moe.tokens_choose else layers)
+    apart = moe.tokens_choose and model.pregate is None
+    masks = (2 * d + hidden) / (1 if apart else layers)
     return chosen * (rows + masks)
 
 

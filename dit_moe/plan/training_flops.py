@@ -20,6 +20,10 @@ from dit_moe.plan.flops import (
 )
 
 _CONDITION = ("timestep.", "label.")
+_PREGATE = "trunk.pregate."
+_PREGATE_OF_IMAGES = tuple(
+    f"{_PREGATE}{name}" for name in ("condition.", "modulation.", "block.modulation.")
+)
 _TIME = ("timestep.dense_in.kernel", "timestep.dense_out.kernel")
 
 
@@ -58,6 +62,16 @@ def training_flops(model: ModelConfig, train: TrainConfig) -> float:
         total += 2 * 2 * tokens * sizes[path] * share([path])
     condition = learns(*_CONDITION)
     flows = condition or learns("patch_in.")
+    if model.before is not None:
+        reached = flows or learns(_PREGATE)
+        total += 2 * attention_products(model.before) * reached
+        for path in (path for path in sizes if path.startswith(_PREGATE)):
+            of_images = path.startswith(_PREGATE_OF_IMAGES)
+            if model.mixtures[0].choose_by == "image":
+                of_images |= path.startswith(f"{_PREGATE}router.")
+            tokens = 1 if of_images else model.num_tokens
+            total += 2 * tokens * sizes[path] * (reached + share([path]))
+        flows = reached
     for number, segment in enumerate(model.trunk):
         stack = f"trunk.segments.{number}."
         flows = flows or learns(stack)
@@ -89,10 +103,16 @@ def training_flops(model: ModelConfig, train: TrainConfig) -> float:
 
 def _of_segment(model: ModelConfig, segment: SegmentConfig) -> dict[str, float]:
     """The forward pass of one segment, by the parts of `ImageFlops`."""
-    alone = dataclasses.replace(model, depth=segment.depth, moe=None, segments=(segment,))
+    alone = dataclasses.replace(
+        model,
+        depth=segment.depth,
+        moe=None,
+        segments=(segment,),
+        pregate=None if segment.moe is None else model.pregate,
+    )
     flops = dataclasses.asdict(image_flops(alone))
     flops["modulation"] -= 2 * model.width * 2 * model.width  # of the output
-    return {part: n for part, n in flops.items() if part not in ("embedding", "output")}
+    return {part: n for part, n in flops.items() if part not in ("embedding", "output", "pregate")}
 
 
 def _part(path: str, segment: SegmentConfig) -> str:

@@ -88,6 +88,11 @@ def check(first: Config, second: Config) -> None:
         raise ConfigError("model.moe is none in the first run; allowed: a mixture of experts")
     if any(moe.columns is not None for moe in first.model.mixtures):
         raise ConfigError("the runs to aggregate have moe.columns, of compression; allowed: none")
+    if first.model.pregate is not None:
+        raise ConfigError(
+            "model.pregate is a router before the trunk in the first run; allowed: routers of the "
+            "layers"
+        )
     fields = [
         field
         for field in differences(first, second)

@@ -23,6 +23,11 @@ def check_order_free(network: ModelConfig) -> None:
         raise ConfigError(
             "the model is dense, with no experts to put in order; allowed: a mixture of experts"
         )
+    if network.pregate is not None:
+        raise ConfigError(
+            "the model's pregate is a router before the trunk, which has one order of experts for "
+            "all layers; allowed: routers of the layers"
+        )
     for moe in dict.fromkeys(network.mixtures):
         router = f"the model's router is {moe.router.name!r}"
         if moe.router.chooser == "nobody":

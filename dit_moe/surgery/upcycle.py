@@ -87,6 +87,11 @@ def check(old: Config, new: Config) -> None:
     for name, model in (("config.model", new.model), ("the run to upcycle", old.model)):
         if model.segments:
             raise ConfigError(f"{name} has segments; allowed: one mixture for all layers, in moe")
+    if new.model.pregate is not None:
+        raise ConfigError(
+            "config.model.pregate is a router before the trunk; allowed: none, or the experts that "
+            "--cut makes"
+        )
     if moe is None:
         raise ConfigError("config.model.moe is none; allowed: a mixture of experts")
     if moe.cheap_experts:
@@ -113,18 +118,7 @@ def check(old: Config, new: Config) -> None:
             "the run to upcycle has a single expert beside cheap ones or with another gate than "
             "'softmax', whose weight is not 1; allowed: neither"
         )
-    free = ("image_size", "label_dropout", "moe", "dtype", "remat")
-    for field in dataclasses.fields(ModelConfig):
-        a, b = getattr(old.model, field.name), getattr(new.model, field.name)
-        if field.name not in free and a != b:
-            raise ConfigError(
-                f"config.model.{field.name} is {b!r}; allowed: {a!r}, as in the run to upcycle"
-            )
-    if (field := other_meaning(old.objective, new.objective)) is not None:
-        a, b = old.objective.meaning.get(field), new.objective.meaning.get(field)
-        raise ConfigError(
-            f"config.objective.{field} is {b!r}; allowed: {a!r}, as in the run to upcycle"
-        )
+    check_network(old, new, "upcycle")
     if moe.router.weight_sum(moe) is None:
         if moe.router.chooser == "nobody":
             raise ConfigError(
@@ -147,6 +141,28 @@ def check(old: Config, new: Config) -> None:
             raise ConfigError(
                 f"config.model.moe.{field} is {b!r}; allowed: {a!r}, as in the run to upcycle"
             )
+
+
+def check_network(old: Config, new: Config, way: str) -> None:
+    """Raises a ConfigError where two runs differ in more than their feed-forwards.
+
+    Args:
+      old: of the run that there is.
+      new: of what it should become.
+      way: what is done to it, for the message.
+    """
+    free = ("image_size", "label_dropout", "moe", "pregate", "dtype", "remat")
+    for field in dataclasses.fields(ModelConfig):
+        a, b = getattr(old.model, field.name), getattr(new.model, field.name)
+        if field.name not in free and a != b:
+            raise ConfigError(
+                f"config.model.{field.name} is {b!r}; allowed: {a!r}, as in the run to {way}"
+            )
+    if (field := other_meaning(old.objective, new.objective)) is not None:
+        a, b = old.objective.meaning.get(field), new.objective.meaning.get(field)
+        raise ConfigError(
+            f"config.objective.{field} is {b!r}; allowed: {a!r}, as in the run to {way}"
+        )
 
 
 def _check_parts(model: ModelConfig, moe: MoEConfig) -> None:

@@ -143,7 +143,7 @@ def _build_loss(
         value, (metrics, prediction) = measure(network, key_N, x_NxHxWxC, y_N)
         statistics = layer_statistics(prediction.routing, mixtures)
         metrics |= {f"moe/{name}": value for name, value in statistics.items()}
-        return value, (metrics, _router_state(prediction.routing, prefixes))
+        return value, (metrics, _router_state(prediction.deciders, prefixes))
 
     return loss
 

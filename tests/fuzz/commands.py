@@ -71,6 +71,18 @@ COMMANDS = {
         ),
         overrides=True,
     ),
+    "cut": Command(
+        "dit_moe.commands.convert",
+        (
+            "--cut=dense",
+            "--config=tiny.py",
+            "--output=new",
+            "--config.model.moe.router.name=null_top_k",
+            "--config.model.moe.unconditional_expert=false",
+            "--config.model.pregate.heads=2",
+        ),
+        overrides=True,
+    ),
     "aggregate": Command("dit_moe.commands.convert", ("--aggregate", "run", "run", "--output=new")),
     "compress": Command(
         "dit_moe.commands.compress",

@@ -253,6 +253,7 @@ STUBS = {
     "dit_moe.sampling.rendering.decode_tiled": _begin,
     "dit_moe.play.serve.need_gradio": lambda: None,
     "dit_moe.play.serve.served": _begin,
+    "dit_moe.surgery.cut.batches": _begin,
     "dit_moe.analysis.analyse.count_training": _begin,
     "dit_moe.analysis.analyse.count_sampling": _begin,
     "dit_moe.placement.place.decided": _begin,

@@ -41,6 +41,7 @@ READS: dict[str, list[tuple[list[str], list[str]]]] = {
     "convert": [([], ["dit.safetensors", "dit.json"])],
     "export": [([], ["run/*.json"]), (["--workdir=exported"], ["exported/*"])],
     "upcycle": [([], ["dense/*"])],
+    "cut": [([], ["dense/*"])],
     "aggregate": [([], ["run/*.json"])],
     "compress": [([], ["run/*.json"]), (["--workdir=exported"], ["exported/*"])],
     "analysis": [([], ["run/*.json"]), (["--data=set"], ["set/*"])],

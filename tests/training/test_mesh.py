@@ -20,7 +20,9 @@ from dit_moe.config import (
     ModelConfig,
     MoEConfig,
     NoisyTopKRouterConfig,
+    PregateConfig,
     RouterConfig,
+    SegmentConfig,
     SigmoidTopKRouterConfig,
     TopKRouterConfig,
 )
@@ -64,6 +66,7 @@ def _with(router: RouterConfig, expert: str = "swiglu") -> MoEConfig:
     return dataclasses.replace(DIT_MOE, router=router, expert=expert)
 
 
+BEFORE = "before the trunk"
 NETWORKS = {
     "tokens choose": in_segments(
         DIT_MOE,
@@ -78,6 +81,7 @@ NETWORKS = {
     "the batch": in_segments(DIFFMOE, RACE),
     "cheap experts and slots": in_segments(ADAMOE, MOE_PLUS_PLUS, SOFT_MOE),
     "unlike experts and a pyramid": (*in_segments(HECTO, UNLIKE), *PYRAMID),
+    BEFORE: (SegmentConfig(2, _with(TopKRouterConfig(bias="share"))),),
 }
 """Networks that together have every router and every kind of experts."""
 
@@ -94,7 +98,7 @@ def evaluated(model: ModelConfig, parameters: Parameters, mesh: Mesh) -> dict[st
         network = functools.partial(functional(model)(parameters), train=True)
         value, (metrics, prediction) = objective.loss(network, key_N, x, y_N)
         statistics = layer_statistics(prediction.routing, mixtures)
-        kept = [routing.next_state for routing in prediction.routing]
+        kept = [routing.next_state for routing in prediction.deciders]
         return value, {"metrics": metrics, "statistics": statistics, "kept": kept}
 
     with jax.set_mesh(mesh):
@@ -115,15 +119,16 @@ def evaluated(model: ModelConfig, parameters: Parameters, mesh: Mesh) -> dict[st
 def test_experts_on_several_devices_change_no_numbers(name, sizes):
     """Losses, metrics and what routers keep to 1e-5 of their array's largest, and gradients, in
     whose sums much cancels out, to 1e-4."""
-    config = tiny(NETWORKS[name])
-    parameters = jax.jit(init_parameters, static_argnums=0)(config.model, jax.random.key(0))
+    pregate = PregateConfig(heads=2) if name == BEFORE else None
+    model = dataclasses.replace(tiny(NETWORKS[name]).model, pregate=pregate)
+    parameters = jax.jit(init_parameters, static_argnums=0)(model, jax.random.key(0))
     # adaLN-zero shuts all layers at first; what they compute is to be seen.
     for i, path in enumerate(parameters):
         if "modulation." in path or "patch_out." in path or "guess." in path:
             noise = jax.random.normal(jax.random.key(i), parameters[path].shape)
             parameters[path] += 0.1 * noise
-    expected = evaluated(config.model, parameters, one_device())
-    actual = evaluated(config.model, parameters, build_mesh(MeshConfig(*sizes)))
+    expected = evaluated(model, parameters, one_device())
+    actual = evaluated(model, parameters, build_mesh(MeshConfig(*sizes)))
     assert actual.keys() >= expected.keys()  # several devices tell what travels, too
     for path, value in expected.items():
         tolerance = (1e-4 if path.startswith("[1]") else 1e-5) * np.abs(value).max()

@@ -65,7 +65,7 @@ def test_thresholds_follow_the_predictions_and_nothing_else():
         *("ec-dit", "promoe-ec", "diffmoe", "ds-moe", "tc-sigmoid", "tc-bias", "tc-noisy", "x-moe"),
         *("tc-capacity", "soft-moe", "expert-race"),
         *CHEAP,
-        *("unlike", "pyramid", "pyramid-mix"),
+        *("unlike", "pyramid", "pyramid-mix", "pre-gated"),
     ],
 )
 def test_training_on_digits(architecture, tmp_path):

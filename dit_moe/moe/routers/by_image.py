@@ -5,15 +5,30 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
+from dit_moe.config import MoEConfig
 from dit_moe.moe.routing import Conditioning, Routing
 
 Route = Callable[[jax.Array, Conditioning], Routing]
 
 
-def token_wise(router: Route, x_TxD: jax.Array, conditioning: Conditioning) -> Routing:
-    """The router's own decision."""
+def route(moe: MoEConfig, router: Route, x_TxD: jax.Array, conditioning: Conditioning) -> Routing:
+    """The router's decision for tokens [T, D], or for whole images, as `moe.choose_by` says."""
+    if moe.choose_by == "image" and conditioning.decided is None:
+        return image_wise(router, x_TxD, conditioning)
     return router(x_TxD, conditioning)
+
+
+class Decided(nnx.Module):
+    """Stands for the router in a layer that has none of its own: what was decided before."""
+
+    def __call__(self, x_TxD: jax.Array, conditioning: Conditioning) -> Routing:
+        """The record that is given; of the tokens it sees nothing."""
+        del x_TxD
+        if conditioning.decided is None:
+            raise ValueError("a layer without a router is given no decision")
+        return conditioning.decided
 
 
 def image_wise(router: Route, x_TxD: jax.Array, conditioning: Conditioning) -> Routing:

@@ -50,6 +50,11 @@ def check_mixtures(network: ModelConfig) -> None:
             "the model is dense, with no experts to take away; allowed: a mixture of experts"
         )
     check_whole(network, "the model")
+    if network.pregate is not None:
+        raise ConfigError(
+            "the model's pregate is a router before the trunk, which has the same experts in all "
+            "layers; allowed: routers of the layers"
+        )
     for moe in dict.fromkeys(network.mixtures):
         if not moe.tokens_choose:
             raise ConfigError(

@@ -106,7 +106,10 @@ def unit_shapes(network: ModelConfig, segment: SegmentConfig) -> dict[str, tuple
       network: of which the trunk is not looked at.
       segment: of a single unit.
     """
-    alone = dataclasses.replace(network, depth=segment.depth, moe=None, segments=(segment,))
+    pregate = None if segment.moe is None else network.pregate
+    alone = dataclasses.replace(
+        network, depth=segment.depth, moe=None, segments=(segment,), pregate=pregate
+    )
     return {
         path.removeprefix(_FIRST): p.shape[1:]
         for path, p in abstract_parameters(alone).items()
