@@ -26,6 +26,10 @@ RUNS = {
         "--nulls 0 2 --experts 2 --top_k 2 --width 16 --depth 1 --batch_size 1 --repeats 1",
         r" 2 \| +1.00 +[\d.]+ \| +[\d.]+ +[\d.]+ \|",
     ),
+    "quantisation": (
+        "--config {config} --training_steps 1 --bits 4 --group 8 --images 4 --times 2 --repeats 1",
+        r"\| 4 bits, gptq \| [\d.]+ \| 0\.\d+ \| [\d.e-]+ \| [\d.]+ \|",
+    ),
     "compile_time": (
         "--depths 1 2 --repeats 1 --batch_size 1",
         r"ratio [\d.]+ \(depth 2",

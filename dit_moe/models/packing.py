@@ -21,11 +21,7 @@ def pack_matrices(network: nnx.Module, packed: Sequence[PackedConfig]) -> None:
     """
     if not packed:
         return
-    found = {
-        ".".join(map(str, (*path, name))): (module, name)
-        for path, module in nnx.iter_modules(network)
-        for name in _MATRICES.get(type(module), ())
-    }
+    found = packable(network)
     for number, kind in enumerate(packed):
         field = f"config.model.packed.{number}.patterns"
         check_patterns(field, kind.patterns, list(found), "matrix that can be packed")
@@ -33,6 +29,15 @@ def pack_matrices(network: nnx.Module, packed: Sequence[PackedConfig]) -> None:
         kind = kind_of(path, packed)
         if kind is not None:
             setattr(module, name, PackedMatrix(getattr(module, name)[...], kind.bits, kind.group))
+
+
+def packable(network: nnx.Module) -> dict[str, tuple[nnx.Module, str]]:
+    """The matrices that can be packed by dotted path: the layer that has it, and its name there."""
+    return {
+        ".".join(map(str, (*path, name))): (module, name)
+        for path, module in nnx.iter_modules(network)
+        for name in _MATRICES.get(type(module), ())
+    }
 
 
 def kind_of(path: str, packed: Sequence[PackedConfig]) -> PackedConfig | None:

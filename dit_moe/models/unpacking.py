@@ -7,9 +7,11 @@ import dataclasses
 from collections.abc import Mapping
 
 import jax
+from flax import nnx
 
 from dit_moe.config import ConfigError, ModelConfig, PackedConfig
-from dit_moe.models.packing import kind_of
+from dit_moe.models.dit import DiT
+from dit_moe.models.packing import kind_of, packable
 from dit_moe.models.parameters import Parameters, abstract_parameters
 from dit_moe.nn.packed import Grid, Packed
 
@@ -31,6 +33,11 @@ def packed_kinds(model: ModelConfig) -> dict[str, tuple[PackedConfig, tuple[int,
     }
     there = abstract_parameters(model)
     return {p: (kind, shape) for p, (kind, shape) in kinds.items() if kind and p + CODES in there}
+
+
+def packable_paths(model: ModelConfig) -> list[str]:
+    """The paths of all matrices that can be packed."""
+    return list(packable(nnx.eval_shape(lambda: DiT(whole_model(model), nnx.Rngs(0)))))
 
 
 def packed_parameters(path: str, packed: Packed) -> Parameters:

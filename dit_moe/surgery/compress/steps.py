@@ -19,6 +19,7 @@ from dit_moe.config.registry import Registry
 from dit_moe.config.rules import RULES
 from dit_moe.data.classes import Classes
 from dit_moe.models.parameters import abstract_parameters
+from dit_moe.models.unpacking import check_whole
 from dit_moe.surgery.compress.calibration import Calibration
 
 
@@ -145,6 +146,7 @@ def apply_step(model: Model, settings: StepSettings, calibration: Calibration | 
     """Does the step of these settings.
 
     Raises:
-      ConfigError: the step cannot be done with this model.
+      ConfigError: the step cannot be done with this model; none can with one of packed matrices.
     """
+    check_whole(model.config.model, "the model")
     return _FUNCTIONS[settings.name](model, settings, calibration)
