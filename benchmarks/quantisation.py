@@ -47,16 +47,15 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def trained(arguments: argparse.Namespace) -> Model:
+def trained(arguments: argparse.Namespace, folder: Path) -> Model:
     """The run, with its average."""
     workdir = arguments.workdir
-    with tempfile.TemporaryDirectory() as folder:
-        if workdir is None:
-            workdir = Path(folder) / "run"
-            steps = [f"--config.train.steps={arguments.training_steps}"]
-            quiet = [f"--config.train.{name}=0" for name in ("sample_every", "validate_every")]
-            train(load_file(arguments.config, [*steps, *quiet]), epath.Path(workdir))
-        run = load_run(workdir)
+    if workdir is None:
+        workdir = folder / "run"
+        steps = [f"--config.train.steps={arguments.training_steps}"]
+        quiet = [f"--config.train.{name}=0" for name in ("sample_every", "validate_every")]
+        train(load_file(arguments.config, [*steps, *quiet]), epath.Path(workdir))
+    run = load_run(workdir)
     parameters = {path: np.asarray(p) for path, p in run.parameters.items()}
     return Model(run.config, parameters, ema=True, step=run.step)
 
@@ -75,12 +74,11 @@ def contestant(model: Model, batches: list) -> tuple[Timed, np.ndarray]:
     return timed, np.concatenate(found)
 
 
-def main() -> None:
-    arguments = parse()
-    model = trained(arguments)
+def compare(arguments: argparse.Namespace, folder: Path) -> None:
+    model = trained(arguments, folder)
     given = {"images": arguments.images, "times": arguments.times}
     shown, unseen = (
-        calibrate(model.config, calibration_settings(model.config, seed=seed, **given))
+        calibrate(model.config, calibration_settings(model.config, seed=seed, **given), folder)
         for seed in (0, 1)
     )
     batches = list(unseen.batches())
@@ -101,6 +99,12 @@ def main() -> None:
         change = np.square(contestants[name][1] - reference).mean() / np.square(reference).mean()
         relative = times[name] / times["original"]
         print(f"| {name} | {bits:.2f} | {share:.3f} | {change:.2e} | {relative:.2f} |")
+
+
+def main() -> None:
+    arguments = parse()
+    with tempfile.TemporaryDirectory() as folder:
+        compare(arguments, Path(folder))
 
 
 if __name__ == "__main__":

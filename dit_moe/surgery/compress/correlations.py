@@ -15,13 +15,13 @@ from jax import lax
 
 from dit_moe.config import ConfigError, ModelConfig, MoEConfig
 from dit_moe.models.block import Block, Given
-from dit_moe.models.parameters import Place, functional
+from dit_moe.models.parameters import Parameters, Place, functional
 from dit_moe.models.trunk import fitting
 from dit_moe.moe.assignments import ExpertRanges
 from dit_moe.moe.layer import MoELayer
 from dit_moe.moe.routing import Conditioning, Routing
-from dit_moe.nn.feed_forward import Experts, FeedForward, expert_activation
 from dit_moe.nn.embeddings import rotary_angles
+from dit_moe.nn.feed_forward import Experts, FeedForward, expert_activation
 from dit_moe.nn.flat import bind
 from dit_moe.nn.linear import Linear
 from dit_moe.surgery.compress.calibration import Inputs
@@ -74,15 +74,14 @@ class Walk:
         self, network: ModelConfig, parameters: Mapping[str, np.ndarray], shown: Iterable[Inputs]
     ):
         self._network = network
-        self._rows = []
 
         @jax.jit
-        def enter(x: jax.Array, t_N: jax.Array, y_N: jax.Array):
-            x_NxSxD, given, _ = functional(network)(dict(parameters)).enter(x, t_N, y_N)
+        def enter(parameters: Parameters, x: jax.Array, t_N: jax.Array, y_N: jax.Array):
+            x_NxSxD, given, _ = functional(network)(parameters).enter(x, t_N, y_N)
             return x_NxSxD, given.condition, given.is_null
 
-        for inputs in shown:
-            self._rows.append((*enter(inputs.x, inputs.t, inputs.y), {}))
+        whole = jax.device_put(dict(parameters))
+        self._rows = [(*enter(whole, each.x, each.t, each.y), {}) for each in shown]
 
     def look(
         self, place: Place, parameters: Mapping[str, jax.Array], names: Iterable[str]
@@ -143,9 +142,7 @@ def _run(network: ModelConfig, moe: MoEConfig | None) -> Callable:
     return run
 
 
-def _given(
-    network: ModelConfig, condition: jax.Array, is_null: jax.Array, previous: dict
-) -> Given:
+def _given(network: ModelConfig, condition: jax.Array, is_null: jax.Array, previous: dict) -> Given:
     head, angles = network.width // network.heads, None
     if network.position == "rope":
         angles = rotary_angles(network.grid, head, network.grid)
