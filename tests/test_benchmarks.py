@@ -26,6 +26,10 @@ RUNS = {
         "--nulls 0 2 --experts 2 --top_k 2 --width 16 --depth 1 --batch_size 1 --repeats 1",
         r" 2 \| +1.00 +[\d.]+ \| +[\d.]+ +[\d.]+ \|",
     ),
+    "quantise_large": (
+        "--model ProMoE-S/2 --bits 2",
+        r"predicted [\d,]+, written [\d,]+ with headers\n +0\.\d+ of float16's; \d+ s",
+    ),
     "quantisation": (
         "--config {config} --training_steps 1 --bits 4 --group 8 --images 4 --times 2 --repeats 1",
         r"\| 4 bits, gptq \| [\d.]+ \| 0\.\d+ \| [\d.e-]+ \| [\d.]+ \|",

@@ -85,10 +85,7 @@ def quantise(model: Model, settings: QuantiseSettings, calibration: Calibration 
             )
         parameters |= parts
         weights += np.prod(packed.shape) * packed.bits
-    kinds = tuple(
-        PackedConfig(tuple(path for path in bits if bits[path] == number), number, settings.group)
-        for number in sorted(set(bits.values()))
-    )
+    kinds = kinds_of(bits, settings.group)
     mean = weights / sum(np.prod(packed.shape) for packed in found.values())
     told: dict[str, Any] = {"bits": float(mean), "matrices": {k: bits[k] for k in sorted(bits)}}
     if walk is not None:
@@ -119,6 +116,14 @@ def bits_of(network: ModelConfig, settings: QuantiseSettings) -> dict[str, int]:
         if number:
             found[path] = number
     return found
+
+
+def kinds_of(bits: Mapping[str, int], group: int) -> tuple[PackedConfig, ...]:
+    """What a config says of matrices with these bits, by path."""
+    return tuple(
+        PackedConfig(tuple(path for path in bits if bits[path] == number), number, group)
+        for number in sorted(set(bits.values()))
+    )
 
 
 def _round(
