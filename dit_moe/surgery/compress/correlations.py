@@ -157,11 +157,11 @@ def _block(network: ModelConfig, moe: MoEConfig | None, parameters: dict) -> Blo
 class _Watched(nnx.Module):
     """A layer that tells what it is called with, and what it gives."""
 
-    def __init__(self, layer: nnx.Module, tell: Callable):
+    def __init__(self, layer: Callable, tell: Callable):
         self.layer, self.tell = layer, tell
 
     def __call__(self, *arguments):
-        found = self.layer(*arguments)  # pyright: ignore[reportCallIssue]
+        found = self.layer(*arguments)
         self.tell(*arguments, found)
         return found
 
@@ -181,7 +181,8 @@ def _watch(block: Block, names: tuple[str, ...], seen: dict[str, Seen]) -> None:
         setattr(parent, str(last), _Watched(module, tell))
     layer = block.feed_forward
     if isinstance(layer, MoELayer):
-        layer.router = _Watched(layer.router, functools.partial(_of_mixture, layer, seen))
+        tell = functools.partial(_of_mixture, layer, seen)
+        layer.router = _Watched(layer.router, tell)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _of_linear(name: str, seen: dict[str, Seen], x: jax.Array, _: jax.Array) -> None:
