@@ -10,6 +10,7 @@ examples:
   python -m dit_moe.plan --preset DiT-MoE-XL/2-8E2A --device h100 --devices 8
   python -m dit_moe.plan --config configs/promoe.py:XL/2@512 --device v5p --devices 64 --fsdp 16
   python -m dit_moe.plan --preset DiT-XL/2 --devices 8 --config.model.dtype=bfloat16
+  python -m dit_moe.plan --preset DiT-MoE-S/2-8E2A --memory 1GB --disk auto
   python -m dit_moe.plan --table --config.model.dtype=bfloat16
 
 Without mesh sizes, here or in the config's mesh, the plainest mesh that fits is taken: the fewest
@@ -43,6 +44,12 @@ def main(argv: list[str] | None = None) -> int:
         help="what travel and experts take there, as python -m benchmarks.schedule measures it "
         "(default: by the data sheet)",
     )
+    add("--memory", metavar="4GB", help="time a pass that draws in so much memory, on this machine")
+    add(
+        "--disk",
+        metavar="auto|GB/S",
+        help="with --memory: GB/s that the disk reads (default: auto, measured in this folder)",
+    )
     arguments, overrides = parser.parse_known_args(argv)
     return run_command(lambda: run(arguments, overrides))
 
@@ -56,6 +63,9 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> None:
 
     if arguments.batch_size is not None:
         overrides = [*overrides, f"--config.train.batch_size={arguments.batch_size}"]
+    if arguments.memory is not None:
+        print(_streaming(arguments, overrides))
+        return
     if arguments.table:
         asked = ("device", "devices", *AXES, "costs")
         given = [name for name in asked if getattr(arguments, name) is not None]
@@ -66,6 +76,8 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> None:
             )
         print(table(overrides))
         return
+    if arguments.disk is not None:
+        raise ConfigError(f"disk is {arguments.disk!r} without memory; allowed: with --memory")
     mesh = {axis: size for axis in AXES if (size := getattr(arguments, axis)) is not None}
     found = plan(
         arguments.preset,
@@ -77,6 +89,35 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> None:
         costs=arguments.costs,
     )
     print(found)
+
+
+def _streaming(arguments: argparse.Namespace, overrides: list[str]) -> str:
+    """What a pass takes of a model whose experts are read."""
+    from dit_moe.config import ConfigError
+    from dit_moe.plan.choose import chosen_config
+    from dit_moe.streaming.layout import layers_of
+    from dit_moe.streaming.measuring import Disk, measure, measure_disk
+    from dit_moe.streaming.opening import memory_bytes
+    from dit_moe.streaming.speed import told
+
+    memory = memory_bytes(arguments.memory)
+    config = chosen_config(arguments.preset, arguments.config, overrides)
+    if arguments.disk in (None, "auto"):
+        disk = measure_disk(Path.cwd())
+    else:
+        try:
+            speed = float(arguments.disk)
+        except ValueError:
+            speed = 0.0
+        if not 1e-3 <= speed <= 1e3:
+            raise ConfigError(
+                f"disk is {arguments.disk!r}; allowed: auto, or GB/s from 0.001 to 1000"
+            )
+        disk = Disk(speed * 1e9, 0.0)
+    model = config.model
+    machine = measure(model, model.dtype, disk)
+    sentences = told(layers_of(model, model.dtype), machine, memory)
+    return f"{config.name} in {arguments.memory}: {sentences}"
 
 
 if __name__ == "__main__":

@@ -60,16 +60,26 @@ def plan(
     if not 1 <= num_devices <= MAX_SIZE:
         raise ConfigError(f"devices is {num_devices}; allowed: 1 or more, up to {MAX_SIZE}")
     measured = None if costs is None else read_record(costs, Costs)
-    if config_spec is not None:
-        config = load_file(config_spec, overrides)
-    else:
-        config = override(preset(preset_name or ""), overrides)
+    config = chosen_config(preset_name, config_spec, overrides)
     if not mesh and config.mesh != MeshConfig():
         mesh = dataclasses.asdict(config.mesh)
     if mesh:
         sizes = _sizes(mesh, num_devices)
         return estimate(config, sizes, DEVICES[device], measured).sentence()
     return choose(config, DEVICES[device], num_devices, measured).sentence()
+
+
+def chosen_config(
+    preset_name: str | None, config_spec: str | None, overrides: Sequence[str]
+) -> Config:
+    """The experiment of a preset or a config file.
+
+    Raises:
+      ConfigError: there is none, or an override is wrong.
+    """
+    if config_spec is not None:
+        return load_file(config_spec, overrides)
+    return override(preset(preset_name or ""), overrides)
 
 
 def _sizes(mesh: Mapping[str, int], num_devices: int) -> dict[str, int]:

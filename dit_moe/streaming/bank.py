@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable
 from functools import partial
-from typing import Any, SupportsInt
+from typing import Any, Protocol, SupportsInt
 
 import flax.struct
 import jax
@@ -18,7 +18,14 @@ from dit_moe.models.parameters import Parameters
 from dit_moe.nn.feed_forward import Experts, ExpertWeights
 from dit_moe.nn.flat import bind
 from dit_moe.streaming.layout import Layer, Store
-from dit_moe.streaming.ring import Ring
+
+
+class Blocks(Protocol):
+    """What gives experts, such as a `Ring`."""
+
+    def block(self, layer: int, expert: int, user: object) -> np.ndarray:
+        """See `Ring.block`."""
+        ...
 
 
 class Source:
@@ -30,7 +37,7 @@ class Source:
 
     def __init__(self, store: Store):
         self.store = store
-        self.ring: Ring | None = None
+        self.ring: Blocks | None = None
 
     def leaves(
         self,

@@ -46,8 +46,9 @@ class OpenStore:
           ConfigError, OSError: as of `Ring`.
         """
         reader = Reader(self.folder / EXPERTS, self.store)
-        self.source.ring = Ring(reader, self.store, min(budget, self.store.bytes), ahead=ahead)
-        return self.source.ring
+        ring = Ring(reader, self.store, min(budget, self.store.bytes), ahead=ahead)
+        self.source.ring = ring
+        return ring
 
 
 def is_store(folder: Path) -> bool:

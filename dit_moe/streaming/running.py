@@ -24,11 +24,8 @@ class StreamingProgram:
     def __init__(self, function: Any, opened: OpenStore, memory: int | None):
         self._function, self._opened, self._memory = function, opened, memory
         self._compiled: Any = None
-
-    @property
-    def ring(self) -> Ring | None:
+        self.ring: Ring | None = None
         """What holds the experts, since the first call."""
-        return self._opened.source.ring
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs it, to the end.
@@ -53,7 +50,7 @@ class StreamingProgram:
         analysis = compiled.memory_analysis()
         program = analysis.temp_size_in_bytes + analysis.output_size_in_bytes
         store = self._opened.store
-        ring = self._opened.fill(experts_budget(self._memory, store, program))
+        self.ring = ring = self._opened.fill(experts_budget(self._memory, store, program))
         if ring.streamed_bytes:
             hosts.say(
                 f"{ring.pinned} of {len(store.layers)} layers of experts stay in memory; each "
