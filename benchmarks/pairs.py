@@ -1,7 +1,8 @@
 """Compares one model of pairs, which draws either image of the other, with a model for each way.
 
-All start from the same run of single images, have the same additions and see as many pairs. Those
-for one way see the image that is given without noise, and learn the other one alone. The error is
+All start from the same run of single images and have the same additions; the one model has as many
+steps as both others together. Those for one way see the image that is given without noise, and
+learn the other one alone. The error is
 that of the predicted velocity on held-out pairs, with the given image clean, over all times; beside
 it that of the drawn second images to the true ones. Runs and results are kept in --output, so that
 the same command goes on where it stopped. Fields of the config can be given as to train.py.
@@ -150,8 +151,8 @@ def main() -> None:
     add("--config", default="configs/digits.py:dit", help="of the run of single images")
     add("--pair", default="edges", help="the second images (default: edges)")
     add("--base_steps", type=int, default=1200, help="(default: 1200)")
-    add("--steps", type=int, default=1200, help="of each model of pairs (default: 1200)")
-    add("--batch_size", type=int, default=64, help="images, or pairs (default: 64)")
+    add("--steps", type=int, default=1200, help="of each model for one way (default: 1200)")
+    add("--batch_size", type=int, default=64, help="images of a step (default: 64)")
     add("--output", type=Path, default=Path("runs/pairs"), help="folder of the runs")
     arguments, overrides = parser.parse_known_args()
 
@@ -159,10 +160,13 @@ def main() -> None:
         load_file(arguments.config, overrides), arguments.base_steps, arguments.batch_size
     )
     base = arguments.output / "base"
-    config = pairs_config(configure(first, arguments.steps, arguments.batch_size), arguments.pair)
+    config, whole = (
+        pairs_config(configure(first, steps, arguments.batch_size // 2), arguments.pair)
+        for steps in (arguments.steps, 2 * arguments.steps)
+    )
     for workdir, settings, start in (
         (base, first, None),
-        (arguments.output / "both", config, str(base)),
+        (arguments.output / "both", whole, str(base)),
     ):
         if train(settings, workdir, init_from=start) is not None:
             sys.exit("Stopped. Give the same command again to go on.")

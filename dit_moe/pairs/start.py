@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from dit_moe.config import Config, ConfigError, EvaluateConfig, PairsConfig
+from dit_moe.config import Config, ConfigError, EvaluateConfig, PairsConfig, RectifiedFlowConfig
 from dit_moe.config.files import from_dict, to_dict
 
 LEARN = ("*.joint.*", "second_condition")
@@ -15,7 +15,8 @@ _RANK = 64
 def pairs_config(base: Config, kind: str, pair_path: Sequence[str] = ()) -> Config:
     """The base's config, with images in pairs and all but the additions frozen.
 
-    A batch has as many pairs as the base's had images. What draws or teaches single images is off.
+    A batch has as many pairs as the base's had images. Times are drawn evenly: others come too
+    rarely near 0, where an image is that is given. What draws or teaches single images is off.
 
     Args:
       base: of the run that is started from.
@@ -40,7 +41,11 @@ def pairs_config(base: Config, kind: str, pair_path: Sequence[str] = ()) -> Conf
         sample_every=0,
         evaluate=EvaluateConfig(),
     )
-    values: dict[str, Any] = to_dict(dataclasses.replace(base, train=train))
+    objective = base.objective
+    if isinstance(objective, RectifiedFlowConfig):
+        objective = dataclasses.replace(objective, time_distribution="uniform")
+    config = dataclasses.replace(base, train=train, objective=objective)
+    values: dict[str, Any] = to_dict(config)
     values["name"] = f"{base.name}-{kind}"
     values["train"]["learn"] = LEARN
     values["model"]["pairs"] = dataclasses.asdict(PairsConfig(min(_RANK, base.model.width)))
