@@ -98,7 +98,7 @@ def _add_steering_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--steer",
         metavar="WHAT",
-        help="inpaint, super_resolution or colorize what --steer_images holds",
+        help="inpaint, super_resolution, colorize or colorize_luma what --steer_images holds",
     )
     add(
         "--steer_images",

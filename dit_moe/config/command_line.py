@@ -196,7 +196,7 @@ def add_memory_flag(parser: argparse._ActionsContainer) -> None:
     )
 
 
-SOLVER_FLAGS = ("solver", "steps", "time_grid", "eta", "tolerance", "shift")
+SOLVER_FLAGS = ("solver", "steps", "time_grid", "eta", "repeats", "tolerance", "shift")
 """Flags and fields of `SolverConfig` alike."""
 
 GUIDANCE_FLAGS = {
@@ -226,6 +226,7 @@ def add_solver_flags(parser: argparse.ArgumentParser) -> None:
     add("--steps", type=int, help="how many; for dopri5 the most that an image may try")
     add("--time_grid", metavar="GRID", help=f"where steps lie: {', '.join(TIME_GRIDS)}")
     add("--eta", type=float, help="with ddim: noise, 0 to 1 (default: 0, none)")
+    add("--repeats", type=int, help="with ddim: times that each step is done (default: 1)")
     add("--tolerance", type=float, help="with dopri5: error of a step (default: 0.001)")
     add("--shift", type=float, help="with --time_grid shifted: steps to noise (default: 3)")
     add(

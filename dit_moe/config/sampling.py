@@ -14,7 +14,7 @@ SOLVERS: dict[str, dict[str, Any]] = {
     "midpoint": {"time_grid": "uniform"},
     "rk4": {"time_grid": "uniform"},
     "dopri5": {"tolerance": 1e-3},
-    "ddim": {"time_grid": "uniform", "eta": 0.0},
+    "ddim": {"time_grid": "uniform", "eta": 0.0, "repeats": None},
     "euler_maruyama": {"time_grid": "uniform"},
     "ancestral": {},
     "dpmpp_2m": {"time_grid": "uniform"},
@@ -36,7 +36,9 @@ TIME_GRIDS: dict[str, dict[str, Any]] = {
 MAX_STEPS = 50_000
 """Beyond, an image takes hours, and float32 times come close to each other."""
 
-SOLVER_OPTIONS = ("time_grid", "eta", "tolerance", "shift")
+MAX_REPEATS = 1_000
+
+SOLVER_OPTIONS = ("time_grid", "eta", "repeats", "tolerance", "shift")
 """All of both."""
 
 
@@ -53,6 +55,9 @@ class SolverConfig:
     """One of `TIME_GRIDS`."""
     eta: float | None = None
     """The noise that ddim adds: 0 none, 1 as much as DDPM's chain."""
+    repeats: int | None = None
+    """How often ddim does each step: noised again in between, which gives steering more turns. None
+    is once."""
     tolerance: float | None = None
     """The error that dopri5 allows a step, relative where values are above 1."""
     shift: float | None = None
@@ -97,6 +102,11 @@ class SolverConfig:
         require(
             tolerance is None or 1e-6 <= tolerance < 1,
             f"tolerance is {tolerance}; allowed: 1e-6 (float32 has little more) to below 1",
+        )
+        repeats = options.get("repeats")
+        require(
+            repeats is None or 1 <= repeats <= MAX_REPEATS,
+            f"repeats is {repeats}; allowed: 1 to {MAX_REPEATS}",
         )
         require(
             shift is None or 1e-3 <= shift <= 1e3,

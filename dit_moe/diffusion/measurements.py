@@ -1,13 +1,15 @@
 """Steering: a denoiser that is held to what is known of the clean image, without training."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from dit_moe.diffusion.denoiser import Denoised, Denoiser, broadcast_time
+from dit_moe.diffusion.denoiser import Denoised, Denoiser, broadcast_time, unit_variance
+from dit_moe.storage.colours import LUMA
 
 EARLIEST = 0.99
 """The flow time above which a loss does not steer: nothing is known of the image there, and the
@@ -24,11 +26,12 @@ class Measurement(Protocol):
         ...
 
     def lift(self, y: jax.Array) -> jax.Array:
-        """The pseudo-inverse A^+ y: the smallest image with this measurement."""
+        """A^+ y, an image with this measurement: the smallest, or for luma the grey one."""
         ...
 
     def project(self, x_NxHxWxC: jax.Array, y: jax.Array) -> jax.Array:
-        """x + A^+ (y - A x): the image nearest to x with this measurement."""
+        """x + A^+ (y - A x): the image nearest to x with this measurement, or for luma that of the
+        same colours."""
         ...
 
 
@@ -92,6 +95,16 @@ class ChannelMean:
         return x_NxHxWxC + self.lift(y - self.measure(x_NxHxWxC))
 
 
+@dataclasses.dataclass(frozen=True)
+class Luma(ChannelMean):
+    """The luma of every pixel is known: colourisation with the differences of colour kept (YCbCr
+    with Y replaced; Nair et al. 2023, Steered Diffusion)."""
+
+    def measure(self, x_NxHxWxC: jax.Array) -> jax.Array:
+        """[N, H, W, 1]."""
+        return (x_NxHxWxC * jnp.asarray(LUMA, x_NxHxWxC.dtype)).sum(axis=-1, keepdims=True)
+
+
 def steer_by_measurement(
     denoiser: Denoiser, measurement: Measurement, y: jax.Array, strength: float = 1.0
 ) -> Denoiser:
@@ -143,9 +156,44 @@ def fit(measurement: Measurement, x_NxHxWxC: jax.Array, y: jax.Array) -> jax.Arr
     return measurement.project(moved((low + high) / 2), y)
 
 
-def steer_by_loss(
-    denoiser: Denoiser, loss: Callable[[jax.Array], jax.Array], strength: float = 1.0
-) -> Denoiser:
+Loss = Callable[[jax.Array], jax.Array]
+"""From predicted clean data [N, ..., C] to [N], each of its own example alone."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Weighted:
+    """A loss of a sum, and when it counts."""
+
+    loss: Loss
+    weight: float = 1.0
+    window: tuple[float, float] = (0.0, EARLIEST)
+    """The flow times from the first to the second, both included: 0 is data, 1 is noise."""
+
+
+def posterior_factor(t: jax.Array) -> jax.Array:
+    """t^2 / (1 - t), with which the gradient of a negative log-likelihood makes the posterior; 0
+    above `EARLIEST`."""
+    return jnp.where(t <= EARLIEST, t**2 / jnp.maximum(1 - t, 1 - EARLIEST), 0)
+
+
+def next_noise_factor(times: np.ndarray) -> Callable[[jax.Array], jax.Array]:
+    """sqrt(1 - abar) of the time that comes next in `times`, by which Steered Diffusion scales the
+    gradient by x_t, the path of variance 1; 0 above `EARLIEST`.
+
+    Args:
+      times: of the solver, descending.
+    """
+    grid = jnp.asarray(times[::-1])
+
+    def factor(t: jax.Array) -> jax.Array:
+        later = grid[jnp.maximum(jnp.searchsorted(grid, t, side="left") - 1, 0)]
+        level = later * unit_variance(later)
+        return jnp.where(t <= EARLIEST, level / unit_variance(t), 0)
+
+    return factor
+
+
+def steer_by_loss(denoiser: Denoiser, loss: Loss, strength: float = 1.0) -> Denoiser:
     """Lowers a loss of the predicted clean image: a classifier's, a similarity, any measurement.
 
     With a loss that is a negative log-likelihood and strength 1 the samples are of the posterior,
@@ -158,23 +206,55 @@ def steer_by_loss(
 
     Args:
       denoiser: what to steer; differentiable.
-      loss: from predicted clean data [N, ..., C] to [N], each of its own example alone.
+      loss: what to lower.
       strength: 0 is the denoiser itself.
     """
-    if strength == 0:
+    return steer_by_losses(denoiser, [Weighted(loss, strength)])
+
+
+def steer_by_losses(
+    denoiser: Denoiser,
+    losses: Sequence[Weighted],
+    factor: Callable[[jax.Array], jax.Array] = posterior_factor,
+) -> Denoiser:
+    """Lowers a weighted sum of losses, each in a window of time (Nair et al. 2023, Steered
+    Diffusion): clean' = clean - factor(t) grad_z of the sum. See `steer_by_loss`.
+
+    Where no loss counts, and with weights of 0 altogether, it is the denoiser itself. With a
+    mixture of experts the gradient passes through the experts that were chosen, and not through the
+    choice.
+
+    Args:
+      denoiser: what to steer; differentiable.
+      losses: what to lower.
+      factor: of the gradient, by flow time: `posterior_factor`, or a `next_noise_factor`.
+    """
+    counting = [part for part in losses if part.weight != 0]
+    if not counting:
         return denoiser
+
+    def inside(part: Weighted, t: jax.Array) -> jax.Array:
+        low, high = part.window
+        return (low <= t) & (t <= high)
 
     def steered(z: jax.Array, t: jax.Array, y_N: jax.Array) -> Denoised:
         def total(z: jax.Array) -> tuple[jax.Array, Denoised]:
             denoised = denoiser(z, t, y_N)
-            return loss(denoised.clean).sum(), denoised
+            sums = [
+                jnp.where(inside(part, t), part.weight * part.loss(denoised.clean), 0).sum()
+                for part in counting
+            ]
+            return jnp.sum(jnp.stack(sums)), denoised
 
         gradient, denoised = jax.grad(total, has_aux=True)(z)
-        factor = strength * jnp.where(t <= EARLIEST, t**2 / jnp.maximum(1 - t, 1 - EARLIEST), 0)
-        clean = denoised.clean - broadcast_time(factor, gradient) * gradient
+        clean = denoised.clean - broadcast_time(factor(t), gradient) * gradient
         return replace_clean(denoised, clean, t)
 
-    return steered
+    def within(z: jax.Array, t: jax.Array, y_N: jax.Array) -> Denoised:
+        counts = jnp.any(jnp.stack([jnp.any(inside(part, t)) for part in counting]))
+        return jax.lax.cond(counts, steered, denoiser, z, t, y_N)
+
+    return within
 
 
 def replace_clean(denoised: Denoised, clean: jax.Array, t: jax.Array) -> Denoised:

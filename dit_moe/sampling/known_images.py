@@ -10,11 +10,11 @@ import numpy as np
 from dit_moe.config import ConfigError, ModelConfig, divisors
 from dit_moe.config.sizes import size_text
 from dit_moe.data.classes import ModelClasses
-from dit_moe.diffusion.measurements import BlockMean, ChannelMean, Mask, Measurement
+from dit_moe.diffusion.measurements import BlockMean, ChannelMean, Luma, Mask, Measurement
 from dit_moe.sampling.known_pictures import check_labels, digest, read_mask, read_pictures
 from dit_moe.storage import images
 
-STEERS = ("inpaint", "super_resolution", "colorize")
+STEERS = ("inpaint", "super_resolution", "colorize", "colorize_luma")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,10 +110,11 @@ def read_steering(request: SteeringRequest, model: ModelConfig) -> Steering:
         case _:
             if channels != 3:
                 raise ConfigError(
-                    f"steer is 'colorize' but the model has {channels} "
+                    f"steer is {steer!r} but the model has {channels} "
                     f"channel{'s' * (channels > 1)}; allowed: a model with 3"
                 )
-            measurement, shape = ChannelMean(channels), (height, width, 1)
+            measurement = (ChannelMean if steer == "colorize" else Luma)(channels)
+            shape = (height, width, 1)
     if request.images is None:
         raise ConfigError(
             f"steer is {steer!r} without steer_images; allowed: with an .npz or a folder of images"

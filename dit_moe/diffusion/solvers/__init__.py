@@ -21,7 +21,7 @@ _BUILD: dict[str, Build] = {
     "midpoint": lambda config, lowest: runge_kutta(MIDPOINT, lowest),
     "rk4": lambda config, lowest: runge_kutta(RK4, lowest),
     "dopri5": lambda config, lowest: dopri5(config.option("tolerance"), lowest),
-    "ddim": lambda config, lowest: ddim(config.option("eta")),
+    "ddim": lambda config, lowest: ddim(config.option("eta"), config.repeats or 1),
     "euler_maruyama": lambda config, lowest: euler_maruyama,
     "dpmpp_2m": lambda config, lowest: multistep(2, corrector=False),
     "dpmpp_3m": lambda config, lowest: multistep(3, corrector=False),

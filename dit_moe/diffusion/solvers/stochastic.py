@@ -9,7 +9,7 @@ from dit_moe.diffusion.denoiser import Denoiser, unit_variance
 from dit_moe.diffusion.solvers.steps import Solver, over_steps, step_noise
 
 
-def ddim(eta: float) -> Solver:
+def ddim(eta: float, repeats: int = 1) -> Solver:
     """DDIM (Song et al. 2021, eq. 12 and 16), one evaluation per step.
 
     A step keeps the predicted x_0 and noise, and moves to where less of the one and more of the
@@ -17,8 +17,13 @@ def ddim(eta: float) -> Solver:
     drawn anew: its deviation is eta t' sqrt(1 - (sigma' / sigma)^2), where sigma = t / (1 - t) and
     ' marks the step's end. With eta 1 it is DDPM's chain with the smaller variance.
 
+    With repeats, each step is done so often (Nair et al. 2023, Steered Diffusion): in between, z at
+    the step's end gets noise as the path has it, back to the step's start (`noised_again`). What is
+    not steered keeps its distribution.
+
     Args:
       eta: 0 to 1.
+      repeats: 1 or more.
     """
 
     def solver(
@@ -41,9 +46,36 @@ def ddim(eta: float) -> Solver:
             z = (1 - t_next) * denoised.clean + kept * denoised.noise
             return z + drawn * step_noise(key_N, number, z.shape[1:]) if eta else z
 
-        return over_steps(step, z, times, 1 + np.arange(len(t)), kept_S, drawn_S)
+        def repeated(
+            z: jax.Array,
+            t: jax.Array,
+            t_next: jax.Array,
+            number: jax.Array,
+            kept: jax.Array,
+            drawn: jax.Array,
+        ) -> jax.Array:
+            def once(turn: jax.Array, z: jax.Array) -> jax.Array:
+                # Draws of their own, behind those of the steps.
+                draw = len(times) + 2 * (number * repeats + turn)
+                z = step(z, t, t_next, draw, kept, drawn)
+                noise = step_noise(key_N, draw + 1, z.shape[1:])
+                return noised_again(z, t_next, t, noise)
+
+            z = jax.lax.fori_loop(0, repeats - 1, once, z)
+            return step(z, t, t_next, number, kept, drawn)
+
+        return over_steps(
+            step if repeats == 1 else repeated, z, times, 1 + np.arange(len(t)), kept_S, drawn_S
+        )
 
     return solver
+
+
+def noised_again(z: jax.Array, t: jax.Array, t_before: jax.Array, noise: jax.Array) -> jax.Array:
+    """z at time t as it may have been at t_before, which is later on the way to noise: the path's
+    own noise from the one to the other."""
+    kept = (1 - t_before) / (1 - t)
+    return kept * z + jnp.sqrt(jnp.square(t_before) - jnp.square(kept * t)) * noise
 
 
 euler = ddim(0)
