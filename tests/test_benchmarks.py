@@ -72,6 +72,11 @@ RUNS = {
         "--config {config} --samples 16 --solvers heun dopri5 --evaluations 2",
         r"\| dopri5 \(evaluations\) \| [\d.]+ \(\d+\) \|",
     ),
+    "step_caches": (
+        "--config {config} --samples 16 --steps 8 --repeats 1 "
+        "--caches taylorseer:every=2,order=1 teacache:threshold=0.5",
+        r"\| `teacache:threshold=0.5` \| \d of 8 \|",
+    ),
 }
 WITH_TORCH = {
     "autoencoder": ("--image_size 16 --batch_sizes 1 --repeats 1", r"decode_tiled +1 +[\d.]+"),

@@ -6,12 +6,20 @@ import numpy as np
 
 from dit_moe.caching.forecast import Forecast
 from dit_moe.caching.network import Method
+from dit_moe.caching.ranges import Delta
+from dit_moe.caching.watched import Watched
 from dit_moe.config.caching import CacheSettings
 
 Build = Callable[..., Method]
 """From settings, rows_E as of `schedule.full_evaluations`, and the units of the network."""
 
-_BUILD: dict[str, Build] = {"fora": Forecast, "taylorseer": Forecast}
+_BUILD: dict[str, Build] = {
+    "fora": Forecast,
+    "taylorseer": Forecast,
+    "delta": Delta,
+    "teacache": Watched,
+    "first_block": Watched,
+}
 
 
 def build_method(settings: CacheSettings, rows_E: np.ndarray, units: int) -> Method:

@@ -90,6 +90,11 @@ class CachedNetwork:
         jax.tree.map(self._keep, self._refs, kept)
         return Prediction(self._model.leave(x_NxSxD, given, grid), routing=(), losses={})
 
+    @property
+    def kept(self) -> Any:
+        """What is kept now."""
+        return jax.tree.map(lambda ref: ref[...], self._refs)
+
     def _rows_of(self, array: Any, number: int) -> tuple[slice, ...]:
         """The index of what belongs to so many rows; all of a scalar."""
         if not array.ndim:

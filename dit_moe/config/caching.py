@@ -7,7 +7,15 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from dit_moe.config.registry import Registry
-from dit_moe.config.rules import RULES, ConfigError, PositiveInt, describe
+from dit_moe.config.rules import (
+    RULES,
+    ConfigError,
+    Listed,
+    NonNegativeFloat,
+    PositiveInt,
+    Probability,
+    describe,
+)
 
 
 @dataclass(frozen=True, config=RULES)
@@ -63,6 +71,58 @@ class TaylorSeerConfig(PeriodicSettings):
     order: int = Field(default=2, ge=0, le=4)
     """The highest derivative; 0: none."""
     starts_with: ClassVar[int] = 2
+
+
+@CACHES.add
+@dataclass(frozen=True, config=RULES)
+class DeltaConfig(PeriodicSettings):
+    """What a range of units adds to the tokens, from the last evaluation that computed it: the last
+    units at first, the first ones later (Delta-DiT, Chen et al. 2024)."""
+
+    name: Literal["delta"] = "delta"
+    every: PositiveInt = 2
+    share: float = Field(default=0.5, gt=0, le=1)
+    """How many of the units are in the range."""
+    switch: Probability = 0.5
+    """The share of the evaluations after which the first units are left out."""
+
+
+@dataclass(frozen=True, config=RULES)
+class WatchedSettings(CacheSettings):
+    """Methods that decide by the images whether an evaluation is computed."""
+
+    threshold: NonNegativeFloat = 0.1
+    """Of the relative changes; 0: everything is computed."""
+    since_computed: ClassVar[bool]
+    """Whether a change is one since the last evaluation that was computed, or since the last."""
+
+    @property
+    def identity(self) -> bool:
+        """With `threshold` 0."""
+        return self.threshold == 0
+
+
+@CACHES.add
+@dataclass(frozen=True, config=RULES)
+class TeaCacheConfig(WatchedSettings):
+    """What all units add, until the changes of what the first block sees, each mapped to the change
+    of the prediction that is to be expected, sum up to a threshold (TeaCache, Liu et al. 2024)."""
+
+    name: Literal["teacache"] = "teacache"
+    coefficients: Listed[float] = ()
+    """Of the polynomial, highest power first; those of the run's calibration (`python -m
+    dit_moe.caching`)."""
+    since_computed: ClassVar[bool] = False
+
+
+@CACHES.add
+@dataclass(frozen=True, config=RULES)
+class FirstBlockConfig(WatchedSettings):
+    """What all units but the first add, until what the first adds has changed by a threshold since
+    they were computed (the first-block cache of public code)."""
+
+    name: Literal["first_block"] = "first_block"
+    since_computed: ClassVar[bool] = True
 
 
 def parse_cache(text: str) -> CacheSettings:

@@ -26,6 +26,11 @@ VERBS = {
         "dit_moe.commands.train", "python train.py", "train a model, or go on with its training"
     ),
     "sample": Verb("dit_moe.commands.sample", "python sample.py", "draw images from a model"),
+    "calibrate": Verb(
+        "dit_moe.commands.calibrate",
+        "python -m dit_moe.caching",
+        "measure by what a model's evaluations change, which the cache teacache needs",
+    ),
     "eval": Verb(
         "dit_moe.eval.fid",
         "python -m eval.fid",

@@ -25,8 +25,7 @@ from dit_moe.sampling.evaluations import function_evaluations
 from dit_moe.sampling.known_images import Hold
 from dit_moe.sampling.rendering import run_renderer
 from dit_moe.sampling.request import Request
-from dit_moe.sampling.run_sampler import MAX_BATCH
-from dit_moe.sampling.sampler import build_sampler, fitting
+from dit_moe.sampling.sampler import MAX_BATCH, build_sampler, fitting
 from dit_moe.training.label_rows import LABEL_TABLE
 
 _PROGRAMS = 32  # of other settings, that are kept compiled

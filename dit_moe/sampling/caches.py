@@ -8,6 +8,7 @@ import numpy as np
 from dit_moe.caching.methods import build_method
 from dit_moe.caching.network import CachedNetwork, Method
 from dit_moe.config import Config, ConfigError, ModelConfig
+from dit_moe.config.caching import WatchedSettings
 from dit_moe.diffusion.objective import Network
 from dit_moe.models.dit import DiT
 from dit_moe.plan.partial_flops import partial_flops
@@ -72,6 +73,12 @@ def open_caches(config: Config, request: Request, weaker: Config | None = None) 
     settings = request.cache
     if settings is None or settings.identity:
         return None
+    guide = request.guidance.guide
+    if isinstance(settings, WatchedSettings) and guide != "cfg":
+        raise ConfigError(
+            f"cache is {settings.name!r} with guidance {guide!r}, whose two networks would decide "
+            "each for itself; allowed: with guidance 'cfg'"
+        )
     own_E, guide_E = rows_of_evaluations(config.model, config.objective, request)
     model = config.model if weaker is None else weaker.model
 

@@ -1,5 +1,6 @@
 """A run made ready to draw images: its network, what guides it, and what decodes them."""
 
+import dataclasses
 import functools
 import hashlib
 import math
@@ -24,6 +25,7 @@ from dit_moe.models.parameters import Parameters, functional
 from dit_moe.runs.loading import Run, load_run, locate
 from dit_moe.sampling import sampler as sampling
 from dit_moe.sampling.caches import open_caches, sentence, told
+from dit_moe.sampling.calibration import calibrated
 from dit_moe.sampling.evaluations import function_evaluations
 from dit_moe.sampling.guides import check_guide
 from dit_moe.sampling.known_classes import own_labels
@@ -34,8 +36,6 @@ from dit_moe.storage.colours import MODES
 from dit_moe.streaming.bank import streamed
 from dit_moe.streaming.opening import OpenStore, is_store, memory_bytes, open_store
 from dit_moe.streaming.running import StreamingProgram
-
-MAX_BATCH = 2**16
 
 
 class RunSampler:
@@ -74,8 +74,8 @@ class RunSampler:
         steering: SteeringRequest | None = None,
         **request: Any,
     ):
-        if not 1 <= batch_size <= MAX_BATCH:
-            raise ConfigError(f"batch_size is {batch_size}; allowed: 1 to {MAX_BATCH}")
+        if not 1 <= batch_size <= sampling.MAX_BATCH:
+            raise ConfigError(f"batch_size is {batch_size}; allowed: 1 to {sampling.MAX_BATCH}")
         workdir = locate(workdir)
         config = load_json(workdir / "config.json")
         self.steering = _read_steering(steering, workdir, config.model)
@@ -84,12 +84,18 @@ class RunSampler:
             request["classes"] = own_labels(self.steering.labels, self.steering.classes, own)
         self.classes = model_classes(config.data, config.model, workdir)
         """What the labels stand for."""
-        asked = [str(name) for name in request.get("classes", ())]
-        request["classes"] = classes_to_draw(self.classes.labels(asked), workdir, config.model)
+        names = [str(name) for name in request.get("classes", ())]
+        request["classes"] = classes_to_draw(self.classes.labels(names), workdir, config.model)
         # All is checked before parameters are read, which may take long.
-        self.request = build_request(config, **request)
+        asked = build_request(config, **request)
+        self.request = dataclasses.replace(asked, cache=calibrated(asked.cache, workdir))
         self._memory = None if memory is None else memory_bytes(memory)
         self._store = _open_store(workdir, config.model, memory, ema=ema, checkpoint=checkpoint)
+        if self._store is not None and self.request.cache is not None:
+            raise ConfigError(
+                f"cache is {self.request.cache.name!r} with a store of experts, whose layers are "
+                "read ahead as if all were computed; allowed: a cache with the run itself"
+            )
         if self._store is None:
             run = load_run(workdir, ema, checkpoint=checkpoint)
         else:

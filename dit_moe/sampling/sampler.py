@@ -21,6 +21,8 @@ from dit_moe.sampling.known_images import Hold, Steering
 from dit_moe.sampling.request import Request
 from dit_moe.storage import images
 
+MAX_BATCH = 2**16
+
 Sampler = Callable[..., jax.Array]
 """See `build_sampler`."""
 

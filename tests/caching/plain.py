@@ -31,7 +31,7 @@ class Plain:
         """(number, rows, outputs of every block) of the evaluations that were computed."""
 
     def draw(self, key_N, y_N, request):
-        self.request, self.past = request, []
+        self.request, self.past, self.counted = request, [], None
         steps, guidance = self.request.integration.steps, self.request.guidance
         times = np.linspace(1, 0, steps + 1).astype(np.float32)
         z = start_noise(key_N, self.config.model.image_shape)
@@ -50,8 +50,69 @@ class Plain:
         return np.asarray(z)
 
     def network(self, z, t, y_N, number):
-        """FORA, which is order 0, TaylorSeer, or no cache."""
         t_N = jnp.full(len(y_N), t * self.config.objective.time_scale)
+        cache, steps = self.request.cache, self.request.integration.steps
+        if cache is None or cache.name in ("fora", "taylorseer"):
+            return self.forecasting(z, t_N, y_N, number)
+        if cache.name == "delta":
+            return self.leaving_out(z, t_N, y_N, number, steps)
+        sign = np.asarray(self.sign(z, t_N, y_N, cache.name == "first_block"), np.float64)
+        change = np.abs(sign - self.seen).sum() / np.abs(self.seen).sum() if number else np.inf
+        if cache.name == "teacache" and number:
+            change = self.total + max(np.polyval(cache.coefficients, change), 0)
+        full = number in (0, steps - 1) or change >= cache.threshold
+        self.total = 0 if full else change
+        if full or cache.name == "teacache":
+            self.seen = sign
+        start = int(cache.name == "first_block")
+        return self.between(z, t_N, y_N, start, len(self.units), bool(full))
+
+    def leaving_out(self, z, t_N, y_N, number, steps):
+        """The last units, then the first ones."""
+        cache, units = self.request.cache, len(self.units)
+        length = max(round(cache.share * units), 1)
+        late = (number // cache.every) * cache.every >= cache.switch * steps
+        start, end = (0, length) if late else (units - length, units)
+        return self.between(z, t_N, y_N, start, end, number % cache.every == 0)
+
+    def between(self, z, t_N, y_N, start, end, full):
+        """All units, or those outside of a range, of which what it did is kept."""
+        self.counted = (self.counted or 0) + full
+        kept = None if full else self.kept
+        value, tokens, handed = self.outside(z, t_N, y_N, start, end, kept)
+        if full:
+            self.kept = (tokens[end] - tokens[start], handed[end])
+        return value
+
+    @functools.partial(jax.jit, static_argnums=(0, 4, 5))
+    def outside(self, z, t_N, y_N, start, end, kept):
+        x, given, grid = self.model.enter(z, t_N, y_N)
+        tokens, handed, previous = [x], [{}], {}
+        for number, (unit, segment, begins) in enumerate(self.units):
+            if kept is not None and start <= number < end:
+                if number == start:
+                    x, previous = x + kept[0], kept[1]
+                continue
+            if begins:
+                previous = fitting(previous, segment, x.shape[0] * x.shape[1])
+            given = dataclasses.replace(given, previous=previous)
+            x, routing, _ = unit(x, given)
+            previous = routing.hand_on if routing is not None else previous
+            tokens.append(x)
+            handed.append(previous)
+        return self.model.leave(x, given, grid), tokens, handed
+
+    @functools.partial(jax.jit, static_argnums=(0, 4))
+    def sign(self, z, t_N, y_N, first_block):
+        x, given, _ = self.model.enter(z, t_N, y_N)
+        unit, segment, _ = self.units[0]
+        if not first_block:
+            return unit.blocks[0].first_input(x, given)
+        previous = fitting({}, segment, x.shape[0] * x.shape[1])
+        return unit(x, dataclasses.replace(given, previous=previous))[0] - x
+
+    def forecasting(self, z, t_N, y_N, number):
+        """FORA, which is order 0, TaylorSeer, or no cache."""
         cache, rows = self.request.cache, len(z)
         first = (
             {"fora": 1, "taylorseer": 2}[cache.name] if cache else self.request.integration.steps

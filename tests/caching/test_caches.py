@@ -1,5 +1,6 @@
 """Samples with a cache beside a plain loop that keeps every block's outputs in a list."""
 
+import dataclasses
 import math
 import re
 
@@ -10,12 +11,21 @@ import pytest
 
 from dit_moe.caching.forecast import Forecast, differences, series, taylor
 from dit_moe.caching.network import CachedNetwork
+from dit_moe.caching.ranges import Delta
 from dit_moe.caching.schedule import full_evaluations
+from dit_moe.caching.watched import decide
 from dit_moe.config import ConfigError
-from dit_moe.config.caching import ForaConfig, TaylorSeerConfig, parse_cache
+from dit_moe.config.caching import (
+    DeltaConfig,
+    ForaConfig,
+    TaylorSeerConfig,
+    TeaCacheConfig,
+    parse_cache,
+)
 from dit_moe.models.parameters import functional, init_parameters
 from dit_moe.nn.attention import Attention
 from dit_moe.plan.flops import image_flops
+from dit_moe.plan.partial_flops import partial_flops
 from dit_moe.sampling.caches import open_caches, told
 from dit_moe.sampling.request import build_request
 from dit_moe.sampling.sampler import build_sampler
@@ -52,6 +62,9 @@ def draw(config, parameters, request):
     [
         (PROMOE, "fora:every=3", {"scale": 2.0}),
         (MOE_PLUS_PLUS, "taylorseer:every=2,order=2", {"scale": 2.0, "interval": (0.0, 0.5)}),
+        (MOE_PLUS_PLUS, "delta:every=2,share=0.5,switch=0.4", {"scale": 2.0}),
+        (DIT_MOE, TeaCacheConfig(threshold=0.3, coefficients=(0.5, -2.0, 1.0, 0.0)), {}),
+        (DIT_MOE, "first_block:threshold=0.4", {}),
     ],
 )
 def test_samples_are_those_of_a_plain_loop(moe, cache, guidance):
@@ -60,6 +73,8 @@ def test_samples_are_those_of_a_plain_loop(moe, cache, guidance):
     plain = Plain(config, parameters)
     expected = plain.draw(KEYS, LABELS, request)
     actual = draw(config, parameters, request)
+    counted = plain.counted
+    assert counted is None or 2 < counted < STEPS  # the threshold is reached, but not always
     whole = plain.draw(KEYS, LABELS, request_of(config, **guidance))
     error, change = (np.abs(x - expected).max() for x in (actual, whole))
     assert error < 1e-2 * change, (error, change)
@@ -91,7 +106,9 @@ def test_what_is_left_out_is_not_computed(monkeypatch):
     assert computed["share_of_flops"] == pytest.approx(1 - left_out)
 
 
-@pytest.mark.parametrize("cache", ["fora:every=1", "taylorseer:every=1,order=3"])
+@pytest.mark.parametrize(
+    "cache", ["fora:every=1", "taylorseer:every=1,order=3", "teacache:threshold=0"]
+)
 def test_the_identity_is_the_program_without_a_cache(cache):
     config = tiny(DIT_MOE)
     inputs = live(config), KEYS, LABELS
@@ -167,7 +184,7 @@ def test_the_series_of_powers(order, power):
 @pytest.mark.parametrize(
     ("cache", "message"),
     [
-        ("forra", "cache is 'forra'; allowed: fora, taylorseer"),
+        ("forra", "cache is 'forra'; allowed: fora, taylorseer, delta, teacache, first_block"),
         ("fora:often=2", "'often=2' is no field of 'fora'; allowed: every=VALUE"),
         ("fora:every", "'every' is no field of 'fora'; allowed: every=VALUE"),
         ("fora:every=0", "cache.every is '0'; input should be greater than 0"),
@@ -178,6 +195,47 @@ def test_the_series_of_powers(order, power):
 def test_what_names_no_cache(cache, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
         parse_cache(cache)
+
+
+def test_delta_leaves_out_the_last_units_then_the_first():
+    settings = DeltaConfig(every=3, share=0.5, switch=0.5)
+    table = Delta(settings, np.ones(8, int), 4).schedule.computed
+    assert table.sum(axis=1).tolist() == [4, 2, 2, 4, 2, 2, 4, 2]
+    assert table[1].tolist() == table[5].tolist() == [True, True, False, False]
+    assert table[7].tolist() == [False, False, True, True]  # from the first computed after half
+    costs = partial_flops(tiny(DIT_MOE).model, table[:, 1:3], gates=False)
+    assert costs[1] < costs[0] == image_flops(tiny(DIT_MOE).model).total
+
+
+@pytest.mark.parametrize("threshold", [0.1, 0.25, 0.4])
+def test_teacache_of_a_constant_sign(threshold):
+    """Each evaluation adds the polynomial of 0; a negative one adds nothing."""
+    settings = TeaCacheConfig(threshold=threshold, coefficients=(1.0, 0.1))
+    full, total = [], 0.0
+    for _ in range(12):
+        due, total = decide(settings, total, 0.0, False)
+        full.append(bool(due))
+    period = math.ceil(threshold / 0.1 - 1e-6)
+    assert np.flatnonzero(full).tolist() == list(range(period - 1, 12, period))
+    negative = TeaCacheConfig(threshold=threshold, coefficients=(1.0, -0.1))
+    assert decide(negative, 0.05, 0.0, False)[1] == np.float32(0.05)
+    assert decide(negative, 0.05, 0.0, True)[0]
+
+
+def test_what_does_not_fit_the_network():
+    config = tiny(DIT_MOE)
+    with pytest.raises(
+        ConfigError, match=r"'teacache' without its calibration; allowed: after `py"
+    ):
+        open_caches(config, request_of(config, "teacache"))
+    shallow = dataclasses.replace(config, model=dataclasses.replace(config.model, depth=1))
+    with pytest.raises(ConfigError, match=r"'first_block' with a network of 1 unit; allowed: 2"):
+        open_caches(shallow, request_of(shallow, "first_block"))
+    request = request_of(config, "first_block", guide="self_contrast", scale=1.5)
+    with pytest.raises(ConfigError, match=r"'first_block' with guidance 'self_contrast', whose"):
+        open_caches(config, request)
+    with pytest.raises(ConfigError, match=r"every is 9 with 7 evaluations; allowed: 1 to 7"):
+        open_caches(config, request_of(config, "delta:every=9"))
 
 
 def test_what_does_not_fit_the_steps():

@@ -46,6 +46,7 @@ COMMANDS = {
     "sample": Command(
         "dit_moe.commands.sample", ("--workdir=run", "--output=new", "--num_samples=3")
     ),
+    "calibrate": Command("dit_moe.commands.calibrate", ("--workdir=run", "--images=2")),
     "prepare": Command(
         "dit_moe.commands.prepare",
         ("--input=pictures", "--output=new", "--autoencoder=none", "--image_size=8", "--workers=1"),

@@ -250,6 +250,8 @@ STUBS = {
     "dit_moe.sampling.sampler.generate": _blank,
     "dit_moe.pairs.draw.build_pairs_sampler": _blank_pairs,
     "dit_moe.sampling.run_sampler.function_evaluations": lambda *_: 1,
+    "dit_moe.sampling.caches.rows_of_evaluations": lambda *_: (np.ones(9, int), np.ones(0, int)),
+    "dit_moe.sampling.calibration.changes": lambda *_: (np.arange(9.0), np.arange(9.0)),
     "dit_moe.sampling.rendering.decode_tiled": _begin,
     "dit_moe.play.serve.need_gradio": lambda: None,
     "dit_moe.play.serve.served": _begin,

@@ -29,6 +29,7 @@ READS: dict[str, list[tuple[list[str], list[str]]]] = {
         (["--steer=inpaint", "--steer_images=samples.npz", "--mask=mask.png"], ["mask.png"]),
         (["--output=drawn"], ["drawn/*"]),
     ],
+    "calibrate": [([], ["run/*.json"]), (["--workdir=exported"], ["exported/*"])],
     "prepare": [
         (DAMAGED, ["pictures/*/*"]),
         ([*DAMAGED, "--input=pictures.zip"], ["pictures.zip"]),
