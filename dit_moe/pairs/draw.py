@@ -32,8 +32,8 @@ from dit_moe.sampling.known_pictures import (
     read_pictures,
 )
 from dit_moe.sampling.request import build_request
-from dit_moe.sampling.run_sampler import MAX_BATCH, classes_to_draw, identity
-from dit_moe.sampling.sampler import fitting, image_keys, round_up
+from dit_moe.sampling.run_sampler import classes_to_draw, identity
+from dit_moe.sampling.sampler import MAX_BATCH, fitting, image_keys, round_up
 from dit_moe.storage import images
 
 
