@@ -64,6 +64,7 @@ RUNS = {
     ),
     "rematerialisation": ("--config {config} --repeats 1", r"full +[\d.]+ +[\d.]+"),
     "sample": ("--config {config} --batch_size 2 --repeats 1", r"\| unipc 16 \| 16 \| [\d.]+ \|"),
+    "streaming": ("--folder {folder}/store --images 1", r"\| 57 \| 340 \| [\d.]+ \| [\d.]+ \|"),
     "traffic": (
         "--presets DiT-MoE-S/2-8E2A --devices 16 --images 1",
         r"\| DiT-MoE-S/2-8E2A \| 16 \| 2 x 1 x 8 \|",

@@ -61,6 +61,25 @@ def make_store(
             f"workdir is {str(workdir)!r}, a model without experts to store; allowed: a model with "
             "mixtures"
         )
+    return write_store(read, layers, folder, output, ema=ema, dtype=dtype)
+
+
+def write_store(
+    read: OneByOne, layers: tuple[Layer, ...], folder: Path, output: Path, *, ema: bool, dtype: str
+) -> Store:
+    """Writes a store of parameters that come one after another.
+
+    Args:
+      read: sorted by path.
+      layers: as of `layers_of`.
+      folder: of the model, for what lies beside its parameters.
+      output: as of `make_store`, with the following.
+      ema: the parameters are the moving average.
+      dtype: one of `DTYPES`.
+
+    Raises:
+      ConfigError, OSError: as of `make_store`.
+    """
     store = Store(FORMAT, read.step, dtype, "", layers)
     with new_folder(output) as target:
         free = shutil.disk_usage(target).free

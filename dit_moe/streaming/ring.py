@@ -113,6 +113,10 @@ class Ring:
         """Of the store, since it was opened."""
         return self._reader.bytes_read
 
+    def forget(self) -> None:
+        """See `Reader.forget`."""
+        self._reader.forget()
+
     def close(self) -> None:
         """Ends the reading; what was given stays as it is."""
         with self._changed:
