@@ -44,15 +44,15 @@ class Forecast:
         self._order = settings.order if isinstance(settings, TaylorSeerConfig) else 0
         require(
             settings.every <= len(rows_E),
-            f"cache.every is {settings.every} with {len(rows_E)} evaluations; allowed: 1 to "
+            f"step_cache.every is {settings.every} with {len(rows_E)} evaluations; allowed: 1 to "
             f"{len(rows_E)}",
         )
         full_E = full_evaluations(settings, rows_E)
         most = max(int(full_E.sum()) - 1, 0)
         if self._order > most:
             raise ConfigError(
-                f"cache.order is {self._order}, which needs {self._order + 1} evaluations that are "
-                f"computed, but of {len(full_E)} with every {settings.every} there "
+                f"step_cache.order is {self._order}, which needs {self._order + 1} evaluations "
+                f"that are computed, but of {len(full_E)} with every {settings.every} there "
                 f"{'is 1' if most == 0 else f'are {most + 1}'}; allowed: 0 to {most}, or a smaller "
                 "every or more steps"
             )

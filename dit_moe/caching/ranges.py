@@ -45,7 +45,8 @@ class Delta:
         number = len(rows_E)
         require(
             settings.every <= number,
-            f"cache.every is {settings.every} with {number} evaluations; allowed: 1 to {number}",
+            f"step_cache.every is {settings.every} with {number} evaluations; allowed: 1 to "
+            f"{number}",
         )
         length = max(round(settings.share * units), 1)
         self._ranges = ((units - length, units), (0, length))

@@ -51,14 +51,15 @@ class Watched:
     def __init__(self, settings: TeaCacheConfig | FirstBlockConfig, rows_E: np.ndarray, units: int):
         if isinstance(settings, TeaCacheConfig) and not settings.coefficients:
             raise ConfigError(
-                "cache is 'teacache' without its calibration; allowed: after `python -m "
+                "step_cache is 'teacache' without its calibration; allowed: after `python -m "
                 "dit_moe.caching --workdir RUN`, which writes it into the run folder"
             )
         self._settings, self._units = settings, units
         self._start = 1 if isinstance(settings, FirstBlockConfig) else 0
         if units <= self._start:
             raise ConfigError(
-                f"cache is {settings.name!r} with a network of {units} unit; allowed: 2 or more"
+                f"step_cache is {settings.name!r} with a network of {units} unit; allowed: 2 or "
+                "more"
             )
         grown = np.diff(rows_E, prepend=0) > 0
         self._forced_E = grown | (np.arange(len(rows_E)) == len(rows_E) - 1)

@@ -18,7 +18,7 @@ EPILOG = """\
 examples:
   python -m dit_moe.caching --workdir runs/xl --steps 50 --guidance_scale 1.5
   python sample.py --workdir runs/xl --steps 50 --guidance_scale 1.5 --output out/ \\
-      --cache teacache:threshold=0.1
+      --step_cache teacache:threshold=0.1
 
 draws some images, computing everything, and writes the polynomial into the run folder as
 teacache.json, in the place of an older one. It is of these parameters, solver and guidance; for
@@ -47,8 +47,10 @@ def run(arguments: argparse.Namespace) -> None:
     from dit_moe.config import ConfigError
     from dit_moe.sampling.calibration import calibrate
 
-    if arguments.cache is not None:
-        raise ConfigError(f"cache is {arguments.cache!r}; allowed: none, to calibrate one")
+    if arguments.step_cache is not None:
+        raise ConfigError(
+            f"step_cache is {arguments.step_cache!r}; allowed: none, to calibrate one"
+        )
     if arguments.guide is not None:
         raise ConfigError(f"guide is {arguments.guide!r}; allowed: none, as for teacache")
     path, found = calibrate(

@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
         "--costs",
         type=Path,
         metavar="FILE",
-        help="what travel and experts take there, as python -m benchmarks.schedule measures it "
+        help="what travel and experts take there, as benchmarks.schedule of a checkout measures it "
         "(default: by the data sheet)",
     )
     add("--memory", metavar="4GB", help="time a pass that draws in so much memory, on this machine")

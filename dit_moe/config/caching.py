@@ -134,7 +134,7 @@ def parse_cache(text: str) -> CacheSettings:
     name, _, fields = text.partition(":")
     if name not in CACHES.names:
         raise ConfigError(
-            f"cache is {text!r}; allowed: {', '.join(CACHES.names)}, each with fields as in "
+            f"step_cache is {text!r}; allowed: {', '.join(CACHES.names)}, each with fields as in "
             "fora:every=2"
         )
     pairs = [part.partition("=") for part in fields.split(",") if part.strip()]
@@ -143,13 +143,13 @@ def parse_cache(text: str) -> CacheSettings:
     for key, equals, value in pairs:
         if key.strip() not in known or not equals or not value.strip():
             raise ConfigError(
-                f"cache is {text!r}, where {key + equals + value!r} is no field of {name!r}; "
+                f"step_cache is {text!r}, where {key + equals + value!r} is no field of {name!r}; "
                 f"allowed: {', '.join(f'{field}=VALUE' for field in known)}"
             )
     values = {key.strip(): value.strip() for key, _, value in pairs}
     if len(values) < len(pairs):
-        raise ConfigError(f"cache is {text!r}, with a field twice; allowed: each once")
+        raise ConfigError(f"step_cache is {text!r}, with a field twice; allowed: each once")
     try:
         return CACHES[name](**values)
     except pydantic.ValidationError as error:
-        raise ConfigError(describe(error, "cache")) from None
+        raise ConfigError(describe(error, "step_cache")) from None

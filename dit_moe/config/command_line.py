@@ -215,7 +215,7 @@ GUIDE_FLAGS = ("guide", "guide_parameters")
 
 
 def add_solver_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds `SOLVER_FLAGS` and `--cache`."""
+    """Adds `SOLVER_FLAGS` and `--step_cache`."""
     from dit_moe.config import SOLVERS, TIME_GRIDS
     from dit_moe.config.caching import CACHES
 
@@ -230,7 +230,7 @@ def add_solver_flags(parser: argparse.ArgumentParser) -> None:
     add("--tolerance", type=float, help="with dopri5: error of a step (default: 0.001)")
     add("--shift", type=float, help="with --time_grid shifted: steps to noise (default: 3)")
     add(
-        "--cache",
+        "--step_cache",
         metavar="METHOD[:FIELD=VALUE,...]",
         help="leaves out what changes little from evaluation to evaluation, such as fora:every=2; "
         f"{', '.join(CACHES.names)} (docs/caching.md; default: computes everything)",
@@ -294,9 +294,9 @@ def add_guidance_flags(parser: argparse.ArgumentParser, *, scales: bool = False)
 
 
 def solver_settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What `SOLVER_FLAGS` and `--cache` ask of a `RunSampler`."""
+    """What `SOLVER_FLAGS` and `--step_cache` ask of a `RunSampler`."""
     integration = {name: getattr(arguments, name) for name in SOLVER_FLAGS}
-    return {"integration": integration, "cache": arguments.cache}
+    return {"integration": integration, "cache": arguments.step_cache}
 
 
 def guidance_settings(arguments: argparse.Namespace, **given: Any) -> dict[str, Any]:

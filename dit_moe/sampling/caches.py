@@ -28,7 +28,7 @@ class Cache:
     def around(self, network: Network, images: int) -> Network:
         """What is asked in the network's place while a batch of so many images is drawn."""
         if not isinstance(network, DiT):
-            raise ConfigError("cache is given with a network that is watched; allowed: none")
+            raise ConfigError("step_cache is given with a network that is watched; allowed: none")
         rows = images * int(self.rows.max())
         return CachedNetwork(network, self.method, rows, self.model.image_shape)
 
@@ -76,8 +76,8 @@ def open_caches(config: Config, request: Request, weaker: Config | None = None) 
     guide = request.guidance.guide
     if isinstance(settings, WatchedSettings) and guide != "cfg":
         raise ConfigError(
-            f"cache is {settings.name!r} with guidance {guide!r}, whose two networks would decide "
-            "each for itself; allowed: with guidance 'cfg'"
+            f"step_cache is {settings.name!r} with guidance {guide!r}, whose two networks would "
+            "decide each for itself; allowed: with guidance 'cfg'"
         )
     own_E, guide_E = rows_of_evaluations(config.model, config.objective, request)
     model = config.model if weaker is None else weaker.model

@@ -81,8 +81,8 @@ def build_request(
     cache = parse_cache(cache) if isinstance(cache, str) else cache
     require(
         cache is None or solver.time_grid is not None or solver.solver == "ancestral",
-        f"cache is {cache and cache.name!r} with solver {solver.solver!r}, whose steps depend on "
-        "the images; allowed: with solvers that have a time_grid, and ancestral",
+        f"step_cache is {cache and cache.name!r} with solver {solver.solver!r}, whose steps depend "
+        "on the images; allowed: with solvers that have a time_grid, and ancestral",
     )
     return Request(
         num_samples=num_samples,

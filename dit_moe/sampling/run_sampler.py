@@ -93,8 +93,8 @@ class RunSampler:
         self._store = _open_store(workdir, config.model, memory, ema=ema, checkpoint=checkpoint)
         if self._store is not None and self.request.cache is not None:
             raise ConfigError(
-                f"cache is {self.request.cache.name!r} with a store of experts, whose layers are "
-                "read ahead as if all were computed; allowed: a cache with the run itself"
+                f"step_cache is {self.request.cache.name!r} with a store of experts, whose layers "
+                "are read ahead as if all were computed; allowed: a cache with the run itself"
             )
         if self._store is None:
             run = load_run(workdir, ema, checkpoint=checkpoint)

@@ -184,12 +184,12 @@ def test_the_series_of_powers(order, power):
 @pytest.mark.parametrize(
     ("cache", "message"),
     [
-        ("forra", "cache is 'forra'; allowed: fora, taylorseer, delta, teacache, first_block"),
+        ("forra", "step_cache is 'forra'; allowed: fora, taylorseer, delta, teacache, first_block"),
         ("fora:often=2", "'often=2' is no field of 'fora'; allowed: every=VALUE"),
         ("fora:every", "'every' is no field of 'fora'; allowed: every=VALUE"),
-        ("fora:every=0", "cache.every is '0'; input should be greater than 0"),
+        ("fora:every=0", "step_cache.every is '0'; input should be greater than 0"),
         ("fora:every=2,every=3", "with a field twice; allowed: each once"),
-        ("taylorseer:order=5", "cache.order is '5'; input should be less than or equal to 4"),
+        ("taylorseer:order=5", "step_cache.order is '5'; input should be less than or equal to 4"),
     ],
 )
 def test_what_names_no_cache(cache, message):

@@ -178,7 +178,7 @@ def test_what_memory_may_be(run, tmp_path, capsys):
     assert needed is not None
     memory = str(float(needed[1].split()[0]) + 0.3) + "GB"
     assert command.main([f"--workdir={store}", f"--memory={memory}", *line]) == 0
-    with pytest.raises(ConfigError, match=r"cache is 'fora' with a store of experts, whose"):
+    with pytest.raises(ConfigError, match=r"step_cache is 'fora' with a store of experts, whose"):
         RunSampler(store, **SETTINGS, cache="fora:every=2")
     with pytest.raises(ConfigError, match="checkpoint is 'best'"):
         RunSampler(store, **SETTINGS, checkpoint="best")
