@@ -52,7 +52,9 @@ def trained(arguments: argparse.Namespace, folder: Path) -> Model:
     workdir = arguments.workdir
     if workdir is None:
         workdir = folder / "run"
-        steps = [f"--config.train.steps={arguments.training_steps}"]
+        number = arguments.training_steps
+        counts = {"steps": number, "warmup_steps": number // 10}
+        steps = [f"--config.train.{name}={count}" for name, count in counts.items()]
         quiet = [f"--config.train.{name}=0" for name in ("sample_every", "validate_every")]
         train(load_file(arguments.config, [*steps, *quiet]), epath.Path(workdir))
     run = load_run(workdir)
