@@ -14,10 +14,10 @@ from flax import nnx
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from dit_moe.analysis.decisions import moe_layers
 from dit_moe.config import ConfigError, MeshConfig
 from dit_moe.devices.mesh import build_mesh, check_mesh, parameter_shardings
 from dit_moe.models.dit import DiT
+from dit_moe.models.watched import moe_layers
 from dit_moe.moe import layer
 from dit_moe.moe.expert_parallel import DIRECT, Travel, dispatch_to_shards, make_plan, round_rows
 from dit_moe.moe.routing import Routing
