@@ -14,7 +14,7 @@ from dit_moe.config import (
     SampleConfig,
     TrainConfig,
 )
-from dit_moe.config.presets import small_model
+from dit_moe.config.small_models import small_model
 
 
 def get_config(architecture: str = "promoe") -> Config:

@@ -20,8 +20,8 @@ from dit_moe.config import (
     TrainConfig,
     divisors,
 )
-from dit_moe.config.presets import small_moe
 from dit_moe.config.sizes import height_and_width, parse_size, size_text
+from dit_moe.config.small_models import small_moe
 from dit_moe.data.prepared import read_card
 
 

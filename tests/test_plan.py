@@ -23,7 +23,8 @@ from dit_moe.config import (
     PregateConfig,
     TrainConfig,
 )
-from dit_moe.config.presets import preset, small_moe
+from dit_moe.config.presets import preset
+from dit_moe.config.small_models import small_moe
 from dit_moe.devices.accelerators import DEVICES, peak_flops
 from dit_moe.devices.mesh import AXES, batch_sharding
 from dit_moe.models.parameters import abstract_parameters, functional

@@ -15,7 +15,7 @@ from dit_moe.config import (
     SegmentConfig,
     TrainConfig,
 )
-from dit_moe.config.presets import small_moe
+from dit_moe.config.small_models import small_moe
 from dit_moe.models.frozen import split_learning
 from dit_moe.models.low_rank import functional_merged, shapes_and_axes
 from dit_moe.plan.flops import image_flops

@@ -4,6 +4,7 @@ import argparse
 import shlex
 from pathlib import Path
 
+from dit_moe.commands.shown import add_shown_flags
 from dit_moe.config.command_line import add_parameters_flag, command_parser, end, run_command, words
 from dit_moe.config.verbs import spoken
 
@@ -44,19 +45,7 @@ def main(argv: list[str] | None = None) -> int:
         default="training",
         help="what the network is shown (default: training)",
     )
-    add(
-        "--data",
-        default="",
-        metavar="FOLDER[,FOLDER]",
-        help="prepared training data, if they are not where the run's config says",
-    )
-    add("--num_images", type=int, default=256, help="half of them held out (default: 256)")
-    add("--classes", default="", metavar="0,1,2", help="or names (default: 16 or all)")
-    add("--time_bins", type=int, default=10, help="parts of the time range (default: 10)")
-    add("--steps", type=int, default=20, help="of sampling (default: 20)")
-    add("--guidance_scale", type=float, help="of sampling (default: the run's own)")
-    add("--batch_size", type=int, default=64, help="images per pass over all devices (default: 64)")
-    add("--seed", type=int, default=0, help="of everything random (default: 0)")
+    add_shown_flags(parser, "half of them held out")
     add_parameters_flag(parser)
     arguments = parser.parse_args(argv)
     return run_command(lambda: run(arguments))

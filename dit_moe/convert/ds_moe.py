@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dit_moe.config import ConfigError, ModelConfig, ObjectiveConfig, SigmoidTopKRouterConfig
-from dit_moe.config.presets import DS_MOE_ROUTING, DS_MOE_SIZES, SIZES
+from dit_moe.config.mixtures import DS_MOE_ROUTING
+from dit_moe.config.presets import DS_MOE_SIZES, SIZES
 from dit_moe.convert.entries import Entry
 from dit_moe.convert.peer import Arguments, Given, Layer, Peer, mixture_of
 from dit_moe.convert.requirements import Requirements

@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 from dit_moe.config import ModelConfig, MoEConfig
-from dit_moe.moe.expert_parallel import Travel
+from dit_moe.moe.exchange import Travel
 from dit_moe.moe.layer import MoELayer
 from dit_moe.moe.routing import Conditioning, Routing
 from dit_moe.nn.attention import Attention

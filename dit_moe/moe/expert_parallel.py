@@ -32,29 +32,23 @@ from jax.sharding import PartitionSpec
 from dit_moe.moe.assignments import sort_by_expert
 from dit_moe.moe.backends.residuals import keep
 from dit_moe.moe.dispatch import BACKENDS, resolve_backend
+from dit_moe.moe.exchange import (
+    DIRECT,
+    EXPERT_AXIS,
+    Travel,
+    exchange,
+    exchange_in_two_steps,
+    expert_shards,
+)
 from dit_moe.moe.experts.bank import ExpertBank
 from dit_moe.moe.routing import Routing
 from dit_moe.nn.feed_forward import ExpertWeights
 
-EXPERT_AXIS, FSDP_AXIS = "expert", "fsdp"
+FSDP_AXIS = "fsdp"
 
 Residuals = tuple[jax.Array, jax.Array, jax.Array, ExpertBank, "Plan"]
 Gradients = tuple[jax.Array, jax.Array, ExpertWeights]
 Carry = TypeVar("Carry")
-
-
-class Travel(NamedTuple):
-    """How rows travel; none of it changes what is computed."""
-
-    forward: int = 1
-    """How many rounds an even load takes."""
-    backward: int = 1
-    within: int = 1
-    """Neighbours along the axis that share a host: rows go to the place of their device within the
-    own host first, then between hosts, if the axis has several hosts; 1: directly."""
-
-
-DIRECT = Travel()
 
 
 class Pace(NamedTuple):
@@ -73,11 +67,6 @@ SLACK = 1.25
 saves in second rounds. The load of an even router still varies: with 256 assignments from one
 device to another the standard deviation is 16, and the largest of many pairs is 4 of them off,
 25%."""
-
-
-def expert_shards() -> int:
-    """Over how many devices the current mesh splits the experts; 1 without a mesh or the axis."""
-    return jax.sharding.get_abstract_mesh().shape.get(EXPERT_AXIS, 1)
 
 
 def expert_specs(experts: ExpertWeights) -> ExpertWeights:
@@ -248,8 +237,8 @@ class _Round:
 
     def _exchange(self, rows_SxC: jax.Array, sent_S: jax.Array, received_S: jax.Array) -> jax.Array:
         if 1 < self.within < len(sent_S):
-            return _exchange_in_two_steps(rows_SxC, self.within)
-        return _exchange(rows_SxC, sent_S, received_S, self.backend)
+            return exchange_in_two_steps(rows_SxC, self.within)
+        return exchange(rows_SxC, sent_S, received_S, self.backend)
 
 
 def _round(plan: Plan, number: jax.Array, backend: str, pace: Pace) -> _Round:
@@ -267,35 +256,6 @@ def _round(plan: Plan, number: jax.Array, backend: str, pace: Pace) -> _Round:
         backend=backend,
         within=pace.within,
     )
-
-
-def _exchange_in_two_steps(rows_SxC: jax.Array, within: int) -> jax.Array:
-    """One all-to-all inside of every host, in which a device gets what its neighbours have for its
-    place in any host, and one between devices at the same place. Slots are as of a direct one."""
-    shards, *rest = rows_SxC.shape
-    hosts = shards // within
-    inside = [[host * within + place for place in range(within)] for host in range(hosts)]
-    between = [list(same_place) for same_place in zip(*inside, strict=True)]
-    rows_HxWxC = rows_SxC.reshape(hosts, within, *rest)
-    rows_HxWxC = lax.all_to_all(rows_HxWxC, EXPERT_AXIS, 1, 1, axis_index_groups=inside)
-    rows_HxWxC = lax.all_to_all(rows_HxWxC, EXPERT_AXIS, 0, 0, axis_index_groups=between)
-    return rows_HxWxC.reshape(rows_SxC.shape)
-
-
-def _exchange(
-    rows_SxC: jax.Array, sent_S: jax.Array, received_S: jax.Array, backend: str
-) -> jax.Array:
-    if len(sent_S) == 1:
-        return rows_SxC
-    if backend not in ("ragged", "tokamax"):
-        return lax.all_to_all(rows_SxC, EXPERT_AXIS, 0, 0)
-    slots, rows = rows_SxC.shape[:2]
-    flat = rows_SxC.reshape(slots * rows, *rows_SxC.shape[2:])
-    start_S = jnp.arange(slots, dtype=jnp.int32) * rows
-    mine_S = jnp.full_like(start_S, lax.axis_index(EXPERT_AXIS) * rows)
-    return lax.ragged_all_to_all(
-        flat, jnp.zeros_like(flat), start_S, sent_S, mine_S, received_S, axis_name=EXPERT_AXIS
-    ).reshape(rows_SxC.shape)
 
 
 def _in_rounds(

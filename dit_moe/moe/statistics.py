@@ -8,7 +8,7 @@ import numpy as np
 
 from dit_moe.config import MoEConfig
 from dit_moe.moe.assignments import ExpertRanges
-from dit_moe.moe.expert_parallel import expert_shards
+from dit_moe.moe.exchange import expert_shards
 from dit_moe.moe.losses import assignment_counts
 from dit_moe.moe.routing import Routing
 

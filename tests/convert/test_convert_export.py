@@ -24,7 +24,7 @@ from dit_moe.config import (
     RectifiedFlowConfig,
     TopKRouterConfig,
 )
-from dit_moe.config.presets import DIFFMOE, TC_DIT
+from dit_moe.config.mixtures import DIFFMOE, TC_DIT
 from dit_moe.convert.constructors import constructor_arguments
 from dit_moe.devices.mesh import build_mesh
 from dit_moe.runs import open_folder as published

@@ -19,7 +19,8 @@ from dit_moe.devices.mesh import build_mesh, check_mesh, parameter_shardings
 from dit_moe.models.dit import DiT
 from dit_moe.models.watched import moe_layers
 from dit_moe.moe import layer
-from dit_moe.moe.expert_parallel import DIRECT, Travel, dispatch_to_shards, make_plan, round_rows
+from dit_moe.moe.exchange import DIRECT, Travel
+from dit_moe.moe.expert_parallel import dispatch_to_shards, make_plan, round_rows
 from dit_moe.moe.routing import Routing
 from dit_moe.moe.statistics import expert_traffic
 from dit_moe.nn.feed_forward import ExpertWeights
