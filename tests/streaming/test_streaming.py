@@ -177,7 +177,7 @@ def test_what_memory_may_be(run, tmp_path, capsys):
     needed = re.search(r"allowed: ([\d.]+ GB) or more", error)
     assert needed is not None
     # What the tests before it left behind grows with every compilation.
-    memory = str(float(needed[1].split()[0]) + 4) + "GB"
+    memory = f"{float(needed[1].split()[0]) + 4:.2f}GB"
     assert command.main([f"--workdir={store}", f"--memory={memory}", *line]) == 0
     with pytest.raises(ConfigError, match=r"step_cache is 'fora' with a store of experts, whose"):
         RunSampler(store, **SETTINGS, cache="fora:every=2")
