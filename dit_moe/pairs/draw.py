@@ -88,6 +88,12 @@ class PairsSampler:
         names = [str(name) for name in request["classes"]]
         request["classes"] = classes_to_draw(self.classes.labels(names), folder, model)
         self.request = build_request(config, **request)
+        cache = self.request.cache
+        require(
+            cache is None,
+            f"step_cache is {cache and cache.name!r} for pairs; allowed: none, as all of their "
+            "evaluations are computed",
+        )
         check_levels(self.request, asked.levels)
         self._arrays: dict[str, np.ndarray] = {}
         if given:

@@ -110,4 +110,6 @@ def test_who_cannot_draw_pairs_says_so(folder, capsys):
     given = ["--given", str(folder / "mask.png"), "--task", "image"]
     assert main(["sample", "--workdir", str(folder / "run"), *flags, *given]) == 2
     assert "error: given is" in capsys.readouterr().err
+    assert main(["sample", "--workdir", str(folder / "run"), *flags, "--step_cache=fora"]) == 2
+    assert "error: step_cache is 'fora' for pairs; allowed: none" in capsys.readouterr().err
     assert not (folder / "none").exists()
