@@ -100,7 +100,6 @@ def measure(model: ModelConfig, dtype: str, disk: Disk) -> Machine:
     return Machine(
         disk=disk.bandwidth,
         reading=disk.processor,
-        processors=len(os.sched_getaffinity(0)),
         fixed=max(whole[few] - few * each, 0),
         each=each,
         held=held + temporary[few] - few * held_each,

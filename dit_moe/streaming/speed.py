@@ -21,8 +21,6 @@ class Machine:
     """Bytes a second that one thread reads and checks."""
     reading: float
     """Seconds of a processor that a byte of these takes."""
-    processors: int
-    """That compute."""
     fixed: float
     """Seconds that a pass of the network takes without any image, its experts in memory."""
     each: float
@@ -61,8 +59,9 @@ class Pass:
 def predict(layers: Sequence[Layer], machine: Machine, memory: float, images: int) -> Pass | None:
     """Predicts a pass, after the first.
 
-    Reading takes processor time from computing, which without it has all processors. What cannot
-    be read while something is computed is small where pinned layers are spread over the depth.
+    Reading takes its processor time from computing, all of it: the network's threads wait for the
+    one that is held up. What cannot be read while something is computed is small where pinned
+    layers are spread over the depth.
 
     Args:
       layers: of experts, as stored.
@@ -80,7 +79,7 @@ def predict(layers: Sequence[Layer], machine: Machine, memory: float, images: in
     pinned = pinned_layers(sizes, budget)
     read = sum(size for size, stays in zip(sizes, pinned, strict=True) if not stays)
     computing = machine.fixed + images * machine.each
-    computing += read * machine.reading / machine.processors
+    computing += read * machine.reading
     loading = read / machine.disk
     return Pass(
         images=images,

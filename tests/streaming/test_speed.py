@@ -20,7 +20,6 @@ LAYERS = tuple(
 MACHINE = Machine(
     disk=100 * MB,
     reading=1 / (400 * MB),
-    processors=2,
     fixed=0.5,
     each=0.25,
     held=100 * MB,
@@ -34,13 +33,13 @@ def test_the_longer_of_reading_and_computing():
     assert found is not None
     assert (found.pinned, found.read) == (2, 320 * MB)
     assert found.loading == pytest.approx(3.2)
-    assert found.computing == pytest.approx(0.5 + 0.25 + 320 / 400 / 2)
+    assert found.computing == pytest.approx(0.5 + 0.25 + 320 / 400)
     assert found.seconds == found.loading
     assert found.regime == "disk-bound"
     many = predict(LAYERS, MACHINE, 105 * MB + 45 * 5 * MB, 20)
     assert many is not None
     assert many.regime == "compute-bound"
-    assert many.seconds == pytest.approx(0.5 + 20 * 0.25 + many.read / MB / 400 / 2)
+    assert many.seconds == pytest.approx(0.5 + 20 * 0.25 + many.read / MB / 400)
     all_held = predict(LAYERS, MACHINE, 505 * MB, 1)
     assert all_held is not None
     assert (all_held.pinned, all_held.read, all_held.seconds) == (10, 0, pytest.approx(0.75))
