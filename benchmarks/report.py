@@ -23,7 +23,8 @@ SETS = {
     "cpu": [
         "moe_layer --experts 8,32,64 --loads balanced,zipf --peers torch --repeats 3",
         "moe_layer --experts 32 --loads one-hot --peers torch --repeats 3",
-        "train_step --models DiT-S/2 ProMoE-S/2 DiT-MoE-S/2-16E2A --repeats 2",
+        "train_step --models DiT-MoE-S/2-8E2A DiT-S/2 ProMoE-S/2 DiT-MoE-S/2-16E2A --repeats 2",
+        "train_step --models configs/digits.py:dit configs/digits.py:promoe --batch_size 128",
         "sample_beside_torch",
         "sample",
         "rematerialisation",

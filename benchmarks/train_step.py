@@ -30,6 +30,7 @@ from benchmarks.timing import (
     square_matmul,
 )
 from dit_moe.config import Config, ModelConfig, RectifiedFlowConfig
+from dit_moe.config.files import load_file
 from dit_moe.config.own_process import hold_memory
 from dit_moe.config.presets import preset
 from dit_moe.convert.constructors import constructor_arguments
@@ -47,23 +48,25 @@ columns
   images/s        of the whole step
   of peak         counted model FLOPs per second over those of a plain matmul: of the step, and of
                   loss and gradient alone
-  /8E             time over that of DiT-MoE-S/2-8E2A, which is always timed
+  /first          time over that of the first model
   torch/          PyTorch's time over ours
   processor s     of one step, of all threads: ours, PyTorch's
   faults          pages that one step has to be given anew: ours, PyTorch's
   peak GiB        most resident memory of a process that makes two steps, libraries included
 """
-MODELS = ("DiT-S/2", "DiT-MoE-S/2-8E2A", "DiT-MoE-S/2-16E2A", "DiT-MoE-S/2-32E2A", "ProMoE-S/2")
+MODELS = ("DiT-MoE-S/2-8E2A", "DiT-S/2", "DiT-MoE-S/2-16E2A", "DiT-MoE-S/2-32E2A", "ProMoE-S/2")
 BASE = "DiT-MoE-S/2-8E2A"
 MATMUL_REPEATS = 20
 FAMILIES = {"top_k": "dit-moe", "prototype": "promoe"}
 
 
 def build_config(name: str, batch_size: int, dtype: str) -> Config:
-    """A preset under rectified flow; also for numbers of experts that were not published."""
+    """A preset under rectified flow, also for numbers of experts that were not published; or what a
+    file makes of its argument."""
     experts = name.partition("2-")[2]
-    config = preset(BASE if experts else name)
-    model = dataclasses.replace(config.model, dtype=dtype)
+    config = load_file(name) if ".py" in name else preset(BASE if experts else name)
+    # ProMoE's own network knows no other number of classes.
+    model = dataclasses.replace(config.model, dtype=dtype, num_classes=1000)
     if experts:
         moe = dataclasses.replace(model.moe, num_experts=int(experts.removesuffix("E2A")))
         model = dataclasses.replace(model, moe=moe)
@@ -223,7 +226,7 @@ def apart(name: str, side: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def row(config: Config, sides: dict[str, dict[str, Any]], base: float) -> list[str]:
-    """The cells of one model behind its name, from what `measure` found; base is BASE's time."""
+    """The cells of one model behind its name, from what `measure` found; base is the first's."""
     relative = {
         side: found["seconds"]["step"] / found["seconds"]["matmul"] for side, found in sides.items()
     }
@@ -248,8 +251,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=COLUMNS, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--models", nargs="+", default=list(MODELS), metavar="NAME")
-    parser.add_argument("--batch_size", type=int, default=8, help="default 8")
+    parser.add_argument(
+        "--models", nargs="+", default=list(MODELS), metavar="NAME", help="presets or FILE:ARGUMENT"
+    )
+    parser.add_argument("--batch_size", type=int, default=8, help="of all models, default 8")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--repeats", type=int, default=3, help="default 3")
     parser.add_argument("--side", choices=["ours", "torch"], help=argparse.SUPPRESS)
@@ -263,12 +268,12 @@ def main() -> None:
     with_torch = importlib.util.find_spec("torch") is not None and args.dtype == "float32"
     print(f"Batch {args.batch_size}, {args.dtype}; {machine()}")
     print(
-        "| model | images/s | of peak: step, gradient | /8E | torch/ | processor s | faults "
+        "| model | images/s | of peak: step, gradient | /first | torch/ | processor s | faults "
         "| peak GiB |\n|---|---|---|---|---|---|---|---|",
         flush=True,
     )
     base = None
-    for name in [BASE, *(name for name in args.models if name != BASE)]:
+    for name in args.models:
         sides = {side: apart(name, side, args) for side in ("ours", "torch")[: 1 + with_torch]}
         seconds = sides["ours"]["seconds"]
         base = base or seconds["step"] / seconds["matmul"]

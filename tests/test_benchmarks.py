@@ -191,7 +191,7 @@ def test_the_table_of_train_step(monkeypatch, capsys):
     found = {"seconds": seconds, "processor": 3.0, "faults": 7, "peak": 1.5}
     monkeypatch.setattr(train_step, "apart", lambda *_: found)
     monkeypatch.setattr(train_step.importlib.util, "find_spec", lambda _: True)
-    call(train_step, "--models ProMoE-S/2", monkeypatch)
+    call(train_step, "--models DiT-MoE-S/2-8E2A ProMoE-S/2", monkeypatch)
     *_, base, row = capsys.readouterr().out.splitlines()
     cells = r" \| 4.00 \| \d+%, \d+% \| 1.00 \| 1.00 \| 3.00, 3.00 \| 7, 7 \| 1.50, 1.50 \|"
     assert re.match(r"\| DiT-MoE-S/2-8E2A" + cells, base)
