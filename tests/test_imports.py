@@ -28,6 +28,7 @@ ROOMS = [
     "dit_moe.sampling",
     "dit_moe.training",
     "dit_moe.pairs",
+    "dit_moe.text",
     "dit_moe.surgery",
     "dit_moe.convert",
     "dit_moe.analysis",
