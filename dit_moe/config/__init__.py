@@ -3,6 +3,8 @@
 `files.py` reads and writes them.
 """
 
+from typing import ClassVar
+
 from pydantic.dataclasses import dataclass
 
 from dit_moe.config.cheap_routers import MixedTopKRouterConfig, NullTopKRouterConfig
@@ -117,7 +119,9 @@ __all__ = [
 
 @dataclass(frozen=True, config=RULES)
 class Config:
-    """One experiment."""
+    """One experiment on images."""
+
+    of: ClassVar[str] = "images"
 
     name: str
     model: ModelConfig

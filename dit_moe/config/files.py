@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import pydantic
 
@@ -27,14 +27,31 @@ from dit_moe.config import (
     MoEConfig,
     PairsConfig,
     PregateConfig,
+    TrainConfig,
 )
 from dit_moe.config.rules import describe
 from dit_moe.storage.files import FilePath
-from dit_moe.storage.records import check_format, check_plain, read_json
+from dit_moe.storage.records import check_format, check_plain, read_json, shown
 
 FORMAT = 2
 """The format of run folders and open folders, told by their `config.json`: goes up when what they
 hold is called or means something else. A folder without a number is of format 1."""
+
+
+class RunConfig(Protocol):
+    """What describes a run, of images or of something else: a pydantic dataclass."""
+
+    of: ClassVar[str]
+    """What the run is on, such as "images": stands in its config.json where it is not these."""
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def train(self) -> TrainConfig:
+        """How it learns."""
+        ...
+
+
+C = TypeVar("C", bound=RunConfig)
 
 _ABSENT = {"train": {"ema_warmup": False}}
 """What runs did that were made before these fields were, and so lack them in their config.json."""
@@ -60,39 +77,55 @@ def from_dict(values: dict[str, Any]) -> Config:
     Raises:
       ConfigError: naming the first wrong field, its value and what is allowed.
     """
+    return parse(values, Config)
+
+
+def parse(values: dict[str, Any], kind: type[C]) -> C:
+    """The same of any kind."""
     check_plain(values, "config")
     try:
-        return pydantic.TypeAdapter(Config).validate_python(values)
+        return pydantic.TypeAdapter(kind).validate_python(values)
     except pydantic.ValidationError as error:
         raise ConfigError(describe(error, "config")) from None
 
 
-def to_dict(config: Config) -> dict[str, Any]:
+def to_dict(config: RunConfig) -> dict[str, Any]:
     """The plain values of a config, ready for JSON."""
     return dataclasses.asdict(config)
 
 
-def to_json(config: Config) -> str:
+def to_json(config: RunConfig) -> str:
     """The text of the `config.json` of a run folder or an open folder."""
-    return json.dumps({"format": FORMAT, **to_dict(config)}, indent=2) + "\n"
+    of = {} if config.of == Config.of else {"of": config.of}
+    return json.dumps({"format": FORMAT, **of, **to_dict(config)}, indent=2) + "\n"
 
 
 def load_json(path: FilePath) -> Config:
     """Reads the `config.json` of a run folder or an open folder.
 
     Raises:
-      ConfigError: if the file is missing, not JSON, of another format than `FORMAT`, or not a valid
-        config.
+      ConfigError: if the file is missing, not JSON, of another format than `FORMAT`, of a run that
+        is not on images, or not a valid config.
     """
+    return read_config(path, Config)
+
+
+def read_config(path: FilePath, kind: type[C]) -> C:
+    """The same of any kind."""
     try:
         values = read_json(path)
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist; expected the config.json of a run") from None
     if isinstance(values, dict):
         check_format(path, values.pop("format", 1), FORMAT, _OTHERWISE)
+        of = values.pop("of", Config.of)
+        if of != kind.of:
+            raise ConfigError(
+                f"{path} is of a run on {shown(of)}; allowed here: one on {kind.of!r}"
+            )
         _fill_absent(values)
     try:
-        return from_dict(values)
+        return parse(values, kind)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
 
@@ -168,7 +201,7 @@ def run_file(path: Path, flag: str) -> ModuleType:
     return module
 
 
-def override(config: Config, overrides: Sequence[str]) -> Config:
+def override(config: C, overrides: Sequence[str]) -> C:
     """Applies `--config.a.b=value` texts; see `load_file`."""
     values = to_dict(config)
     # Variants are chosen first, whatever the order, so that their own fields can follow.
@@ -193,7 +226,7 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
                 # The old solver belongs to the old objective, and its options to it.
                 values["sample"] |= dict.fromkeys(SOLVER_OPTIONS) | {"solver": "auto"}
         node[name] = None if value.lower() in ("none", "null") else value
-    return from_dict(values)
+    return parse(values, type(config))
 
 
 def _check_field(node: Any, name: str, where: str) -> str:
@@ -205,7 +238,7 @@ def _check_field(node: Any, name: str, where: str) -> str:
     return f"{where}.{name}"
 
 
-def flat(config: Config) -> dict[str, Any]:
+def flat(config: RunConfig) -> dict[str, Any]:
     """The values of all fields by dotted name."""
 
     def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -219,7 +252,7 @@ def flat(config: Config) -> dict[str, Any]:
     return flatten(to_dict(config))
 
 
-def differences(a: Config, b: Config) -> list[str]:
+def differences(a: RunConfig, b: RunConfig) -> list[str]:
     """Dotted names of the fields in which two configs differ."""
     flat_a, flat_b = flat(a), flat(b)
     missing = object()

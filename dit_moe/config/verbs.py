@@ -66,6 +66,11 @@ VERBS = {
         "python -m dit_moe.pairs",
         "let a model draw pairs of images, such as edges and picture, either from the other",
     ),
+    "text": Verb(
+        "dit_moe.commands.text",
+        "python -m dit_moe.text",
+        "let a model write texts from texts, such as numbers in another language",
+    ),
     "plan": Verb(
         "dit_moe.commands.plan",
         "python -m dit_moe.plan",

@@ -130,7 +130,7 @@ def _scan(
         run = jax.checkpoint(run, policy=_REMAT_POLICIES[remat], prevent_cse=False)
     repeats = len(jax.tree.leaves(parameters)[0])
     (x_NxSxD, previous), routing = jax.lax.scan(
-        run, (x_NxSxD, previous), parameters, unroll=_unroll(repeats, remat, given.train)
+        run, (x_NxSxD, previous), parameters, unroll=unrolled(repeats, remat, given.train)
     )
     return x_NxSxD, previous, routing
 
@@ -150,7 +150,7 @@ def run_unit(
     return (_own_images(x_NxSxD), previous), routing, outputs
 
 
-def _unroll(repeats: int, remat: str, train: bool) -> int:
+def unrolled(repeats: int, remat: str, train: bool) -> int:
     """How many units each turn of the scan runs.
 
     On CPU a training step runs all of a shallow stack: its parameters and gradients are then not

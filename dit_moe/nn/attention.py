@@ -63,7 +63,7 @@ class Attention(nnx.Module):
     def mix(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         """The values mixed by their scores: [N, S, D], before the projection `out`."""
         n, s, _, _ = v.shape
-        return checkpoint_name(_mix(q, k, v).reshape(n, s, -1), ATTENTION_RESIDUAL)
+        return checkpoint_name(mix_values(q, k, v).reshape(n, s, -1), ATTENTION_RESIDUAL)
 
 
 def rotate(x_NxSxHxK: jax.Array, angle_SxR: np.ndarray) -> jax.Array:
@@ -88,8 +88,9 @@ LONG = 64
 """Tokens from which on CPUs mix values by this module's own products."""
 
 
-def _mix(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """softmax(q k^T / sqrt(K)) v of [N, S, H, K], with the softmax in float32.
+def mix_values(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """softmax(q k^T / sqrt(K)) v with the softmax in float32: q [N, S, H, K], and k and v
+    [N, T, H, K], to [N, S, H, K].
 
     By cuDNN's fused kernel where it exists: on GPUs, in bfloat16, for heads it supports.
     """

@@ -8,7 +8,7 @@ from etils import epath
 
 from dit_moe.autoencoder.latent_space import write_latent_space
 from dit_moe.config import Config, ConfigError
-from dit_moe.config.files import load_json, to_json
+from dit_moe.config.files import RunConfig, read_config, to_json
 from dit_moe.data.classes import count_classes, write_classes
 from dit_moe.data.sources import Source
 from dit_moe.devices import hosts
@@ -58,7 +58,7 @@ def write_run(
     """
     write_config(config, workdir, resuming=resuming, override=override, step=step)
     write_latent_space(workdir, sources[0].latent_space, resuming=resuming)
-    write_data_digests(sources, workdir, resuming=resuming)
+    write_data_digests([source.digest for source in sources], workdir, resuming=resuming)
     write_classes(workdir, count_classes(sources))
 
 
@@ -74,7 +74,7 @@ def put_back_run(config: Config, sources: Sequence[Source], workdir: epath.Path)
 
 
 def write_config(
-    config: Config,
+    config: RunConfig,
     workdir: epath.Path,
     *,
     resuming: bool,
@@ -103,7 +103,7 @@ def write_config(
                 "nothing shows how they were trained; allowed: that file put back (the same "
                 "command with a new --workdir writes one), or another --workdir"
             )
-        before = load_json(path)
+        before = read_config(path, type(config))
         changes = {
             field: values
             for field, values in changes_between(before, config).items()
@@ -128,25 +128,24 @@ def write_config(
         temporary.write_text(to_json(config))
 
 
-def write_data_digests(sources: Sequence[Source], workdir: epath.Path, *, resuming: bool) -> None:
+def write_data_digests(digests: Sequence[str], workdir: epath.Path, *, resuming: bool) -> None:
     """Writes what data the run learns from to data.json; when resuming, only if it is the same.
 
     Raises:
       ConfigError: the data set is another, or data.json is damaged.
     """
     path = workdir / "data.json"
-    digests = [source.digest for source in sources]
     try:
-        known = read_json(path) if resuming and path.exists() else digests
+        known = read_json(path) if resuming and path.exists() else list(digests)
     except ConfigError as error:
         raise ConfigError(f"{error}; remove it if the data are those of before") from None
-    if known != digests:
+    if known != list(digests):
         raise ConfigError(
             f"workdir {str(workdir)!r} was trained on other records (see {path}); allowed: the "
             "same data set, wherever it lies, or another --workdir"
         )
     with atomic(path) as temporary:
-        temporary.write_text(json.dumps(digests) + "\n")
+        temporary.write_text(json.dumps(list(digests)) + "\n")
 
 
 def write_parameter_overview(state: TrainState, workdir: epath.Path) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 import pydantic
 from pydantic.dataclasses import dataclass
 
-from dit_moe.config import Config, ConfigError
-from dit_moe.config.files import differences, flat
+from dit_moe.config import ConfigError
+from dit_moe.config.files import RunConfig, differences, flat
 from dit_moe.config.rules import RULES
 from dit_moe.storage.files import FilePath, atomic
 from dit_moe.storage.records import shown
@@ -55,7 +55,7 @@ def check_override(names: tuple[str, ...]) -> None:
             raise ConfigError(f"override_resume has {name!r}; allowed: {', '.join(OVERRIDABLE)}")
 
 
-def changes_between(before: Config, after: Config) -> Changes:
+def changes_between(before: RunConfig, after: RunConfig) -> Changes:
     """The fields in which two configs differ; what one of them lacks is None there."""
     old, new = flat(before), flat(after)
     return {field: (old.get(field), new.get(field)) for field in differences(before, after)}

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dit_moe.config import ConfigError
+from dit_moe.storage.records import shown
 
 _COLUMNS = "a source, one tab and a target, neither of them empty"
 
@@ -50,6 +51,19 @@ def read_lines(path: Path) -> list[str]:
     if not lines:
         raise ConfigError(f"{path} is empty; allowed: one line or more")
     return [_decoded(line, path, number) for number, line in enumerate(lines, start=1)]
+
+
+def check_source(text: str, number: int) -> None:
+    """Checks that a source by itself is one that `read_pairs` could have read.
+
+    Raises:
+      ConfigError: it is not; the message tells its number.
+    """
+    if not text.strip() or any(sign in text for sign in "\t\n\r\0"):
+        raise ConfigError(
+            f"source {number} is {shown(text)}; allowed: one line of text, not empty and without "
+            "a tab"
+        )
 
 
 def to_text(pairs: Iterable[TextPair]) -> str:

@@ -62,19 +62,34 @@ def build_step(
     itself; otherwise it is 0.
     """
     gradients = _build_gradients(_build_loss(model, objective, train, teacher), train, model.rows)
-    update, schedule = _build_update(train), build_schedule(train)
+    finish = build_finish(train)
     base_key = jax.random.key(seed)
 
     def step(
         state: TrainState, x_NxHxWxC: jax.Array, y_N: jax.Array, teaching: Parameters = _NONE
     ) -> tuple[TrainState, Metrics]:
         key_N = image_keys(jax.random.fold_in(base_key, state.step), len(y_N))
-        gradient, (metrics, router_state) = gradients(
-            state.parameters, teaching, key_N, x_NxHxWxC, y_N
-        )
+        gradient, beside = gradients(state.parameters, teaching, key_N, x_NxHxWxC, y_N)
+        return finish(state, gradient, *beside, jnp.isfinite(x_NxHxWxC).all())
+
+    return step
+
+
+def build_finish(train: TrainConfig) -> Callable[..., tuple[TrainState, Metrics]]:
+    """The end of a step: the function from (state, gradient, metrics, what routers keep, whether
+    the data are finite) to (state, metrics); see `build_step`."""
+    update, schedule = _build_update(train), build_schedule(train)
+
+    def finish(
+        state: TrainState,
+        gradient: Parameters,
+        metrics: Metrics,
+        router_state: Parameters,
+        finite_data: jax.typing.ArrayLike,
+    ) -> tuple[TrainState, Metrics]:
         metrics["gradient_norm"] = optax.tree.norm(gradient)
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
-        why = jnp.where(jnp.isfinite(x_NxHxWxC).all(), SKIPPED, SKIPPED_FOR_DATA)
+        why = jnp.where(finite_data, SKIPPED, SKIPPED_FOR_DATA)
         metrics["skipped"] = jnp.where(finite, 0, why)
         metrics["learning_rate"] = jnp.asarray(schedule(updates_done(state.optimizer)))
         # Selecting leaf by leaf would need a second state in memory.
@@ -83,7 +98,7 @@ def build_step(
         )
         return dataclasses.replace(new_state, step=state.step + 1), metrics
 
-    return step
+    return finish
 
 
 def image_keys(key: jax.Array, number: int) -> jax.Array:
@@ -143,7 +158,7 @@ def _build_loss(
         value, (metrics, prediction) = measure(network, key_N, x_NxHxWxC, y_N)
         statistics = layer_statistics(prediction.routing, mixtures)
         metrics |= {f"moe/{name}": value for name, value in statistics.items()}
-        return value, (metrics, _router_state(prediction.deciders, prefixes))
+        return value, (metrics, router_state_of(prediction.deciders, prefixes))
 
     return loss
 
@@ -204,8 +219,13 @@ def _build_update(config: TrainConfig) -> Callable[..., TrainState]:
     return update
 
 
-def _router_state(routings: Sequence[Routing], prefixes: Sequence[str]) -> Parameters:
-    """What the routers' parameters beside the gradient become, stacked over layers, by path."""
+def router_state_of(routings: Sequence[Routing], prefixes: Sequence[str]) -> Parameters:
+    """What the routers' parameters beside the gradient become, stacked over layers, by path.
+
+    Args:
+      routings: the records, stacked.
+      prefixes: what the paths of each one's parameters begin with.
+    """
     return {
         f"{prefix}{name}": value
         for routing, prefix in zip(routings, prefixes, strict=True)

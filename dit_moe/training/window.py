@@ -18,11 +18,19 @@ class Window:
 
     Args:
       batch_size: images of a step.
-      flops_per_image: model FLOPs of training on one image.
+      flops_per_image: model FLOPs of training on one image; None where they are not known.
       peak: FLOP/s of all devices together; None where it is not known.
+      examples: what else than images they are called.
     """
 
-    def __init__(self, batch_size: int, flops_per_image: float, peak: float | None):
+    def __init__(
+        self,
+        batch_size: int,
+        flops_per_image: float | None,
+        peak: float | None,
+        examples: str = "images",
+    ):
+        self._speed_name = f"{examples}_per_second"
         self._batch_size = batch_size
         self._flops_per_image = flops_per_image
         self._peak = peak
@@ -58,9 +66,10 @@ class Window:
         seconds = time.perf_counter() - self._start
         images = self._timed_steps * self._batch_size
         speed = images / seconds if images else math.nan
-        scalars["images_per_second"] = speed
-        scalars["teraflops_per_second"] = speed * self._flops_per_image / 1e12
-        if self._peak:
+        scalars[self._speed_name] = speed
+        if self._flops_per_image is not None:
+            scalars["teraflops_per_second"] = speed * self._flops_per_image / 1e12
+        if self._flops_per_image is not None and self._peak:
             scalars["model_flop_utilization"] = speed * self._flops_per_image / self._peak
         self._steps, self._timed_steps, self._start = [], 0, time.perf_counter()
         return scalars, reasons
