@@ -65,6 +65,12 @@ RUNS = {
     "rematerialisation": ("--config {config} --repeats 1", r"full +[\d.]+ +[\d.]+"),
     "sample": ("--config {config} --batch_size 2 --repeats 1", r"\| unipc 16 \| 16 \| [\d.]+ \|"),
     "streaming": ("--folder {folder}/store --images 1", r"\| 57 \| 340 \| [\d.]+ \| [\d.]+ \|"),
+    "text": (
+        "--seeds 0 --models plain --sampling_steps 2 --output {folder}/runs --config.train.steps=1 "
+        "--config.data.below=100 --config.model.width=16 --config.model.source_length=8 "
+        "--config.train.warmup_steps=0",
+        r"\| plain, mean of 1 \| [\d,]+ \| [\d.]+ \|",
+    ),
     "traffic": (
         "--presets DiT-MoE-S/2-8E2A --devices 16 --images 1",
         r"\| DiT-MoE-S/2-8E2A \| 16 \| 2 x 1 x 8 \|",

@@ -92,7 +92,7 @@ class TextModelConfig:
 class TextDiffusionConfig:
     """The noise and what is learnt of it."""
 
-    times: Annotated[PositiveInt, Field(ge=10, le=100_000)] = 1000
+    times: Annotated[PositiveInt, Field(ge=10, le=10_000)] = 1000
     """Times of training, from 1 with the least noise on."""
     self_condition: Probability = 0.5
     """How often the network sees its own first estimate in training; in sampling, where it is above

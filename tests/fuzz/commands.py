@@ -103,6 +103,13 @@ COMMANDS = {
         "dit_moe.commands.pairs_sample",
         ("--workdir=pairs", "--task=image", "--given=samples.npz", "--output=new"),
     ),
+    "text_train": Command(
+        "dit_moe.commands.text_train", ("--workdir=new", "--config.data.below=20"), overrides=True
+    ),
+    "text_sample": Command(
+        "dit_moe.commands.text_sample", ("--workdir=texts", "--sources=text.txt", "--output=new")
+    ),
+    "text_eval": Command("dit_moe.commands.text_eval", ("--workdir=texts", "--output=new.json")),
     "plan": Command("dit_moe.commands.plan", ("--config=tiny.py",), overrides=True),
     "post_hoc_ema": Command(
         "dit_moe.commands.post_hoc_ema",

@@ -34,15 +34,26 @@ from dit_moe.data.classes import Classes, write_classes
 from dit_moe.data.sources import build_sources
 from dit_moe.models.parameters import init_parameters
 from dit_moe.pairs.start import pairs_config
+from dit_moe.runs.checkpoints import Checkpoints
 from dit_moe.runs.ema_snapshots import save_snapshot
 from dit_moe.runs.open_folder import write_tensors
 from dit_moe.sampling.request import Request
 from dit_moe.storage.records import write_record
+from dit_moe.text.config import TextConfig, TextDataConfig, TextModelConfig
+from dit_moe.text.data import load_pairs, vocabulary_of
+from dit_moe.text.folder import VOCABULARY
+from dit_moe.text.sampler import sampling_times
+from dit_moe.text.step import fresh_state
+from dit_moe.text.vocabulary import write_vocabulary
 from tests.analysis.fresh_run import write_fresh_run
 from tests.prepared_sets import AUTOENCODER, write_latents, write_pictures
 from tests.tiny import PROMOE, tiny
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
+TEXTS = TextConfig(
+    model=TextModelConfig(width=8, depth=1, heads=2, embedding_width=4),
+    data=TextDataConfig(below=20),
+)
 CONFIG = tiny(dataclasses.replace(PROMOE, num_experts=2), post_hoc_ema=(0.05, 0.1))
 _INFORMATION = Information(1.0, 0.1, 0.9, 0.5, 0.01)
 _LAYER = Layer(
@@ -101,6 +112,7 @@ def build(folder: Path) -> None:
     (folder / "grid.toml").write_text('config = "tiny.py"\n[set]\nbudget.steps = 2\n')
     (folder / "empty").mkdir()
     (folder / "text.txt").write_text("no picture")
+    (folder / "pairs.tsv").write_text("one\tun\ntwo\tdeux\n")
     (folder / "latin.txt").write_bytes(b"caf\xe9")
     (folder / "loop").symlink_to("loop")
     (folder / "nowhere").symlink_to("no such file")
@@ -146,6 +158,7 @@ def build(folder: Path) -> None:
     latent = rng.standard_normal((4, 2, 2, 2, 4))
     write_latents(folder / "latents", latent, latent, label[:4])
     _write_pictures(folder / "pictures", image)
+    _write_texts(folder / "texts")
     _write_zips(folder)
     np.savez(folder / "samples.npz", image, label)
     np.savez(folder / "statistics.npz", mu=np.zeros(4), sigma=np.eye(4))
@@ -169,6 +182,15 @@ def build(folder: Path) -> None:
         assert sample.main([f"--workdir={run}", *drawn]) == 0
         made = [f"--output={folder / 'prepared'}", "--autoencoder=none", "--image_size=8"]
         assert prepare.main([f"--input={folder / 'pictures.zip'}", *made, "--workers=1"]) == 0
+
+
+def _write_texts(folder: Path) -> None:
+    """A run on texts of random parameters at step 0."""
+    vocabulary = vocabulary_of(TEXTS.data, load_pairs(TEXTS.data, "train"))
+    with Checkpoints(folder, 1) as checkpoints:
+        checkpoints.save(fresh_state(TEXTS, len(vocabulary)))
+    (folder / "config.json").write_text(to_json(TEXTS))
+    write_vocabulary(vocabulary, folder / VOCABULARY)
 
 
 def _write_pictures(folder: Path, image: np.ndarray) -> None:
@@ -213,6 +235,13 @@ def _blank_pairs(config: object, request: Request, *_: object, **__: object) -> 
     return lambda parameters, key_N, *_: np.zeros((len(key_N), 2, 8, 8, 1), np.float32)
 
 
+def _blank_texts(config: TextConfig, tokens: int, steps: int, **_: object) -> Any:
+    """As `dit_moe.text.sampler.build_sampler`: empty texts."""
+    sampling_times(config.diffusion.times, steps)
+    shape = config.model.target_length
+    return lambda parameters, source_NxS, key_N: jax.numpy.zeros((len(key_N), shape), int)
+
+
 class _Here(Executor):
     """Does what it is given at once, in this process."""
 
@@ -249,6 +278,8 @@ STUBS = {
     "jax.distributed.initialize": _begin,
     "dit_moe.sampling.sampler.generate": _blank,
     "dit_moe.pairs.draw.build_pairs_sampler": _blank_pairs,
+    "dit_moe.text.training.fresh_state": _begin,
+    "dit_moe.text.writer.build_sampler": _blank_texts,
     "dit_moe.sampling.run_sampler.function_evaluations": lambda *_: 1,
     "dit_moe.sampling.caches.rows_of_evaluations": lambda *_: (np.ones(9, int), np.ones(0, int)),
     "dit_moe.sampling.calibration.changes": lambda *_: (np.arange(9.0), np.arange(9.0)),

@@ -52,6 +52,9 @@ READS: dict[str, list[tuple[list[str], list[str]]]] = {
     ],
     "sweep": [([], ["grid.toml"]), (["--plan"], ["grid.toml"]), (["--report"], ["grid.toml"])],
     "play": [([], ["run/*.json"]), (LATENTS, ["of latents/*", "autoencoder/*"])],
+    "text_train": [(["--data=pairs.tsv"], ["pairs.tsv"])],
+    "text_sample": [([], ["texts/*.json", "text.txt"])],
+    "text_eval": [(["--pairs=pairs.tsv"], ["texts/*.json", "pairs.tsv"])],
     "post_hoc_ema": [([], ["run/config.json", "run/ema_snapshots/4/*/*"])],
     "fid": [
         ([], ["samples.npz", "set/*"]),
