@@ -10,6 +10,7 @@ from dit_moe.config.command_line import (
     add_solver_flags,
     command_parser,
     guidance_settings,
+    numbers,
     run_command,
     solver_settings,
     words,
@@ -25,6 +26,8 @@ examples:
       --strength 0.7 --classes 3 --output out/
   python -m dit_moe.pairs sample --workdir runs/digits-edges --task both --output out/ \\
       --inpaint first --known digits.npz --mask lower_half.png
+  python -m dit_moe.pairs sample --workdir runs/digits-edges --others runs/digits-blur \
+      --task image --given edges.npz,blurred.npz --weights 1,0.5 --output out/
 
 tasks:
   image      the first image of a pair, of the second one, which is given
@@ -32,7 +35,8 @@ tasks:
   both       both from noise
   coarse     both, and the second starts from a given one under noise (--strength)
 
-writes first.npz, second.npz, grid.png with both side by side, and pairs.json into out/.
+writes first.npz, second.npz, grid.png with both side by side, and pairs.json into out/; with
+--others, whose runs have a second image each, second_2.npz and so on too.
 """
 
 
@@ -45,10 +49,18 @@ def main(argv: list[str] | None = None) -> int:
     add("--task", required=True, help="image, condition, both or coarse")
     add(
         "--given",
-        type=Path,
-        metavar="NPZ|FOLDER",
-        help="what is given, in turn: arr_0: uint8 images, arr_1: their labels; or a folder",
+        default="",
+        metavar="NPZ|FOLDER,...",
+        help="what is given, in turn: arr_0: uint8 images, arr_1: their labels; or a folder. Of "
+        "second images, for each run",
     )
+    add(
+        "--others",
+        default="",
+        metavar="RUN,...",
+        help="runs to combine with --workdir, from the same model of single images",
+    )
+    add("--weights", default="", metavar="1,1", help="of what the first image finds in each (1)")
     add(
         "--derive",
         action="store_true",
@@ -83,7 +95,9 @@ def run(arguments: argparse.Namespace) -> None:
     require(arguments.guide is None, "guide is given for pairs; allowed: guidance cfg alone")
     asked = PairsRequest(
         task=arguments.task,
-        given=arguments.given,
+        given=tuple(map(Path, words(arguments.given))),
+        others=tuple(map(Path, words(arguments.others))),
+        weights=tuple(numbers("weights", arguments.weights, float)),
         derive=arguments.derive,
         strength=arguments.strength,
         inpaint=arguments.inpaint,

@@ -264,8 +264,9 @@ class ModelConfig:
 
     @property
     def rows(self) -> int:
-        """Images of a batch that belong together, one after another: the two of a pair."""
-        return 1 if self.pairs is None else 2
+        """Images of a batch that belong together, one after another: the two of a pair, or the
+        first one and all second ones where models of pairs are combined."""
+        return 1 if self.pairs is None else 1 + len(self.pairs.members)
 
     @property
     def grid(self) -> tuple[int, int]:

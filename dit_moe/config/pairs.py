@@ -21,3 +21,24 @@ class PairsConfig:
     adapt_second: bool = True
     """The second images have additions to the attention to themselves too, and a condition of their
     own: they are no natural images, such as the network knows."""
+
+    @property
+    def members(self) -> "tuple[tuple[PairsConfig, float], ...]":
+        """What joins each second image to the first one, and the factor of what the first one
+        finds in it."""
+        return ((self, 1.0),)
+
+
+@dataclass(frozen=True, config=RULES)
+class CombinedPairsConfig(PairsConfig):
+    """Several models of pairs in one, which has a second image for each: made to draw with, never
+    trained, and in no file. `adapt_second`: some model does so; `rank` is the largest."""
+
+    models: tuple[PairsConfig, ...] = ()
+    weights: tuple[float, ...] = ()
+    """A number for each of `models`."""
+
+    @property
+    def members(self) -> tuple[tuple[PairsConfig, float], ...]:
+        """See `PairsConfig`."""
+        return tuple(zip(self.models, self.weights, strict=True))

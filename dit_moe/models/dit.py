@@ -41,8 +41,10 @@ class DiT(nnx.Module):
         self.patch_in = linear(config.patch_features, width, (None, "embed"), rngs, dtype=dtype)
         self.timestep = TimestepEmbedding(width, rngs)
         self.label = LabelEmbedding(config.num_classes, width, rngs)
-        if config.pairs is not None and config.pairs.adapt_second:
-            self.second_condition = nnx.Param(jnp.zeros(width), axes=("embed",))
+        pairs = config.pairs if config.pairs and config.pairs.adapt_second else None
+        own = [nnx.Param(jnp.zeros(width), axes=("embed",)) for _ in pairs.members] if pairs else []
+        self.second_condition = own[0] if own else None
+        self.other_conditions = nnx.List(own[1:]) if own[1:] else None
         self.trunk = Trunk(config, rngs)
         self.modulation = linear(width, 2 * width, ("embed", None), rngs, dtype=dtype, init=zeros)
         self.patch_out = linear(
@@ -128,7 +130,10 @@ class DiT(nnx.Module):
         """
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         if len(x_NxHxWxC) % config.rows:
-            raise ConfigError(f"x has {len(x_NxHxWxC)} images; allowed: pairs, an even number")
+            raise ConfigError(
+                f"x has {len(x_NxHxWxC)} images; allowed: a multiple of {config.rows}, as those of "
+                "a pair go together"
+            )
         _check_labels(y_N, config.null_label)
         x_NxSxD = self.patch_in(patchify(x_NxHxWxC, config.patch_size))
         _, height, width, _ = x_NxHxWxC.shape
@@ -138,8 +143,8 @@ class DiT(nnx.Module):
         else:
             angles = rotary_angles(grid, config.width // config.heads, config.grid)
         c_NxD = self.timestep(t_N) + self.label(y_N)
-        if config.pairs is not None and config.pairs.adapt_second:
-            c_NxD = c_NxD.at[1::2].add(self.second_condition[...])
+        for number, own in enumerate(self._second_conditions(), 1):
+            c_NxD = c_NxD.at[number :: config.rows].add(own)
         c_NxD = c_NxD.astype(dtype)
         is_null_N = y_N == config.null_label
         given = Given(c_NxD, is_null_N, angles, train, joint_scale=joint_scale)
@@ -152,6 +157,12 @@ class DiT(nnx.Module):
         shift_NxD, scale_NxD = jnp.split(self.modulation(jax.nn.silu(given.condition)), 2, axis=-1)
         x_NxSxD = modulate(x_NxSxD, shift_NxD, scale_NxD).astype(jnp.float32)
         return unpatchify(self.patch_out(x_NxSxD), grid, self.config.patch_size)
+
+    def _second_conditions(self) -> list[jax.Array]:
+        """[D] for each second image of a pair, in order; none where they are not adapted."""
+        if self.second_condition is None:
+            return []
+        return [p[...] for p in (self.second_condition, *(self.other_conditions or ()))]
 
     def _guesses(self, routing: tuple[Routing, ...], grid: Grid) -> Guesses | None:
         """What layers guess, as images of so many patches, layer after layer."""

@@ -1,8 +1,11 @@
 """Attention between the two images of a pair, beside each one's to itself (UniCon, Li et al. 2024).
 
 Rows of a batch are images; those of a pair lie one after another, the first image before the
-second.
+second. Where several models of pairs are combined, each has a second image of its own: a group is
+the first image and all second ones, in order.
 """
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -69,7 +72,9 @@ class JointAttention(Attention):
 
     def __init__(self, config: ModelConfig, pairs: PairsConfig, rngs: nnx.Rngs):
         super().__init__(config, rngs)
-        self.joint = Joint(config, pairs, rngs)
+        self.joint, *others = (Joint(config, each, rngs) for each, _ in pairs.members)
+        self.others = nnx.List(others) if others else None
+        self.weights = [weight for _, weight in pairs.members]
 
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -77,44 +82,69 @@ class JointAttention(Attention):
         angle_SxR: np.ndarray | None = None,
         joint_scale: float = 1.0,
     ) -> jax.Array:
-        """Maps tokens [N, S, D] of N / 2 pairs to [N, S, D].
+        """Maps tokens [N, S, D] of N / 2 pairs, or groups, to [N, S, D].
 
         Args:
           x_NxSxD: the tokens.
           angle_SxR: see `Attention`.
           joint_scale: the factor of what the images find in each other; 0 keeps them apart.
         """
+        joints = [self.joint, *(self.others or ())]
+        own = [joint.second for joint in joints]
         qkv_NxSxG = self.qkv(x_NxSxD)
-        joint, own = self.joint, self.joint.second
-        own_NxSxG = _to_second(qkv_NxSxG, own and own.qkv, x_NxSxD)
+        own_NxSxG = _to_seconds(qkv_NxSxG, [o and o.qkv for o in own], x_NxSxD)
         mixed_NxSxD = self.mix(*self.split(own_NxSxG, angle_SxR))
-        alone = _to_second(self.out(mixed_NxSxD), own and own.out, mixed_NxSxD)
+        alone = _to_seconds(self.out(mixed_NxSxD), [o and o.out for o in own], mixed_NxSxD)
         if joint_scale == 0:
             return alone
-        addition = _in_rows(joint.both.qkv(_in_pairs(x_NxSxD)))
-        q, k, v = self.split(qkv_NxSxG + addition, angle_SxR)
-        mixed_NxSxD = self.mix(q, _other(k), _other(v))
-        found = self.out(mixed_NxSxD) + _in_rows(joint.both.out(_in_pairs(mixed_NxSxD)))
-        return alone + joint_scale * _in_rows(joint.project(_in_pairs(found)))
+        x_GxIxSxD, qkv_GxIxSxF = (_in_groups(a, 1 + len(joints)) for a in (x_NxSxD, qkv_NxSxG))
+        found = [
+            self._joined(joint, _pair(x_GxIxSxD, k), _pair(qkv_GxIxSxF, k), angle_SxR)
+            for k, joint in enumerate(joints)
+        ]
+        first = sum(weight * pair[:, 0] for weight, pair in zip(self.weights, found, strict=True))
+        addition = jnp.stack([first, *(pair[:, 1] for pair in found)], axis=1)
+        return alone + joint_scale * _in_rows(addition)
+
+    def _joined(
+        self,
+        joint: Joint,
+        x_Px2xSxD: jax.Array,
+        qkv_Px2xSxG: jax.Array,
+        angle_SxR: np.ndarray | None,
+    ) -> jax.Array:
+        """What the two images of each of P pairs find in each other: [P, 2, S, D]."""
+        q, k, v = self.split(_in_rows(qkv_Px2xSxG + joint.both.qkv(x_Px2xSxD)), angle_SxR)
+        mixed = self.mix(q, _other(k), _other(v))
+        return joint.project(_in_groups(self.out(mixed)) + joint.both.out(_in_groups(mixed)))
 
 
-def _to_second(result: jax.Array, addition: LowRank | None, x: jax.Array) -> jax.Array:
-    """What a matrix makes of x [N, S, D], with the addition for the second images."""
-    if addition is None:
-        return result
-    return _in_rows(_in_pairs(result).at[:, 1:].add(addition(_in_pairs(x)[:, 1:])))
+def _to_seconds(result: jax.Array, additions: Sequence[LowRank | None], x: jax.Array) -> jax.Array:
+    """What a matrix makes of x [N, S, D], with the additions for the second images."""
+    size = 1 + len(additions)
+    for number, addition in enumerate(additions, 1):
+        if addition is not None:
+            one = slice(number, number + 1)
+            made = addition(_in_groups(x, size)[:, one])
+            result = _in_rows(_in_groups(result, size).at[:, one].add(made))
+    return result
 
 
-def _in_pairs(x: jax.Array) -> jax.Array:
-    """[N, ...] as [N / 2, 2, ...]."""
-    return x.reshape(-1, 2, *x.shape[1:])
+def _in_groups(x: jax.Array, size: int = 2) -> jax.Array:
+    """[N, ...] as [N / size, size, ...]."""
+    return x.reshape(-1, size, *x.shape[1:])
 
 
 def _in_rows(x: jax.Array) -> jax.Array:
-    """The inverse of `_in_pairs`."""
+    """The inverse of `_in_groups`."""
     return x.reshape(-1, *x.shape[2:])
+
+
+def _pair(x_GxIxSxD: jax.Array, number: int) -> jax.Array:
+    """The first image of each group and its second one of this number: [G, 2, S, D]."""
+    return jnp.stack([x_GxIxSxD[:, 0], x_GxIxSxD[:, 1 + number]], axis=1)
 
 
 def _other(x: jax.Array) -> jax.Array:
     """Of every row, the other one of its pair."""
-    return _in_rows(_in_pairs(x)[:, ::-1])
+    return _in_rows(_in_groups(x)[:, ::-1])

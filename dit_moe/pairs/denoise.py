@@ -19,7 +19,7 @@ from dit_moe.diffusion.measurements import Mask, steer_by_measurement
 
 @dataclasses.dataclass(frozen=True)
 class Stream:
-    """What becomes of one of the two images while pairs are drawn."""
+    """What becomes of one image of every pair while pairs are drawn."""
 
     level: float = 1.0
     """How noisy it is at first: 1 is noise, 0 the image that is given, which then stays as it is;
@@ -81,7 +81,7 @@ def guided_rows(
 
 
 def of_streams(rows: Denoiser, streams: Sequence[Stream]) -> Denoiser:
-    """The denoiser of the images that are drawn: z [N, D, H, W, C] of D of the two.
+    """The denoiser of the images that are drawn: z [N, D, H, W, C] of D of those of a pair.
 
     A drawn image of level l at the solver's time t is z = (1 - l t) clean + l t noise. On the
     solver's own path that is (1 - t) clean + t ((1 - l) clean + l noise), whose second part is what
@@ -93,11 +93,12 @@ def of_streams(rows: Denoiser, streams: Sequence[Stream]) -> Denoiser:
         drawn = iter(jnp.moveaxis(z, 1, 0))
         images = [next(drawn) if s.drawn else _given(s) for s in streams]
         times = [s.level * t_N for s in streams]
-        found = rows(_interleave(images), _interleave(times), _interleave([y_N, y_N]))
+        labels = [y_N] * len(streams)
+        found = rows(_interleave(images), _interleave(times), _interleave(labels))
         parts = []
         for i, stream in enumerate(streams):
             if stream.drawn:
-                own = jax.tree.map(lambda a, i=i: a[i::2], found)
+                own = jax.tree.map(lambda a, i=i: a[i :: len(streams)], found)
                 parts.append(_on_the_path(stream, _held(stream, images[i], times[i], own)))
         return jax.tree.map(lambda *arrays: jnp.stack(arrays, axis=1), *parts)
 

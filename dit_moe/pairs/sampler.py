@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,8 @@ from dit_moe.models.parameters import Parameters, functional
 from dit_moe.pairs.denoise import Stream, guided_rows, of_streams
 from dit_moe.sampling.request import Request
 
-Streams = tuple[Stream, Stream]
+Streams = Sequence[Stream]
+"""Of the images of a pair, the first one first."""
 
 
 def build_pairs_sampler(
@@ -28,13 +29,14 @@ def build_pairs_sampler(
     bind: Callable[[Parameters], Network] | None = None,
 ) -> Callable[..., jax.Array]:
     """The jitted function from parameters, keys [N], labels [N] and what `streams` takes to pairs
-    x [N, 2, H, W, C] float32.
+    x [N, I, H, W, C] float32 of I images each: two, or more where models are combined.
 
     Args:
       config: of the run.
       request: what to draw; guidance by `cfg` alone.
-      streams: what becomes of the two images, from arrays; the same but for these in every call.
-      joint_scale: the factor of what the two find in each other.
+      streams: what becomes of the images of a pair, from arrays; the same but for these in every
+        call.
+      joint_scale: the factor of what they find in each other.
       condition_scale: see `guided_rows`.
       bind: from the parameters to the network, which knows `joint_scale`; None: the config's.
 
@@ -51,26 +53,26 @@ def build_pairs_sampler(
     def sampler(
         parameters: Parameters, key_N: jax.Array, y_N: jax.Array, *given: jax.Array
     ) -> jax.Array:
-        both, network = streams(*given), bind(parameters)
+        images, network = streams(*given), bind(parameters)
         joined, apart = (
             objective.denoiser(functools.partial(network, joint_scale=scale))
             for scale in (joint_scale, 0.0)
         )
         rows = guided_rows(joined, apart, config.model.null_label, guidance, condition_scale)
-        drawn = [s for s in both if s.drawn]
+        drawn = [s for s in images if s.drawn]
         of_drawn = (len(drawn), *shape)
         noise = start_noise(key_N, of_drawn)
         starts = [_start(s, noise[:, i], objective, integration) for i, s in enumerate(drawn)]
         x = sample(
             objective,
-            of_streams(rows, both),
+            of_streams(rows, images),
             key_N,
             y_N,
             of_drawn,
             noise=jnp.stack(starts, axis=1),
             **dataclasses.asdict(integration),
         )
-        return _whole(both, x)
+        return _whole(images, x)
 
     return sampler
 
@@ -85,7 +87,7 @@ def _start(
     return unit_variance(t) * stream.start(noise, t)
 
 
-def check_levels(request: Request, levels: tuple[float, float]) -> None:
+def check_levels(request: Request, levels: Sequence[float]) -> None:
     """Checks that the solver can draw images of these levels.
 
     Raises:
@@ -102,13 +104,13 @@ def check_levels(request: Request, levels: tuple[float, float]) -> None:
 
 
 def _whole(streams: Streams, x: jax.Array) -> jax.Array:
-    """Both images of every pair, from those that were drawn: [N, 2, H, W, C]."""
+    """All images of every pair, from those that were drawn: [N, I, H, W, C]."""
     drawn = iter(jnp.moveaxis(x, 1, 0))
-    both = []
+    whole = []
     for stream in streams:
         image = next(drawn) if stream.drawn else stream.given
         assert image is not None
         if stream.mask is not None and stream.known is not None:
             image = stream.mask.project(image, stream.known)
-        both.append(image)
-    return jnp.stack(both, axis=1)
+        whole.append(image)
+    return jnp.stack(whole, axis=1)

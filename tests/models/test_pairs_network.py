@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dit_moe.config import ConfigError, PairsConfig
+from dit_moe.config import ConfigError, DataConfig, PairsConfig
+from dit_moe.config.pairs import CombinedPairsConfig
 from dit_moe.config.presets import preset
 from dit_moe.models.parameters import functional, init_parameters
+from dit_moe.nn.flat import variables
 from dit_moe.nn.joint_attention import JointAttention
+from dit_moe.pairs.combine import combine
 from dit_moe.plan.parameters import parameter_counts
 from tests.tiny import DIT_MOE, PROMOE, tiny
 
@@ -136,6 +139,90 @@ def test_what_each_image_finds_in_the_other():
     )
 
 
+COMBINED = (PAIRS, PairsConfig(rank=2, aligned=False, adapt_second=False))
+
+
+@pytest.fixture(scope="module")
+def members():
+    """Two configs of runs on pairs with the same model of single images, and their parameters."""
+    base = away(init_parameters(model(DIT_MOE, None), jax.random.key(0)))
+    found = []
+    for number, pairs in enumerate(COMBINED):
+        config = dataclasses.replace(
+            tiny(DIT_MOE), model=model(DIT_MOE, pairs), data=DataConfig("digits", pair="blur")
+        )
+        learnt = away(init_parameters(config.model, jax.random.key(1)), 2 + number)
+        found.append((config, {**learnt, **base}))
+    return found
+
+
+def test_one_model_combined_is_itself(members):
+    for config, parameters in members:
+        combined, found = combine([(config, parameters)], [1.0], ["one"])
+        assert found.keys() == parameters.keys()
+        expected = value(config.model, parameters)
+        np.testing.assert_array_equal(value(combined.model, found), expected)
+
+
+def test_combined_models_add_up_in_the_first_image(members):
+    """Of a block: the first image has the weighted sum of what it finds in each second one, and a
+    second one what it finds in the first, whatever others there are."""
+    (one, _), (two, _) = members
+    config = dataclasses.replace(
+        one.model, pairs=CombinedPairsConfig(rank=4, models=COMBINED, weights=(0.7, 0.2))
+    )
+    attention = JointAttention(config, config.pairs, nnx.Rngs(0))
+    for number, (_, p) in enumerate(sorted(variables(attention).items())):
+        p[...] = p[...] + 0.3 * jax.random.normal(jax.random.key(number), p.shape)
+    x = jax.random.normal(jax.random.key(9), (2, 3, 5, 16))
+    scale = 0.5
+    actual = attention(x.reshape(6, 5, 16), joint_scale=scale).reshape(x.shape)
+    first = 0.0
+    for number, (each, weight) in enumerate(((one, 0.7), (two, 0.2))):
+        alone = JointAttention(each.model, each.model.pairs, nnx.Rngs(1))
+        alone.qkv, alone.out = attention.qkv, attention.out
+        alone.joint = (attention.joint, attention.others[0])[number]
+        rows = x[:, [0, 1 + number]].reshape(4, 5, 16)
+        apart = alone(rows, joint_scale=0.0).reshape(2, 2, 5, 16)
+        joined = alone(rows, joint_scale=scale).reshape(2, 2, 5, 16)
+        np.testing.assert_allclose(actual[:, 1 + number], joined[:, 1], atol=1e-5)
+        first += weight * (joined - apart)[:, 0]
+    np.testing.assert_allclose(actual[:, 0], apart[:, 0] + first, atol=1e-5)
+
+
+def test_two_of_equal_kind_average(members):
+    """Of the same second image each draws the same, and weights that sum to 1 change nothing."""
+    (config, parameters), _ = members
+    combined, found = combine([members[0]] * 2, (0.3, 0.7), ["one", "one"])
+    twice = np.array([0, 1, 1, 2, 3, 3, 4, 5, 5])
+    actual = value(combined.model, found, X[twice], T_N[twice], Y_N[twice])
+    expected = value(config.model, parameters)
+    np.testing.assert_allclose(actual, expected[twice], atol=1e-5)
+
+
+def test_with_weights_of_zero_the_first_image_is_the_base(members):
+    names = ["one", "two"]
+    three = jax.random.normal(jax.random.key(4), (6, 8, 8, 1))
+    base = dataclasses.replace(members[0][0].model, pairs=None)
+    parameters = {p: members[0][1][p] for p in init_parameters(base, jax.random.key(0))}
+    for weights, equal in (((0.0, 0.0), True), ((0.0, 1.0), False)):
+        combined, found = combine(members, weights, names)
+        actual = value(combined.model, found, three)[::3]
+        expected = value(base, parameters, three[::3], T_N[::3], Y_N[::3])
+        assert np.allclose(actual, expected, atol=1e-6) == equal
+
+
+def test_combining_needs_one_model_of_single_images(members):
+    (one, parameters), (two, theirs) = members
+    path = "patch_in.kernel"
+    changed = {**theirs, path: theirs[path] + 1e-3}
+    with pytest.raises(ConfigError, match=r"others has 'b', whose model .* 'a', such as in patch"):
+        combine([(one, parameters), (two, changed)], [1, 1], ["a", "b"])
+    other = dataclasses.replace(two, model=dataclasses.replace(two.model, qk_norm_epsilon=0.1))
+    with pytest.raises(ConfigError, match=r"not that of 'a', in config\.json; allowed: runs that"):
+        combine([(one, parameters), (other, theirs)], [1, 1], ["a", "b"])
+
+
 def test_what_it_costs():
     """About 15% more parameters, of a published size with experts; and what is for pairs alone."""
     base = preset("DiT-XL/2").model
@@ -154,5 +241,5 @@ def test_what_cannot_be():
     with pytest.raises(ValueError, match=r"label_dropout is 0\.5 with pairs"):
         model(None, PAIRS, label_dropout=0.5)
     network = functional(model(None))(init_parameters(model(None), jax.random.key(0)))
-    with pytest.raises(ConfigError, match="x has 5 images; allowed: pairs, an even number"):
+    with pytest.raises(ConfigError, match="x has 5 images; allowed: a multiple of 2, as"):
         network(X[:5], T_N[:5], Y_N[:5])

@@ -10,7 +10,7 @@ from PIL import Image
 from dit_moe.commands.pairs import main
 from dit_moe.config import ConfigError, DataConfig
 from dit_moe.config.files import load_json
-from dit_moe.data.pairs import edges
+from dit_moe.data.pairs import blur, edges
 from dit_moe.pairs.request import PairsRequest
 from dit_moe.pairs.start import pairs_config
 from dit_moe.runs.loading import load_run
@@ -86,21 +86,52 @@ def test_an_image_depends_on_its_number_alone_and_a_part_may_be_known(folder):
     [
         ({"task": "images"}, "task is 'images'; allowed: image, condition, both, coarse"),
         ({"task": "image"}, "given is none with task 'image'; allowed: pictures with every task"),
-        ({"task": "both", "given": "a"}, "given is 'a' with task 'both'"),
-        ({"task": "condition", "given": "a", "derive": True}, "derive is given with task 'cond"),
-        ({"task": "coarse", "given": "a", "strength": 1.0}, "strength is 1.0 with task 'coarse'"),
+        ({"task": "both", "given": ("a",)}, "given is 'a' with task 'both'"),
+        ({"task": "condition", "given": ("a",), "derive": True}, "derive is given with task 'cond"),
+        (
+            {"task": "coarse", "given": ("a",), "strength": 1.0},
+            "strength is 1.0 with task 'coarse'",
+        ),
         ({"task": "both", "strength": 0.5}, "strength is 0.5 with task 'both'; allowed: between"),
         ({"task": "both", "mask": "a"}, "inpaint, known is missing beside the other of inpaint"),
         (
-            {"task": "image", "given": "a", "inpaint": "second", "known": "a", "mask": "b"},
+            {"task": "image", "given": ("a",), "inpaint": "second", "known": "a", "mask": "b"},
             "inpaint is 'second' with task 'image'; allowed: first, which is drawn",
         ),
         ({"task": "both", "joint_scale": -1.0}, "joint_scale is -1.0; allowed: 0 to 100"),
+        (
+            {"task": "image", "given": ("a",), "others": ("r",)},
+            "given is 'a' with task 'image' and 1 others; allowed: 2, with a comma",
+        ),
+        ({"task": "both", "others": ("r",), "weights": (1.0,)}, r"weights is \(1.0,\) with 1 oth"),
     ],
 )
 def test_a_request_that_cannot_be(fields, said):
     with pytest.raises(ConfigError, match=f"^{said}"):
         PairsRequest(**fields)
+
+
+def test_runs_that_are_combined_draw_an_image_each(folder, capsys):
+    """One whose weight is 0 changes nothing of what the first image is."""
+    line = ["train", "--from", str(folder / "digits"), "--pair", "blur", "--workdir"]
+    assert main([*line, str(folder / "blur"), "--config.train.steps=2"]) == 0
+    given = ["--task", "image", "--given", str(folder / "given.npz"), "--derive"]
+    one, _ = sample(folder, *given)
+    first, second = sample(folder, *given, "--others", str(folder / "blur"), "--weights", "1,0")
+    assert np.abs(first["arr_0"].astype(int) - one["arr_0"]).max() <= 1
+    known = np.load(folder / "given.npz")["arr_0"][0] / np.float32(127.5) - 1
+    blurred = np.load(folder / "out" / "second_2.npz")["arr_0"]
+    np.testing.assert_array_equal(blurred[0], np.rint((blur(known) + 1) * 127.5))
+    np.testing.assert_array_equal(second["arr_0"][0], np.rint((edges(known) + 1) * 127.5))
+    told = json.loads((folder / "out" / "pairs.json").read_text())
+    assert told["others"][0]["workdir"].endswith("blur")
+    assert told["weights"] == [1, 0]
+
+    flags = ["--task", "both", "--output", str(folder / "none"), "--others", str(folder / "digits")]
+    capsys.readouterr()
+    assert main(["sample", "--workdir", str(folder / "run"), *flags]) == 2
+    said = f"error: others is '{folder / 'digits'}', whose model is of single images; allowed: a"
+    assert said in capsys.readouterr().err
 
 
 def test_who_cannot_draw_pairs_says_so(folder, capsys):
