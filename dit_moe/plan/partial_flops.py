@@ -31,6 +31,6 @@ def partial_flops(model: ModelConfig, computed_ExU: np.ndarray, *, gates: bool) 
 
 
 def _ends(model: ModelConfig) -> float:
-    """Patches, time, and the way back."""
+    """Patches, time, the router before the trunk, and the way back."""
     flops = image_flops(model)
-    return flops.embedding + flops.output + 2 * 2 * model.width**2
+    return flops.embedding + flops.pregate + flops.output + 2 * 2 * model.width**2

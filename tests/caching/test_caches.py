@@ -30,7 +30,7 @@ from dit_moe.sampling.caches import open_caches, told
 from dit_moe.sampling.request import build_request
 from dit_moe.sampling.sampler import build_sampler
 from tests.caching.plain import Plain
-from tests.tiny import DIT_MOE, MOE_PLUS_PLUS, PROMOE, tiny
+from tests.tiny import DIT_MOE, MOE_PLUS_PLUS, PROMOE, pregated, tiny
 
 STEPS = 7
 KEYS = jax.random.split(jax.random.key(2), 3)
@@ -58,17 +58,18 @@ def draw(config, parameters, request):
 
 
 @pytest.mark.parametrize(
-    ("moe", "cache", "guidance"),
+    ("config", "cache", "guidance"),
     [
-        (PROMOE, "fora:every=3", {"scale": 2.0}),
-        (MOE_PLUS_PLUS, "taylorseer:every=2,order=2", {"scale": 2.0, "interval": (0.0, 0.5)}),
-        (MOE_PLUS_PLUS, "delta:every=2,share=0.5,switch=0.4", {"scale": 2.0}),
-        (DIT_MOE, TeaCacheConfig(threshold=0.3, coefficients=(0.5, -2.0, 1.0, 0.0)), {}),
-        (DIT_MOE, "first_block:threshold=0.4", {}),
+        (tiny(PROMOE), "fora:every=3", {"scale": 2.0}),
+        (tiny(MOE_PLUS_PLUS), "taylorseer:every=2,order=2", {"scale": 2.0, "interval": (0.0, 0.5)}),
+        (tiny(MOE_PLUS_PLUS), "delta:every=2,share=0.5,switch=0.4", {"scale": 2.0}),
+        (tiny(DIT_MOE), TeaCacheConfig(threshold=0.3, coefficients=(0.5, -2.0, 1.0, 0.0)), {}),
+        (tiny(DIT_MOE), "first_block:threshold=0.4", {}),
+        (pregated(DIT_MOE), "taylorseer:every=3", {"scale": 2.0}),
+        (pregated(DIT_MOE), "delta:every=2,share=0.5,switch=0.4", {}),
     ],
 )
-def test_samples_are_those_of_a_plain_loop(moe, cache, guidance):
-    config = tiny(moe)
+def test_samples_are_those_of_a_plain_loop(config, cache, guidance):
     parameters, request = live(config), request_of(config, cache, **guidance)
     plain = Plain(config, parameters)
     expected = plain.draw(KEYS, LABELS, request)
@@ -104,6 +105,16 @@ def test_what_is_left_out_is_not_computed(monkeypatch):
     gates = 2 * 6 * width**2 * config.model.depth
     left_out = rows_E[~full_E].sum() / rows_E.sum() * (blocks - gates) / flops.total
     assert computed["share_of_flops"] == pytest.approx(1 - left_out)
+
+
+def test_a_router_before_the_trunk_decides_at_every_evaluation():
+    """Its operations are no unit's: they are counted where all units are left out, too."""
+    model = pregated(DIT_MOE).model
+    flops = image_flops(model)
+    all_and_none = np.array([[True] * model.units, [False] * model.units])
+    whole, least = partial_flops(model, all_and_none, gates=False)
+    assert whole == flops.total
+    assert least == flops.embedding + flops.output + 4 * model.width**2 + flops.pregate
 
 
 @pytest.mark.parametrize(
