@@ -28,6 +28,8 @@ examples:
       --guidance_scale 1.5 --solver heun --steps 50 --seed 0 --output out/
   python sample.py --workdir runs/digits --steer inpaint --steer_images digits.npz \\
       --mask lower_half.png --output out/
+  python sample.py --workdir runs/digits --steer_loss eval.asked_class:digits,weight=0.5,to=0.8 \
+      --output out/
 
 writes out/samples.npz (arr_0: uint8 images [N,H,W,C]; arr_1: labels), out/grid.png, and what they
 are made of in out/samples.json. What is not given comes from the run's config. Image i is the
@@ -84,6 +86,7 @@ def run(arguments: argparse.Namespace) -> None:
         classes=words(arguments.classes),
         **guidance_settings(arguments),
         steering=_steering(arguments),
+        losses=arguments.steer_loss,
         **solver_settings(arguments),
         seed=arguments.seed,
         autoencoder=arguments.autoencoder,
@@ -114,6 +117,15 @@ def _add_steering_flags(parser: argparse.ArgumentParser) -> None:
         type=float,
         metavar="0..1",
         help="1 holds exactly to what is known, 0 not at all (default: 1)",
+    )
+    add(
+        "--steer_loss",
+        action="append",
+        default=[],
+        metavar="MODULE:FUNCTION",
+        help="a loss to lower: a function of JAX from images [N, H, W, C] and labels [N] to [N]; "
+        "with ,weight=1,from=0,to=0.99 how much it counts and when, 0 is data; may be given more "
+        "than once for a sum. The module is imported and run",
     )
 
 

@@ -30,6 +30,7 @@ from dit_moe.sampling.evaluations import function_evaluations
 from dit_moe.sampling.guides import check_guide
 from dit_moe.sampling.known_classes import own_labels
 from dit_moe.sampling.known_images import Steering, SteeringRequest, read_steering
+from dit_moe.sampling.losses import read_losses
 from dit_moe.sampling.rendering import picture_shape, run_renderer
 from dit_moe.sampling.request import build_request
 from dit_moe.storage.colours import MODES
@@ -54,6 +55,7 @@ class RunSampler:
         "4GB"; None: what it needs.
       steering: what the images are held to. If its file has labels, their classes are the classes
         in turn, unless the request has others.
+      losses: what is lowered while samples are drawn, as of `losses.read_losses`.
       request: what to draw, as for `request.build_request`; `classes` by label or by name.
 
     Raises:
@@ -72,6 +74,7 @@ class RunSampler:
         guide_ema: bool = True,
         memory: str | None = None,
         steering: SteeringRequest | None = None,
+        losses: Sequence[str] = (),
         **request: Any,
     ):
         if not 1 <= batch_size <= sampling.MAX_BATCH:
@@ -96,6 +99,13 @@ class RunSampler:
                 f"step_cache is {self.request.cache.name!r} with a store of experts, whose layers "
                 "are read ahead as if all were computed; allowed: a cache with the run itself"
             )
+        self._losses = read_losses(losses, config.model)
+        for name, stands in (("a store of experts", self._store), ("step_cache", asked.cache)):
+            if losses and stands is not None:
+                raise ConfigError(
+                    f"steer_loss is {losses[0]!r} with {name}, through which there is no gradient; "
+                    "allowed: a run of which everything is computed in memory"
+                )
         if self._store is None:
             run = load_run(workdir, ema, checkpoint=checkpoint)
         else:
@@ -132,6 +142,8 @@ class RunSampler:
             "guide": weaker and {"workdir": printable(str(guide)), **identity(weaker, guide_ema)},
             "steering": self.steering and self.steering.description,
         }
+        if losses:
+            self.identity["losses"] = [loss.description() for loss in self._losses]
         """What the images depend on, ready for JSON."""
         self._parameters = jax.device_put(run.parameters, replicated(self._mesh))
         self._sampler = self._build(run, weaker)
@@ -140,7 +152,12 @@ class RunSampler:
         """The jitted sampler, bound to the parameters of the network that guides."""
         guiding = weaker and weaker.config
         sampler = sampling.build_sampler(
-            run.config, self.request, weaker=guiding, steering=self.steering, network=self._network
+            run.config,
+            self.request,
+            weaker=guiding,
+            steering=self.steering,
+            losses=self._losses,
+            network=self._network,
         )
         if self._store is not None:
             sampler = StreamingProgram(sampler, self._store, self._memory)

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -12,12 +12,13 @@ from jax.sharding import NamedSharding
 from dit_moe.config import Config, ConfigError
 from dit_moe.devices import hosts
 from dit_moe.diffusion.integrate import build_objective, sample
-from dit_moe.diffusion.measurements import fit, steer_by_measurement
+from dit_moe.diffusion.measurements import fit, steer_by_losses, steer_by_measurement
 from dit_moe.diffusion.objective import Network
 from dit_moe.models.parameters import Parameters, functional
 from dit_moe.sampling.caches import open_caches
 from dit_moe.sampling.guides import BuildNetwork, build_weak_network, guided
 from dit_moe.sampling.known_images import Hold, Steering
+from dit_moe.sampling.losses import SteeringLoss
 from dit_moe.sampling.request import Request
 from dit_moe.storage import images
 
@@ -33,6 +34,7 @@ def build_sampler(
     *,
     weaker: Config | None = None,
     steering: Hold | None = None,
+    losses: Sequence[SteeringLoss] = (),
     bind: Callable[[Parameters], Network] | None = None,
     network: BuildNetwork = functional,
 ) -> Sampler:
@@ -47,6 +49,7 @@ def build_sampler(
       request: what to draw.
       weaker: with guidance `auto`, the config of the network that guides.
       steering: what samples are held to.
+      losses: what is lowered, before samples are held to anything.
       bind: from the parameters to the network; None: what `network` makes of the config.
       network: as of `build_weak_network`.
     """
@@ -73,6 +76,7 @@ def build_sampler(
             weak = build_weak and build_weak(weaker, caches.around_guide(len(y_N)))
         denoiser = objective.denoiser(network)
         denoiser = guided(denoiser, weak, model.null_label, request.guidance)
+        denoiser = steer_by_losses(denoiser, [loss.of(y_N) for loss in losses])
         if steering is not None:
             assert measured is not None
             denoiser = steer_by_measurement(
