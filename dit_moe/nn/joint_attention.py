@@ -74,7 +74,7 @@ class JointAttention(Attention):
         super().__init__(config, rngs)
         self.joint, *others = (Joint(config, each, rngs) for each, _ in pairs.members)
         self.others = nnx.List(others) if others else None
-        self.weights = [weight for _, weight in pairs.members]
+        self.weights = tuple(weight for _, weight in pairs.members)
 
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,

@@ -38,8 +38,8 @@ def module(tmp_path, monkeypatch):
 
 
 def test_samples_follow_a_sum_of_losses_in_their_windows():
-    """Each image is drawn to its own aim, which its label tells; two halves are one whole; a weight
-    of 0, and no other number, leaves every bit as it is."""
+    """Each image is drawn to its own aim, which its label tells; two halves are one whole; with a
+    weight of 0 it is the program without a loss."""
     request = build_request(
         CONFIG, num_samples=6, integration={"solver": "euler", "steps": 8}, guidance={"scale": 1}
     )
@@ -47,14 +47,19 @@ def test_samples_follow_a_sum_of_losses_in_their_windows():
     parameters = jax.jit(lambda key: init_parameters(CONFIG.model, key))(keys)
     labels = np.arange(6, dtype=np.int32)
 
-    def draw(*texts):
-        losses = read_losses([f"steering_losses:bright{text}" for text in texts], CONFIG.model)
-        sampler = build_sampler(CONFIG, request, losses=losses)
-        return np.asarray(sampler(parameters, image_keys(0, labels), labels))
+    inputs = parameters, image_keys(0, labels), labels
 
+    def sampler(*texts):
+        losses = read_losses([f"steering_losses:bright{text}" for text in texts], CONFIG.model)
+        return build_sampler(CONFIG, request, losses=losses)
+
+    def draw(*texts):
+        return np.asarray(sampler(*texts)(*inputs))
+
+    programs = [sampler(*texts).lower(*inputs).as_text() for texts in ((), (",weight=0",))]
+    assert programs[0] == programs[1]
     plain, one = draw(), draw(",weight=2")
-    np.testing.assert_array_equal(draw(",weight=0"), plain)
-    np.testing.assert_allclose(draw("", ",weight=0.5", ",weight=0.5"), one, atol=1e-5)
+    np.testing.assert_allclose(draw("", ",weight=1"), one, atol=1e-5)
 
     def distance(x):
         return np.abs(x.mean(axis=(1, 2, 3)) - 0.2 * labels)
