@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dit_moe.config import Config, ConfigError
-from dit_moe.plan.parameters import parameter_counts, sparsity
+from dit_moe.models.parameter_counts import parameter_counts, sparsity
 from dit_moe.plan.training_flops import training_flops
 from dit_moe.report.metrics import Metrics, group, read_metrics
 
@@ -24,8 +24,8 @@ def facts(config: Config) -> Row:
 
     Returns:
       seed, steps, images and tokens of training (a token is a patch); parameters_total and
-      parameters_active (`plan.parameters`); tokens_per_parameter, of all; sparsity, 1 - k / E;
-      flops of the training, counted by `plan`.
+      parameters_active (`models.parameter_counts`); tokens_per_parameter, of all; sparsity,
+      1 - k / E; flops of the training, counted by `plan`.
     """
     counts = parameter_counts(config.model)
     images = config.train.steps * config.train.batch_size

@@ -11,11 +11,11 @@ from flax import nnx
 from dit_moe.config import ConfigError, DataConfig, PairsConfig
 from dit_moe.config.pairs import CombinedPairsConfig
 from dit_moe.config.presets import preset
+from dit_moe.models.parameter_counts import parameter_counts
 from dit_moe.models.parameters import functional, init_parameters
 from dit_moe.nn.flat import variables
 from dit_moe.nn.joint_attention import JointAttention
 from dit_moe.pairs.combine import combine
-from dit_moe.plan.parameters import parameter_counts
 from tests.tiny import DIT_MOE, PROMOE, tiny
 
 PAIRS = PairsConfig(rank=4)
