@@ -8,7 +8,6 @@ from typing import Literal
 
 import numpy as np
 
-from dit_moe.autoencoder.latent_space import read_latent_space
 from dit_moe.config import ConfigError
 from dit_moe.config.files import load_json
 from dit_moe.convert import Family
@@ -17,14 +16,13 @@ from dit_moe.convert.constructors import constructor_arguments
 from dit_moe.convert.diffusers_format import STEM, diffusers_config, to_diffusers
 from dit_moe.convert.formats import PEERS
 from dit_moe.convert.peers import to_peer
-from dit_moe.data.classes import read_classes
 from dit_moe.models.unpacking import unpacked, whole_model
-from dit_moe.plan.parameters import parameter_counts
 from dit_moe.runs.additions import Base, write_additions
 from dit_moe.runs.fingerprint import fingerprints
 from dit_moe.runs.loading import Run, load_kept, load_run, locate
-from dit_moe.runs.model_card import measured, model_card, write_card
-from dit_moe.runs.open_folder import write_beside, write_shards, write_tensors
+from dit_moe.runs.model_card import measured
+from dit_moe.runs.model_folder import write_beside, write_model
+from dit_moe.runs.open_folder import write_shards
 from dit_moe.runs.tensor_files import finite, write_safetensors
 from dit_moe.runs.weights import has_average
 from dit_moe.storage.files import atomic, new_folder
@@ -70,20 +68,16 @@ def export_run(workdir: str | Path, output: Path, form: Format, *, ema: bool | N
 
 def _write_open_folder(run: Run, workdir: Path, output: Path, *, ema: bool) -> None:
     with new_folder(output) as target:
-        parameters = {path: np.asarray(p) for path, p in run.parameters.items()}
-        write_tensors(target, parameters, run.config.model, ema=ema)
-        space = read_latent_space(workdir)
-        write_beside(target, run.config, space, read_classes(workdir))
-        card = model_card(
+        write_model(
+            target,
+            workdir,
             run.config,
-            space,
-            parameters=parameter_counts(run.config.model).total,
+            {path: np.asarray(p) for path, p in run.parameters.items()},
             step=run.step,
             ema=ema,
             name=output.name,
             more=measured(workdir),
         )
-        write_card(target, card)
 
 
 def _write_additions(workdir: Path, output: Path, *, ema: bool) -> None:
@@ -99,7 +93,7 @@ def _write_additions(workdir: Path, output: Path, *, ema: bool) -> None:
     tensors = {path: finite(path, workdir, np.asarray(kept[path])) for path in lacking}
     with new_folder(output) as target:
         write_additions(target, tensors, Base(origin.init_from, origin.fingerprints), ema=ema)
-        write_beside(target, config, read_latent_space(workdir), read_classes(workdir))
+        write_beside(target, workdir, config)
 
 
 def _write_diffusers(run: Run, output: Path) -> None:

@@ -9,19 +9,15 @@ import numpy as np
 
 from dit_moe.analysis.analyse import Opened, open_run
 from dit_moe.analysis.counts import Counts
-from dit_moe.autoencoder.latent_space import read_latent_space
 from dit_moe.config import ConfigError, ModelConfig
-from dit_moe.data.classes import read_classes
 from dit_moe.models.parameters import places
 from dit_moe.moe.assignments import ExpertRanges
 from dit_moe.placement.cocluster import cocluster, local_share
 from dit_moe.placement.decided import Decided, decided
 from dit_moe.placement.record import ARRAYS, FILE, By, LayerPlacement, Placement, Way
 from dit_moe.plan.memory import itemsize
-from dit_moe.plan.parameters import parameter_counts
 from dit_moe.runs.loading import locate
-from dit_moe.runs.model_card import model_card, write_card
-from dit_moe.runs.open_folder import write_beside, write_tensors
+from dit_moe.runs.model_folder import write_model
 from dit_moe.storage.files import new_folder
 from dit_moe.storage.records import write_record
 from dit_moe.surgery.permutation import check_order_free, permuted
@@ -251,14 +247,21 @@ def write(placed: Placed, workdir: str | Path, output: Path) -> None:
       workdir: of the run.
       output: a new folder.
     """
-    run, record, folder = placed.run, placed.record, locate(workdir)
-    ema, space = run.settings.parameters == "ema", read_latent_space(folder)
+    run, record = placed.run, placed.record
     orders = [np.asarray(layer.order) for layer in record.layers]
     with new_folder(output) as target:
         arrays = {path: np.asarray(v) for path, v in jax.device_get(run.parameters).items()}
         moved = permuted(run.config.model, arrays, orders)
-        write_tensors(target, moved, run.config.model, ema=ema)
-        write_beside(target, run.config, space, read_classes(folder))
+        write_model(
+            target,
+            locate(workdir),
+            run.config,
+            moved,
+            step=run.step,
+            ema=run.settings.parameters == "ema",
+            name=output.name,
+            more=f"\nExperts are ordered for {record.devices} devices (`{FILE}`).\n",
+        )
         write_record(target / FILE, record)
         np.savez_compressed(
             target / ARRAYS,
@@ -267,13 +270,3 @@ def write(placed: Placed, workdir: str | Path, output: Path) -> None:
             coactivation_LxExE=placed.fit.coactivation_LxExE,
             tokens_LxRxG=np.stack(placed.solved.rows),
         )
-        card = model_card(
-            run.config,
-            space,
-            parameters=parameter_counts(run.config.model).total,
-            step=run.step,
-            ema=ema,
-            name=output.name,
-            more=f"\nExperts are ordered for {record.devices} devices (`{FILE}`).\n",
-        )
-        write_card(target, card)

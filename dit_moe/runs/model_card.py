@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dit_moe.autoencoder.latent_space import LatentSpace
 from dit_moe.config import Config
+from dit_moe.models.parameter_counts import parameter_counts
 from dit_moe.storage.files import atomic
 from dit_moe.storage.records import read_json
 
@@ -15,7 +16,6 @@ def model_card(
     config: Config,
     space: LatentSpace | None,
     *,
-    parameters: int,
     step: int,
     ema: bool,
     name: str,
@@ -26,8 +26,7 @@ def model_card(
     Args:
       config: of the model.
       space: its latents, where it has some.
-      parameters: how many it has.
-      step: of the training, where they were saved.
+      step: of the training, where its parameters were saved.
       ema: they are the moving average.
       name: of the folder.
       more: a section between the two, with an empty line before it.
@@ -36,7 +35,7 @@ def model_card(
     size = f"{model.depth} blocks of width {model.width}, {model.heads} heads, "
     size += f"patches of {model.patch_size}x{model.patch_size}"
     rows = [
-        ("parameters", f"{parameters:,}"),
+        ("parameters", f"{parameter_counts(model).total:,}"),
         ("size", size),
         ("input", "x".join(map(str, model.image_shape))),
         ("classes", f"{model.num_classes:,}, and label {model.null_label} for none"),

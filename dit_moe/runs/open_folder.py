@@ -1,6 +1,6 @@
-"""A model as an open folder: safetensors, weights.json, config.json, latents.json, README.md.
+"""The tensors of a model as an open folder has them: safetensors, and weights.json.
 
-The tensors have this package's names, one for each unit of blocks: "trunk.segments.0.3.blocks.0.
+They have this package's names, one for each unit of blocks: "trunk.segments.0.3.blocks.0.
 attention.qkv.kernel" is number 3 of the stack "trunk.segments.0.blocks.0.attention.qkv.kernel".
 Of packed matrices the metadata of each file tell `bits`, `group`, `shape` and `order`, by name.
 Above `SHARD_BYTES` the tensors lie in several files with an index, in the layout of the Hugging
@@ -14,10 +14,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from dit_moe.autoencoder.latent_space import LatentSpace, write_latent_space
-from dit_moe.config import Config, ConfigError, ModelConfig
-from dit_moe.config.files import to_json
-from dit_moe.data.classes import Classes, write_classes
+from dit_moe.config import ConfigError, ModelConfig
 from dit_moe.models.parameters import abstract_parameters, stack_of
 from dit_moe.models.unpacking import packed_kinds
 from dit_moe.nn.packed import ORDER
@@ -90,16 +87,6 @@ def stored_tensors(
     """What `write_tensors` writes, by the name of each tensor: one for each unit of blocks."""
     tensors = dict(_by_unit(parameters))
     return thinned(tensors) if thin else tensors
-
-
-def write_beside(
-    folder: Path, config: Config, space: LatentSpace | None, classes: Classes | None
-) -> None:
-    """Writes what is not of the parameters: config, latents and classes."""
-    with atomic(folder / "config.json") as temporary:
-        temporary.write_text(to_json(config))
-    write_latent_space(folder, space, resuming=False)
-    write_classes(folder, classes)
 
 
 def write_shards(

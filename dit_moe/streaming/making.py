@@ -10,13 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from dit_moe.autoencoder.latent_space import read_latent_space
 from dit_moe.config import ConfigError
-from dit_moe.data.classes import read_classes
 from dit_moe.models.parameters import stack_of
 from dit_moe.models.unpacking import check_whole
 from dit_moe.runs.loading import OneByOne, load_each, locate
-from dit_moe.runs.open_folder import STORE, write_beside
+from dit_moe.runs.model_folder import write_beside
+from dit_moe.runs.open_folder import STORE
 from dit_moe.runs.teacher import held_as
 from dit_moe.runs.tensor_files import finite, write_safetensors
 from dit_moe.runs.weights import write_weights
@@ -91,7 +90,7 @@ def write_store(
         digest, rest = _write_experts(target / EXPERTS, read, store, folder)
         write_safetensors(target / REST, rest, form="dit_moe")
         write_weights(target, ema=ema, files=(REST,))
-        write_beside(target, read.config, read_latent_space(folder), read_classes(folder))
+        write_beside(target, folder, read.config)
         checked = tuple(_with_checksums(target / EXPERTS, store))
         store = dataclasses.replace(store, weights=digest, layers=checked)
         write_record(target / STORE, store)

@@ -7,7 +7,8 @@ import numpy as np
 
 from dit_moe.config import Config
 from dit_moe.models.parameters import Parameters, init_parameters
-from dit_moe.runs.open_folder import write_beside, write_tensors
+from dit_moe.runs.model_folder import write_beside
+from dit_moe.runs.open_folder import write_tensors
 
 W_IN = "trunk.segments.0.blocks.0.feed_forward.experts.w_in"
 
@@ -30,5 +31,5 @@ def write_model(folder: Path, config: Config, largest: float | None = None) -> P
     folder.mkdir(parents=True)
     arrays = {path: np.asarray(p) for path, p in parameters.items()}
     write_tensors(folder, arrays, config.model, ema=False)
-    write_beside(folder, config, None, None)
+    write_beside(folder, folder, config)
     return parameters

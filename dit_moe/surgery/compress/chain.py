@@ -14,13 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from dit_moe.autoencoder.latent_space import read_latent_space
 from dit_moe.config import ConfigError
-from dit_moe.data.classes import read_classes
 from dit_moe.runs.fingerprint import digest
 from dit_moe.runs.loading import load_run, locate
-from dit_moe.runs.model_card import model_card, write_card
-from dit_moe.runs.open_folder import write_beside, write_tensors
+from dit_moe.runs.model_folder import write_model
 from dit_moe.runs.weights import has_average
 from dit_moe.storage.files import check_new, lock, new_folder
 from dit_moe.surgery.compress.calibration import Calibration, calibrate, calibration_settings
@@ -85,7 +82,7 @@ def compress(
                 target = output if number == len(steps) else _place(work, number, step)
                 if target != output:
                     shutil.rmtree(target, ignore_errors=True)  # of another chain
-                write_model(target, model, record, name=output.name)
+                _write(target, folder, model, record, name=output.name)
         finally:
             if output.is_dir() or not any(path.is_dir() for path in work.iterdir()):
                 shutil.rmtree(work)
@@ -93,41 +90,31 @@ def compress(
 
 
 def read_model(folder: Path, *, ema: bool) -> Model:
-    """A model with what lies beside it.
+    """A model as steps take it.
 
     Raises:
       ConfigError: it cannot be read.
     """
     run = load_run(folder, ema)
     parameters = {path: np.asarray(value) for path, value in run.parameters.items()}
-    beside = read_latent_space(folder), read_classes(folder)
-    return Model(run.config, parameters, ema, run.step, *beside)
+    return Model(run.config, parameters, ema, run.step)
 
 
-def write_model(output: Path, model: Model, record: Compressed, *, name: str) -> None:
-    """Writes an open folder, whole or not at all.
-
-    Args:
-      output: a new folder.
-      model: what it holds.
-      record: what it says of itself.
-      name: that the card has for it.
-    """
+def _write(output: Path, source: Path, model: Model, record: Compressed, *, name: str) -> None:
+    """Writes an open folder, whole or not at all, which its card calls by the name."""
     with new_folder(output) as target:
-        network = model.config.model
-        write_tensors(target, model.parameters, network, ema=model.ema, thin=True)
-        write_beside(target, model.config, model.latent_space, model.classes)
-        write_compressed(target, record)
-        card = model_card(
+        write_model(
+            target,
+            source,
             model.config,
-            model.latent_space,
-            parameters=record.after.parameters,
+            model.parameters,
             step=model.step,
             ema=model.ema,
             name=name,
+            thin=True,
             more=section(record),
         )
-        write_card(target, card)
+        write_compressed(target, record)
 
 
 def _begun(folder: Path, workdir: str | Path, model: Model) -> Compressed:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic.dataclasses import dataclass
 
 from dit_moe.config.rules import RULES
-from dit_moe.plan.parameters import parameter_counts
+from dit_moe.models.parameter_counts import parameter_counts
 from dit_moe.runs.open_folder import stored_tensors
 from dit_moe.storage.records import read_record, write_record
 from dit_moe.surgery.compress.steps import Model
@@ -20,7 +20,7 @@ class Size:
 
     parameters: int
     active: float
-    """Of these, those that compute a token (plan/parameters.py)."""
+    """Of these, those that compute a token (models/parameter_counts.py)."""
     bytes: int
     """Of its tensors, as an open folder stores them."""
 

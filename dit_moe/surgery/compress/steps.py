@@ -13,11 +13,9 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from pydantic.dataclasses import dataclass
 
-from dit_moe.autoencoder.latent_space import LatentSpace
 from dit_moe.config import Config, ConfigError, ModelConfig
 from dit_moe.config.registry import Registry
 from dit_moe.config.rules import RULES
-from dit_moe.data.classes import Classes
 from dit_moe.models.parameters import abstract_parameters
 from dit_moe.models.unpacking import check_whole
 from dit_moe.surgery.compress.calibration import Calibration
@@ -25,7 +23,7 @@ from dit_moe.surgery.compress.calibration import Calibration
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A model in memory, with all that an open folder needs."""
+    """A model in memory."""
 
     config: Config
     parameters: Mapping[str, np.ndarray]
@@ -35,8 +33,6 @@ class Model:
     """They are the moving average."""
     step: int
     """Of the training, where they were saved."""
-    latent_space: LatentSpace | None = None
-    classes: Classes | None = None
 
     def of(self, network: ModelConfig, parameters: Mapping[str, np.ndarray]) -> "Model":
         """The same with another network.
