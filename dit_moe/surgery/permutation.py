@@ -11,23 +11,16 @@ import numpy as np
 
 from dit_moe.config import ConfigError, ModelConfig, MoEConfig
 from dit_moe.models.parameters import abstract_parameters, places
+from dit_moe.surgery.interchangeable import check_interchangeable
 
 
 def check_order_free(network: ModelConfig) -> None:
     """Checks that no mixture of a network cares which number its experts have.
 
     Raises:
-      ConfigError: there is no mixture, or one that does.
+      ConfigError: there is no mixture, or one that does, such as one of unlike experts.
     """
-    if not network.mixtures:
-        raise ConfigError(
-            "the model is dense, with no experts to put in order; allowed: a mixture of experts"
-        )
-    if network.pregate is not None:
-        raise ConfigError(
-            "the model's pregate is a router before the trunk, which has one order of experts for "
-            "all layers; allowed: routers of the layers"
-        )
+    check_interchangeable(network)
     for moe in dict.fromkeys(network.mixtures):
         router = f"the model's router is {moe.router.name!r}"
         if moe.router.chooser == "nobody":
@@ -39,17 +32,6 @@ def check_order_free(network: ModelConfig) -> None:
             raise ConfigError(
                 f"{router}, which hands its scores on to the next layer's, in their order; "
                 "allowed: a router that hands on nothing (of 'mixed_top_k', gating_residual false)"
-            )
-        if moe.unlike:
-            kinds = ", ".join(group.kind for group in moe.unlike)
-            raise ConfigError(
-                f"the model's moe.unlike has {kinds}; allowed: none, as experts that change places "
-                "must be of one kind and width"
-            )
-        if moe.columns is not None:
-            raise ConfigError(
-                "the model's router has columns for which other experts stand in (moe.columns); "
-                "allowed: none, as of a model that was not compressed so"
             )
         if moe.choice == "random":
             raise ConfigError(

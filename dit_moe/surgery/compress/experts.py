@@ -9,9 +9,9 @@ import pydantic
 
 from dit_moe.config import BiasSettings, ConfigError, ModelConfig, MoEConfig
 from dit_moe.config.rules import describe
-from dit_moe.models.unpacking import check_whole
 from dit_moe.surgery.compress.layers import Unit, network_of, unit_shapes, units_of
 from dit_moe.surgery.compress.steps import Done, Model
+from dit_moe.surgery.interchangeable import check_interchangeable
 
 RouterMode = Literal["drop", "mask", "remap"]
 """What becomes of the router's columns of experts that are gone. `drop`: they go too, so that a
@@ -45,34 +45,13 @@ def check_mixtures(network: ModelConfig) -> None:
     Raises:
       ConfigError: there is none, or one whose experts are no interchangeable ones.
     """
-    if not network.mixtures:
-        raise ConfigError(
-            "the model is dense, with no experts to take away; allowed: a mixture of experts"
-        )
-    check_whole(network, "the model")
-    if network.pregate is not None:
-        raise ConfigError(
-            "the model's pregate is a router before the trunk, which has the same experts in all "
-            "layers; allowed: routers of the layers"
-        )
+    check_interchangeable(network)
     for moe in dict.fromkeys(network.mixtures):
         if not moe.tokens_choose:
             raise ConfigError(
                 f"the model's router is {moe.router.name!r}, whose experts take as many tokens as "
                 "their number leaves each; allowed: a router by which tokens choose, such as "
                 "'top_k' or 'prototype'"
-            )
-        if moe.unlike:
-            kinds = ", ".join(group.kind for group in moe.unlike)
-            raise ConfigError(
-                f"the model's moe.unlike has {kinds}; allowed: none, as experts that are compared "
-                "must be of one kind and width"
-            )
-        if moe.columns is not None:
-            raise ConfigError(
-                "the model's router has columns for experts that are gone already (moe.columns); "
-                "allowed: none, as of a model whose experts were taken with router=drop, or one "
-                "step that takes all"
             )
 
 

@@ -15,10 +15,10 @@ from pydantic.dataclasses import dataclass
 from dit_moe.config import ConfigError, ModelConfig
 from dit_moe.config.rules import RULES, PositiveInt
 from dit_moe.models.parameters import Parameters, functional
-from dit_moe.models.unpacking import check_whole
 from dit_moe.surgery.compress.calibration import Calibration, Inputs
 from dit_moe.surgery.compress.layers import Unit, network_of, units_of
 from dit_moe.surgery.compress.steps import Done, Model, StepSettings
+from dit_moe.surgery.interchangeable import check_sparse
 
 _W_OUT = ".feed_forward.experts.w_out"
 
@@ -68,9 +68,7 @@ def slim(model: Model, settings: SlimSettings, calibration: Calibration | None) 
 
 
 def _check(network: ModelConfig, settings: SlimSettings) -> None:
-    if not network.mixtures:
-        raise ConfigError("the model is dense; allowed: a mixture of experts")
-    check_whole(network, "the model")
+    check_sparse(network)
     for moe in network.mixtures:
         if moe.unconditional_expert or moe.unlike:
             what = "an unconditional expert" if moe.unconditional_expert else "groups (moe.unlike)"

@@ -11,14 +11,13 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from dit_moe.config import ConfigError
 from dit_moe.config.rules import RULES, NonNegativeFloat, PositiveFloat
-from dit_moe.models.unpacking import check_whole
 from dit_moe.surgery.compress.calibration import Calibration
 from dit_moe.surgery.compress.inputs import input_norms
 from dit_moe.surgery.compress.layers import Unit, network_of, units_of
 from dit_moe.surgery.compress.statistics import Sums
 from dit_moe.surgery.compress.steps import Done, Model, StepSettings
+from dit_moe.surgery.interchangeable import check_sparse
 
 MATRICES = ("w_in", "w_out")
 
@@ -57,9 +56,7 @@ def sparsify(model: Model, settings: SparsifySettings, calibration: Calibration 
       ConfigError: the model has no experts.
     """
     network = model.config.model
-    if not network.mixtures:
-        raise ConfigError("the model is dense; allowed: a mixture of experts")
-    check_whole(network, "the model")
+    check_sparse(network)
     if settings.share == 0:
         return Done(model, {"shares": [0.0] * len(network.mixtures), "without_tokens": 0})
     units = units_of(network, model.parameters)
