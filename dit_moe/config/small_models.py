@@ -1,6 +1,7 @@
 """Small models of every architecture, for data sets that train in minutes."""
 
 import dataclasses
+from typing import Any
 
 from dit_moe.config import (
     ConfigError,
@@ -16,6 +17,7 @@ from dit_moe.config import (
     SigmoidTopKRouterConfig,
     SoftRouterConfig,
     TopKRouterConfig,
+    TrainConfig,
 )
 from dit_moe.config.mixtures import (
     DIFFMOE,
@@ -113,15 +115,20 @@ def small_moe(architecture: str, tokens: int = 16) -> MoEConfig | None:
     return moe
 
 
-def small_model(architecture: str, dense: ModelConfig) -> ModelConfig:
-    """A small model, for config files: a dense one with the architecture's mixture in it.
+def small_model(architecture: str, **fields: Any) -> ModelConfig:
+    """A small model, for config files: of width 128 and with the architecture's mixture.
 
     In a pyramid the last MoE layer has twice as many experts as the others. With a router before
     the trunk, that has a block of one head, a quarter of the width.
 
+    Args:
+      architecture: its name.
+      fields: more of the `ModelConfig`: the image, its patches and classes, and the depth.
+
     Raises:
       ConfigError: see `small_moe`.
     """
+    dense = ModelConfig(width=128, heads=4, **fields)
     moe = small_moe(architecture, dense.num_tokens)
     if architecture in _PREGATED:
         return dataclasses.replace(dense, moe=moe, pregate=PregateConfig(heads=1))
@@ -130,3 +137,23 @@ def small_model(architecture: str, dense: ModelConfig) -> ModelConfig:
     top = dataclasses.replace(moe, num_experts=2 * moe.num_experts)
     segments = SegmentConfig(dense.depth - moe.every, moe), SegmentConfig(moe.every, top)
     return dataclasses.replace(dense, segments=segments)
+
+
+def small_training(steps: int, *, batch_size: int, warmup_steps: int) -> TrainConfig:
+    """How such a model is trained, for config files; a checkpoint and samples after each quarter.
+
+    The average forgets fast and begins at once, as in all figures of the docs.
+    """
+    return TrainConfig(
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=1e-3,
+        warmup_steps=warmup_steps,
+        schedule="cosine",
+        gradient_clip=1.0,
+        ema_decay=0.995,
+        ema_warmup=False,
+        log_every=50,
+        checkpoint_every=steps // 4,
+        sample_every=steps // 4,
+    )
