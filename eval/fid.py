@@ -4,7 +4,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from dit_moe.config.command_line import (
+from dit_moe.config.command_line import command_parser, end, numbers, run_command, words
+from dit_moe.config.run_flags import (
     GUIDANCE_FLAGS,
     GUIDE_FLAGS,
     SOLVER_FLAGS,
@@ -13,13 +14,7 @@ from dit_moe.config.command_line import (
     add_memory_flag,
     add_parameters_flag,
     add_solver_flags,
-    command_parser,
-    end,
-    guidance_settings,
-    numbers,
-    run_command,
-    solver_settings,
-    words,
+    drawing_settings,
 )
 
 _HELP = """\
@@ -199,13 +194,10 @@ def _run(options: argparse.Namespace) -> str:
     settings = {
         "num_samples": options.num_samples,
         "classes": words(options.classes),
-        **guidance_settings(options, scale=None),
-        **solver_settings(options),
         "seed": options.seed,
-        "ema": options.parameters == "ema",
-        "checkpoint": options.checkpoint,
         "memory": options.memory,
         "autoencoder": options.autoencoder,
+        **drawing_settings(options, scale=None),
     }
     scales = numbers("guidance_scale", options.guidance_scale, float)
     run = RunSamples(options.workdir, scales, options.save, settings, options.follow)

@@ -15,7 +15,6 @@ from dit_moe.config import (
     SolverConfig,
     divisors,
 )
-from dit_moe.config.command_line import GUIDANCE_FLAGS, SOLVER_FLAGS
 from dit_moe.config.files import (
     FORMAT,
     differences,
@@ -28,6 +27,7 @@ from dit_moe.config.files import (
 )
 from dit_moe.config.objective import ObjectiveSettings
 from dit_moe.config.rules import RULES
+from dit_moe.config.run_flags import GUIDANCE_FLAGS, SOLVER_FLAGS
 from dit_moe.convert.constructors import constructor_arguments
 
 MODEL = ModelConfig(width=64, depth=4, heads=4, moe=MoEConfig())

@@ -2,17 +2,8 @@
 
 import argparse
 
-from dit_moe.config.command_line import (
-    add_checkpoint_flag,
-    add_guidance_flags,
-    add_parameters_flag,
-    add_solver_flags,
-    command_parser,
-    end,
-    guidance_settings,
-    run_command,
-    solver_settings,
-)
+from dit_moe.config.command_line import command_parser, end, run_command
+from dit_moe.config.run_flags import add_drawing_flags, lone_settings
 
 EPILOG = """\
 examples:
@@ -33,10 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--workdir", required=True, help="run folder, exported folder or hub name")
     add("--images", type=int, default=32, help="drawn all at once (default: 32)")
     add("--seed", type=int, default=0, help="of the images (default: 0)")
-    add_parameters_flag(parser)
-    add_checkpoint_flag(parser)
-    add_solver_flags(parser)
-    add_guidance_flags(parser)
+    add_drawing_flags(parser)
     arguments = parser.parse_args(argv)
     return run_command(lambda: run(arguments))
 
@@ -44,23 +32,13 @@ def main(argv: list[str] | None = None) -> int:
 def run(arguments: argparse.Namespace) -> None:
     """Calibrates."""
     # After the arguments are parsed: JAX takes seconds to import.
-    from dit_moe.config import ConfigError
     from dit_moe.sampling.calibration import calibrate
 
-    if arguments.step_cache is not None:
-        raise ConfigError(
-            f"step_cache is {arguments.step_cache!r}; allowed: none, to calibrate one"
-        )
-    if arguments.guide is not None:
-        raise ConfigError(f"guide is {arguments.guide!r}; allowed: none, as for teacache")
     path, found = calibrate(
         arguments.workdir,
-        ema=arguments.parameters == "ema",
-        checkpoint=arguments.checkpoint,
         images=arguments.images,
         seed=arguments.seed,
-        guidance=guidance_settings(arguments)["guidance"],
-        integration=solver_settings(arguments)["integration"],
+        **lone_settings(arguments, "to calibrate a cache"),
     )
     print(f"Wrote {path}; the polynomial explains {found.explained:.0%} of the variance.")
 

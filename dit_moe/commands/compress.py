@@ -1,11 +1,11 @@
 """Makes a smaller model of a trained one, by steps that are done in order."""
 
 import argparse
-import shlex
 from pathlib import Path
 
+from dit_moe.commands.next_step import say_sampling
 from dit_moe.config.command_line import command_parser, end, run_command, words
-from dit_moe.config.verbs import spoken
+from dit_moe.config.run_flags import add_parameters_flag, average_wanted
 
 EPILOG = """\
 examples:
@@ -26,11 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--output", required=True, type=Path, help="folder of the smaller model; must be new")
     add("--steps", nargs="+", default=[], metavar="STEP", help="what is done, in order")
     add("--recipe", metavar="NAME", help="a chain of steps that has a name, in place of --steps")
-    add(
-        "--parameters",
-        choices=("ema", "raw"),
-        help="the moving average, or the parameters themselves (default: ema where there is one)",
-    )
+    add_parameters_flag(parser, None)
     add = parser.add_argument_group(
         "calibration: what the network is shown, for steps that ask what it does"
     ).add_argument
@@ -73,7 +69,7 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.workdir,
         arguments.output,
         steps,
-        ema=None if arguments.parameters is None else arguments.parameters == "ema",
+        ema=average_wanted(arguments),
         sums=arguments.sums,
         calibration={**calibration, "data": words(arguments.data)},
     )
@@ -82,9 +78,7 @@ def run(arguments: argparse.Namespace) -> None:
         f"{before.bytes:,} bytes became {after.bytes:,} ({after.bytes / before.bytes:.1%}), "
         f"{before.parameters:,} parameters {after.parameters:,}. Wrote {arguments.output}."
     )
-    raw = " --parameters raw" if record.parameters == "raw" else ""
-    output = shlex.quote(str(arguments.output))
-    print(spoken(f"Next: python sample.py --workdir {output}{raw} --output out/"))
+    say_sampling(arguments.output, raw=record.parameters == "raw")
 
 
 if __name__ == "__main__":

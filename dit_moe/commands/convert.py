@@ -6,7 +6,9 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dit_moe.commands.next_step import say_sampling
 from dit_moe.config.command_line import command_parser, end, run_command
+from dit_moe.config.run_flags import add_parameters_flag, average_wanted
 from dit_moe.config.verbs import spoken
 from dit_moe.convert import FAMILIES
 
@@ -56,11 +58,7 @@ def main(argv: list[str] | None = None) -> int:
         "--aggregate", nargs=2, metavar="RUN", help="to join: two sparse runs of one network"
     )
     parser.add_argument("--output", required=True, type=Path, help="what is written; must be new")
-    parser.add_argument(
-        "--parameters",
-        choices=("ema", "raw"),
-        help="the moving average, or the parameters themselves (default: ema where there is one)",
-    )
+    add_parameters_flag(parser, None)
     importing = parser.add_argument_group("with --checkpoint")
     importing.add_argument("--family", choices=FAMILIES, help="whose checkpoint it is; needed")
     importing.add_argument(
@@ -180,8 +178,7 @@ def _import(arguments: argparse.Namespace) -> None:
         f"{config.name}: {model.depth} blocks of width {model.width}, {model.heads} heads, "
         f"objective {config.objective.name}. Took {_taken(network)}. Wrote {arguments.output}."
     )
-    output = shlex.quote(str(arguments.output))
-    print(spoken(f"Next: python sample.py --workdir {output} --output out/"))
+    say_sampling(arguments.output)
 
 
 def _taken(network: "Network") -> str:
@@ -199,7 +196,7 @@ def _export(arguments: argparse.Namespace) -> None:
     from dit_moe.convert.export import export_run, upload
 
     form = arguments.format or "safetensors"
-    ema = export_run(arguments.workdir, arguments.output, form, ema=_wanted(arguments))
+    ema = export_run(arguments.workdir, arguments.output, form, ema=average_wanted(arguments))
     taken = "the moving average (ema)" if ema else "the parameters (raw)"
     print(f"Took {taken}. Wrote {arguments.output}.")
     if arguments.upload is not None:
@@ -216,7 +213,7 @@ def _upcycle(arguments: argparse.Namespace, overrides: list[str]) -> None:
         config,
         arguments.output,
         noise=arguments.noise or 0.0,
-        ema=_wanted(arguments),
+        ema=average_wanted(arguments),
     )
     print(f"{config.name} from {arguments.upcycle}. Wrote {arguments.output}.")
     _say_training(arguments.output)
@@ -233,7 +230,7 @@ def _cut(arguments: argparse.Namespace, overrides: list[str]) -> None:
         config,
         arguments.output,
         **{name: value for name, value in given.items() if value is not None},
-        ema=_wanted(arguments),
+        ema=average_wanted(arguments),
     )
     print(f"{config.name} from {arguments.cut}. Wrote {arguments.output}.")
     print(f"The router sends {agreement:.0%} of the tokens to the expert with most of their units.")
@@ -254,16 +251,10 @@ def _aggregate(arguments: argparse.Namespace) -> None:
         second,
         arguments.output,
         keep_top_k=bool(arguments.keep_top_k),
-        ema=_wanted(arguments),
+        ema=average_wanted(arguments),
     )
     print(f"{config.name}. Wrote {arguments.output}.")
-    output = shlex.quote(str(arguments.output))
-    print(spoken(f"Next: python sample.py --workdir {output} --output out/"))
-
-
-def _wanted(arguments: argparse.Namespace) -> bool | None:
-    """Whether the moving average is asked for; None where nothing is."""
-    return None if arguments.parameters is None else arguments.parameters == "ema"
+    say_sampling(arguments.output)
 
 
 if __name__ == "__main__":

@@ -3,18 +3,8 @@
 import argparse
 from pathlib import Path
 
-from dit_moe.config.command_line import (
-    add_checkpoint_flag,
-    add_guidance_flags,
-    add_parameters_flag,
-    add_solver_flags,
-    command_parser,
-    guidance_settings,
-    numbers,
-    run_command,
-    solver_settings,
-    words,
-)
+from dit_moe.config.command_line import command_parser, numbers, run_command, words
+from dit_moe.config.run_flags import add_drawing_flags, lone_settings
 
 EPILOG = """\
 examples:
@@ -76,10 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--classes", default="", metavar="0,1,2", help="in turn, by number or name")
     add("--seed", type=int, default=0, help="of all pairs together (default: 0)")
     add("--batch_size", type=int, default=64, help="pairs per pass (default: 64)")
-    add_parameters_flag(parser)
-    add_checkpoint_flag(parser)
-    add_solver_flags(parser)
-    add_guidance_flags(parser)
+    add_drawing_flags(parser)
     arguments = parser.parse_args(argv)
     return run_command(lambda: run(arguments))
 
@@ -87,12 +74,10 @@ def main(argv: list[str] | None = None) -> int:
 def run(arguments: argparse.Namespace) -> None:
     """Draws."""
     # After the arguments are parsed: JAX takes seconds to import.
-    from dit_moe.config import require
     from dit_moe.pairs.draw import PairsSampler
     from dit_moe.pairs.pair_set import write_pairs
     from dit_moe.pairs.request import PairsRequest
 
-    require(arguments.guide is None, "guide is given for pairs; allowed: guidance cfg alone")
     asked = PairsRequest(
         task=arguments.task,
         given=tuple(map(Path, words(arguments.given))),
@@ -109,14 +94,11 @@ def run(arguments: argparse.Namespace) -> None:
     sampler = PairsSampler(
         arguments.workdir,
         asked,
-        ema=arguments.parameters == "ema",
-        checkpoint=arguments.checkpoint,
         batch_size=arguments.batch_size,
         num_samples=arguments.num_samples,
         classes=words(arguments.classes),
         seed=arguments.seed,
-        guidance=guidance_settings(arguments)["guidance"],
-        **solver_settings(arguments),
+        **lone_settings(arguments, "for pairs"),
     )
     *written, last = write_pairs(sampler, arguments.output)
     print(f"Wrote {', '.join(map(str, written))} and {last}.")

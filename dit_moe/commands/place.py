@@ -1,12 +1,12 @@
 """Orders the experts of a trained model so that fewer tokens travel between devices."""
 
 import argparse
-import shlex
 from pathlib import Path
 
+from dit_moe.commands.next_step import say_sampling
 from dit_moe.commands.shown import add_shown_flags
-from dit_moe.config.command_line import add_parameters_flag, command_parser, end, run_command, words
-from dit_moe.config.verbs import spoken
+from dit_moe.config.command_line import command_parser, end, run_command, words
+from dit_moe.config.run_flags import add_parameters_flag
 
 EPILOG = """\
 examples:
@@ -79,10 +79,8 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.output is None:
         return
     write(placed, arguments.workdir, arguments.output)
-    raw = " --parameters raw" if arguments.parameters == "raw" else ""
-    output = shlex.quote(str(arguments.output))
     print(f"Wrote {arguments.output}.")
-    print(spoken(f"Next: python sample.py --workdir {output}{raw} --output out/"))
+    say_sampling(arguments.output, raw=arguments.parameters == "raw")
 
 
 if __name__ == "__main__":

@@ -2,13 +2,8 @@
 
 import argparse
 
-from dit_moe.config.command_line import (
-    add_checkpoint_flag,
-    add_parameters_flag,
-    command_parser,
-    end,
-    run_command,
-)
+from dit_moe.config.command_line import command_parser, end, run_command
+from dit_moe.config.run_flags import add_checkpoint_flag, add_parameters_flag
 
 EPILOG = """\
 examples:

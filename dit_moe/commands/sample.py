@@ -4,19 +4,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dit_moe.config.command_line import (
-    add_checkpoint_flag,
-    add_guidance_flags,
-    add_memory_flag,
-    add_parameters_flag,
-    add_solver_flags,
-    command_parser,
-    end,
-    guidance_settings,
-    run_command,
-    solver_settings,
-    words,
-)
+from dit_moe.config.command_line import command_parser, end, run_command, words
+from dit_moe.config.run_flags import add_drawing_flags, add_memory_flag, drawing_settings
 
 if TYPE_CHECKING:
     from dit_moe.sampling.known_images import SteeringRequest
@@ -54,8 +43,6 @@ def main(argv: list[str] | None = None) -> int:
     )
     add("--seed", type=int, default=0, help="of all images together (default: 0)")
     add("--batch_size", type=int, default=64, help="images per pass over all devices (default: 64)")
-    add_parameters_flag(parser)
-    add_checkpoint_flag(parser)
     add_memory_flag(parser)
     add(
         "--autoencoder",
@@ -63,8 +50,7 @@ def main(argv: list[str] | None = None) -> int:
         help="decodes the samples of a latent model; none: arr_0 holds float32 latents "
         "(default: the one that encoded the training data)",
     )
-    add_solver_flags(parser)
-    add_guidance_flags(parser)
+    add_drawing_flags(parser)
     _add_steering_flags(parser)
     arguments = parser.parse_args(argv)
     return run_command(lambda: run(arguments), resumes=True)
@@ -78,17 +64,14 @@ def run(arguments: argparse.Namespace) -> None:
 
     sampler = RunSampler(
         arguments.workdir,
-        ema=arguments.parameters == "ema",
-        checkpoint=arguments.checkpoint,
         memory=arguments.memory,
         batch_size=arguments.batch_size,
         num_samples=arguments.num_samples,
         classes=words(arguments.classes),
-        **guidance_settings(arguments),
         steering=_steering(arguments),
         losses=arguments.steer_loss,
-        **solver_settings(arguments),
         seed=arguments.seed,
+        **drawing_settings(arguments),
         autoencoder=arguments.autoencoder,
     )
     npz, png = write_sample_set(sampler, arguments.output)

@@ -3,13 +3,8 @@
 import argparse
 from pathlib import Path
 
-from dit_moe.config.command_line import (
-    add_checkpoint_flag,
-    add_parameters_flag,
-    command_parser,
-    end,
-    run_command,
-)
+from dit_moe.config.command_line import command_parser, end, run_command
+from dit_moe.config.run_flags import add_checkpoint_flag, add_parameters_flag
 
 EPILOG = """\
 examples:

@@ -10,13 +10,19 @@ import numpy as np
 import pytest
 from scipy.integrate import quad
 
+from dit_moe.autoencoder.latent_space import (
+    AutoencoderCard,
+    LatentSpace,
+    read_latent_space,
+    write_latent_space,
+)
 from dit_moe.commands import post_hoc_ema
-from dit_moe.commands.post_hoc_ema import fit_profiles, plan, profile_products, rebuild
 from dit_moe.config import MAX_SIGMA_REL, ConfigError, MeshConfig
 from dit_moe.config.files import override, to_json
 from dit_moe.devices.mesh import build_mesh, parameter_shardings
 from dit_moe.models.parameters import abstract_parameters, logical_axes
 from dit_moe.runs import ema_snapshots
+from dit_moe.runs.ema_profiles import fit_profiles, profile_products
 from dit_moe.runs.ema_snapshots import (
     drop_snapshots_after,
     read_track,
@@ -26,6 +32,7 @@ from dit_moe.runs.ema_snapshots import (
 )
 from dit_moe.runs.ema_tracks import exponent, init_tracks, update_tracks
 from dit_moe.runs.loading import load_run
+from dit_moe.runs.post_hoc_ema import plan, rebuild
 from dit_moe.training.loop import train
 from tests.tiny import tiny
 
@@ -227,13 +234,14 @@ class TestCommand:
         assert recipe["coefficients"]["0.1"] == {"18": pytest.approx(1)}
 
     def test_several_widths_are_folders(self, run, tmp_path):
-        (run / "latents.json").write_text("as it was")
+        space = LatentSpace(AutoencoderCard("a", "0" * 64, 1.0), mean=(0.5,), std=(2.0,))
+        write_latent_space(run, space, resuming=False)
         output = tmp_path / "deep" / "new"
         # The last two are one to six digits.
         names = ["sigma_0.05", "sigma_0.1", "sigma_0.1000001"]
         assert command(run, output, "0.05,0.1,0.1000001") == 0
         for name in names:
-            assert (output / name / "latents.json").read_text() == "as it was"
+            assert read_latent_space(output / name) == space
             assert load_run(output / name).step == STEPS
         assert sorted(p.name for p in output.iterdir()) == names
 
