@@ -31,7 +31,7 @@ from dit_moe.surgery.compress.worth import count_use, worth_of
 from dit_moe.surgery.permutation import check_order_free
 from dit_moe.training.session import build_parts
 from tests.surgery.compressing import answer, answers, changed, model_of, shown
-from tests.tiny import DIT_MOE, MOE_PLUS_PLUS, PROMOE, UNLIKE
+from tests.tiny import DIT_MOE, MOE_PLUS_PLUS, PROMOE, UNLIKE, tiny
 
 # Its choice has a bias: of the third expert, so low that no token takes it.
 BIASED = dataclasses.replace(DIT_MOE, router=TopKRouterConfig(bias="sign"))
@@ -122,9 +122,11 @@ def test_sums_go_on_where_they_were_stopped(tmp_path, monkeypatch):
         for a, b in zip(found, whole, strict=True):
             np.testing.assert_array_equal(a["use"], b["use"])
     assert asked == [0, 1, 1, 2]
-    other = model_of(DIT_MOE, seed=1)
-    layer_sums(other, calibration, "use", count_use)
-    assert asked == [0, 1, 1, 2, 0, 1, 2]  # nothing of another model is taken
+    # Nothing is taken of other parameters, or of a network that does otherwise with the same.
+    one_expert = model.of(tiny(dataclasses.replace(DIT_MOE, top_k=1)).model, model.parameters)
+    for number, other in enumerate((model_of(DIT_MOE, seed=1), one_expert), start=1):
+        layer_sums(other, calibration, "use", count_use)
+        assert asked == [0, 1, 1, 2] + number * [0, 1, 2]
 
 
 def test_an_expert_without_tokens_goes_first_and_masked_nothing_is_lost():

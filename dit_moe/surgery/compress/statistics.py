@@ -4,6 +4,9 @@ They are kept after every time, so that what was stopped goes on, and are shared
 same of the same model and inputs.
 """
 
+import dataclasses
+import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,7 +42,7 @@ def layer_sums(
     """
     file = None
     if calibration.folder is not None:
-        of = f"{digest(dict(model.parameters))[:16]}-{calibration.digest[:16]}"
+        of = f"{_digest(model)[:16]}-{calibration.digest[:16]}"
         file = calibration.folder / f"{name}{'-by-time' * by_time}-{of}.safetensors"
     done, sums = (0, []) if file is None else _read(file)
     parameters, look = jax.device_put(dict(model.parameters)), _look(model, measure)
@@ -58,6 +61,12 @@ def layer_sums(
                 _write(file, time + 1, sums)
             bar.update()
     return sums
+
+
+def _digest(model: Model) -> str:
+    """SHA-256 of the parameters and of the network that computes with them."""
+    network = json.dumps(dataclasses.asdict(model.config.model), sort_keys=True, default=str)
+    return hashlib.sha256(f"{digest(dict(model.parameters))} {network}".encode()).hexdigest()
 
 
 def _look(model: Model, measure: Measure) -> Callable[..., list[dict[str, jax.Array]]]:
