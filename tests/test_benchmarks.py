@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks import report, sample_beside_torch, train_step
 from dit_moe.config.presets import preset
-from tests.xla import FLAGS, known
+from tests.xla import with_devices
 
 ROOT = Path(__file__).parent.parent
 # What each is called with, and a row of its table.
@@ -115,20 +115,18 @@ def get_config():
 """
 
 
-@pytest.fixture(scope="module")
-def flags() -> str:
-    """Compiled fast; the devices of the machine, as a replica for each costs memory."""
-    return " ".join(known([flag for flag in FLAGS if "device_count" not in flag]))
+# Compiled fast; one device, as a replica for each costs memory.
+XLA_FLAGS = with_devices(1)
 
 
-def check(name: str, line: str, row: str, folder: Path, flags: str) -> None:
+def check(name: str, line: str, row: str, folder: Path) -> None:
     config = folder / "tiny.py"
     config.write_text(CONFIG)
     arguments = line.format(folder=folder, config=config).split()
     done = subprocess.run(
         [sys.executable, "-m", f"benchmarks.{name}", *arguments],
         cwd=ROOT,
-        env={**os.environ, "XLA_FLAGS": flags},
+        env={**os.environ, "XLA_FLAGS": XLA_FLAGS},
         capture_output=True,
         text=True,
     )
@@ -138,14 +136,14 @@ def check(name: str, line: str, row: str, folder: Path, flags: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
-def test_prints_its_table(name, tmp_path, flags):
-    check(name, *RUNS[name], tmp_path, flags)
+def test_prints_its_table(name, tmp_path):
+    check(name, *RUNS[name], tmp_path)
 
 
 @pytest.mark.peers
 @pytest.mark.parametrize("name", WITH_TORCH)
-def test_prints_its_table_beside_torch(name, tmp_path, flags):
-    check(name, *WITH_TORCH[name], tmp_path, flags)
+def test_prints_its_table_beside_torch(name, tmp_path):
+    check(name, *WITH_TORCH[name], tmp_path)
 
 
 def test_every_benchmark_is_run():
@@ -215,14 +213,14 @@ def test_sample_beside_torch(monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_the_page_holds_what_they_print(tmp_path, monkeypatch, flags):
+def test_the_page_holds_what_they_print(tmp_path, monkeypatch):
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- cpu: begin -->old<!-- cpu: end -->\nafter\n")
     commands = [f"plan {RUNS['plan'][0]}", "plan --preset none"]
     monkeypatch.setattr(report, "PAGE", page)
     monkeypatch.setitem(report.SETS, "cpu", commands)
     monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("XLA_FLAGS", flags)
+    monkeypatch.setenv("XLA_FLAGS", XLA_FLAGS)
     call(report, "cpu", monkeypatch)
     text = page.read_text()
     assert text.startswith("before\n")

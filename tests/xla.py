@@ -24,3 +24,9 @@ def known(flags: list[str]) -> list[str]:
         text=True,
     )
     return [flag for flag in flags if flag not in probe.stderr]
+
+
+def with_devices(number: int) -> str:
+    """The suite's XLA_FLAGS for a process that has so many devices."""
+    others = [flag for flag in os.environ["XLA_FLAGS"].split() if "device_count" not in flag]
+    return " ".join([*others, f"--xla_force_host_platform_device_count={number}"])

@@ -30,6 +30,7 @@ from dit_moe.storage import images
 from dit_moe.storage.files import lock
 from dit_moe.training.loop import train
 from tests.tiny import DIFFMOE, tiny
+from tests.xla import with_devices
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -419,12 +420,11 @@ def test_a_run_of_other_devices(tmp_path):
         "from dit_moe.training.loop import train\n"
         f"train(load_json(Path({str(config)!r})), Path({str(run)!r}))\n"
     )
-    flags = "--xla_force_host_platform_device_count=4"
     subprocess.run(
         [sys.executable, "-c", code],
         check=True,
         cwd=ROOT,
-        env={**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "XLA_FLAGS": with_devices(4), "PYTHONPATH": str(ROOT)},
     )
     x, _ = make(run, tmp_path / "out", integration={"steps": 2})
     assert x.shape == (10, 8, 8, 1)

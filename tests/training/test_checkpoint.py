@@ -28,6 +28,7 @@ from dit_moe.runs.checkpoints import Checkpoints, DamageError, on_one_device
 from dit_moe.runs.fingerprint import fingerprints
 from dit_moe.runs.state import TrainState
 from tests.processes import free_port, run_together
+from tests.xla import with_devices
 
 
 def make_state(step: int) -> TrainState:
@@ -422,7 +423,7 @@ def test_two_processes_take_one_decision(tmp_path):
     results = run_together(
         2,
         lambda process_id: [sys.executable, "-c", PROCESS, process_id, port, tmp_path],
-        {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"},
+        {**os.environ, "XLA_FLAGS": with_devices(2)},
         timeout=120,
     )
     assert [code for code, _, _ in results] == [0, 0], results

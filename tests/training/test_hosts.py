@@ -20,6 +20,7 @@ from dit_moe.training.loop import train
 from tests.lost_output import LostOutput
 from tests.processes import free_port, run_together
 from tests.tiny import tiny
+from tests.xla import with_devices
 
 STEPS, SIGNAL_AT = 8, 3
 CONFIG = tiny(steps=STEPS, log_every=1, sample_every=4)
@@ -37,15 +38,13 @@ def start(workdir: Path, num_processes: int, signalled: int) -> list[tuple[int, 
     config_path = workdir.parent / "config.json"
     config_path.write_text(to_json(CONFIG))
     port = free_port()
-    devices = f"--xla_force_host_platform_device_count={8 // num_processes}"
-    flags = [f for f in os.environ["XLA_FLAGS"].split() if "device_count" not in f]
     script = [sys.executable, ROOT / "tests" / "training" / "host_process.py", config_path, workdir]
     return run_together(
         num_processes,
         lambda process_id: [*script, port, num_processes, process_id, signalled, SIGNAL_AT],
         {
             **os.environ,
-            "XLA_FLAGS": " ".join([*flags, devices]),
+            "XLA_FLAGS": with_devices(8 // num_processes),
             "PYTHONPATH": str(ROOT),
         },
         timeout=500,
