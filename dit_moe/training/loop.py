@@ -15,6 +15,7 @@ from dit_moe.runs.folder import put_back_run
 from dit_moe.runs.optimizer import updates_done
 from dit_moe.storage.files import check_reachable
 from dit_moe.training.judging import BuildJudge
+from dit_moe.training.origin import InitFrom
 from dit_moe.training.progress import postfix
 from dit_moe.training.session import Session, open_session
 from dit_moe.training.step import Metrics
@@ -71,13 +72,12 @@ def train(
             "init_layers is given with config.train.lora, whose additions are to a model as it is; "
             "allowed: one of them"
         )
+    asked = None if init_from is None else InitFrom(init_from, init_classes, init_layers)
     folder, steps = epath.Path(workdir), config.train.steps
     with open_session(
         config,
         folder,
-        init_from=init_from,
-        init_classes=init_classes,
-        init_layers=init_layers,
+        asked,
         override_resume=override_resume,
         profile_steps=profile_steps,
         wandb=wandb,

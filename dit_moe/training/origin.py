@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import jax
 from etils import epath
@@ -61,12 +62,22 @@ class Origin:
 
 
 @dataclasses.dataclass(frozen=True)
+class InitFrom:
+    """What a run is asked to start from."""
+
+    model: str
+    """A run folder, an exported folder or a Hugging Face name."""
+    classes: Mapping[str, str] = MappingProxyType({})
+    """See `label_rows.find_rows`."""
+    layers: tuple[int, ...] = ()
+    """See `taken_layers.check_layers`; empty where the model has the run's blocks."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Start:
     """What a new run starts from: a model that is there and fits."""
 
-    init_from: str
-    init_classes: Mapping[str, str]
-    init_layers: tuple[int, ...]
+    asked: InitFrom
     config: Config
     """Of the model."""
     model: ModelConfig
@@ -74,19 +85,11 @@ class Start:
     rows: LabelRows
 
 
-def find_start(
-    init_from: str,
-    init_classes: Mapping[str, str],
-    init_layers: tuple[int, ...],
-    config: Config,
-    sources: Sequence[Source],
-) -> Start:
+def find_start(asked: InitFrom, config: Config, sources: Sequence[Source]) -> Start:
     """Checks that a run can start from a model, before anything of either is read or written.
 
     Args:
-      init_from: a run folder, an exported folder or a Hugging Face name.
-      init_classes: see `label_rows.find_rows`.
-      init_layers: see `taken_layers.check_layers`; empty where the model has the run's blocks.
+      asked: the model.
       config: of the run.
       sources: the data that it learns from.
 
@@ -94,23 +97,23 @@ def find_start(
       ConfigError: there is no such model, it is another network, or of other latents; or there is
         no such class.
     """
-    folder = locate(init_from, "init_from")
+    init_from, folder = asked.model, locate(asked.model, "init_from")
     other = load_json(folder / "config.json")
     check_whole(other.model, f"init_from is {init_from!r}, which")
     fields = [
         field
         for field in differences(other, config)
         if field.startswith("model.") and field not in _free(config.model)
-        if not (init_layers and field.startswith(("model.depth", "model.segments")))
-        if init_layers or other.model.pairs is not None or not field.startswith("model.pairs")
+        if not (asked.layers and field.startswith(("model.depth", "model.segments")))
+        if asked.layers or other.model.pairs is not None or not field.startswith("model.pairs")
     ]
     if fields:
         raise ConfigError(
             f"init_from is {init_from!r}, whose network differs from config.model in "
             f"{', '.join(fields)}; allowed: a model of the same network"
         )
-    if init_layers:
-        check_layers(init_layers, other.model, config.model)
+    if asked.layers:
+        check_layers(asked.layers, other.model, config.model)
     if not same_latents(read_latent_space(folder), sources[0].latent_space):
         raise ConfigError(
             f"init_from is {init_from!r}, which was trained on other latents than those of "
@@ -127,10 +130,10 @@ def find_start(
     known = read_classes(folder)
     old = model_classes(other.data, other.model, folder)
     new = named_classes(config.data, config.model, count_classes(sources).names)
-    rows = find_rows(old, () if known is None else known.learnt(), new, init_classes)
+    rows = find_rows(old, () if known is None else known.learnt(), new, asked.classes)
     if told := sentence(rows, old, new):
         hosts.say(told)
-    return Start(init_from, init_classes, init_layers, other, config.model, rows)
+    return Start(asked, other, config.model, rows)
 
 
 def _free(model: ModelConfig) -> set[str]:
@@ -145,16 +148,8 @@ def _free(model: ModelConfig) -> set[str]:
     return {*_FREE, *of_routers}
 
 
-def prepare_origin(
-    init_from: str | None,
-    init_classes: Mapping[str, str],
-    init_layers: tuple[int, ...],
-    workdir: epath.Path,
-    *,
-    resuming: bool,
-) -> None:
-    """When resuming, checks that `init_from`, if given, is what the run once started from, and
-    `init_classes` and `init_layers` likewise.
+def prepare_origin(asked: InitFrom | None, workdir: epath.Path, *, resuming: bool) -> None:
+    """When resuming, checks that what is asked for is what the run once started from.
 
     Raises:
       ConfigError: it is not.
@@ -163,25 +158,25 @@ def prepare_origin(
     if not resuming:
         path.unlink(missing_ok=True)  # of a start that came to no checkpoint
         return
-    if init_from is None:
+    if asked is None:
         return
     known = read_origin(workdir)
-    if known is None or known.init_from not in (init_from, _identity(init_from)):
+    if known is None or known.init_from not in (asked.model, _identity(asked.model)):
         began = "random parameters" if known is None else repr(known.init_from)
         raise ConfigError(
-            f"init_from is {init_from!r}, but workdir {str(workdir)!r} holds a run that "
+            f"init_from is {asked.model!r}, but workdir {str(workdir)!r} holds a run that "
             f"started from {began}; allowed: the same, none, or another --workdir"
         )
-    if init_classes and init_classes != known.init_classes:
+    if asked.classes and asked.classes != known.init_classes:
         raise ConfigError(
-            f"init_classes is {_pairs(init_classes)}, but workdir {str(workdir)!r} holds a run "
+            f"init_classes is {_pairs(asked.classes)}, but workdir {str(workdir)!r} holds a run "
             f"that started with {_pairs(known.init_classes)}; allowed: the same, none, or another "
             "--workdir"
         )
-    if init_layers and init_layers != known.init_layers:
+    if asked.layers and asked.layers != known.init_layers:
         began = ", ".join(map(str, known.init_layers)) or "all"
         raise ConfigError(
-            f"init_layers is {', '.join(map(str, init_layers))}, but workdir {str(workdir)!r} "
+            f"init_layers is {', '.join(map(str, asked.layers))}, but workdir {str(workdir)!r} "
             f"holds a run that started with {began}; allowed: the same, none, or another --workdir"
         )
 
@@ -215,7 +210,7 @@ def start_parameters(
     Raises:
       ConfigError: it has no checkpoint, or the newest is damaged.
     """
-    init_from = start.init_from
+    init_from, layers = start.asked.model, start.asked.layers
     ema = has_average(locate(init_from, "init_from"))
     table = like[LABEL_TABLE]
     old_shape = (start.config.model.num_classes + 1, *table.shape[1:])
@@ -225,16 +220,16 @@ def start_parameters(
     run = load_run(init_from, ema, like, pairs=start.model.pairs is not None)
     take = jax.jit(start.rows.take, out_shardings=table.sharding)
     parameters = {**run.parameters, LABEL_TABLE: take(run.parameters[LABEL_TABLE])}
-    if start.init_layers:
+    if layers:
         blocks = functools.partial(
-            take_layers, layers=start.init_layers, old=start.config.model, new=start.model
+            take_layers, layers=layers, old=start.config.model, new=start.model
         )
         shardings = {path: p.sharding for path, p in like.items()}
         parameters = jax.jit(blocks, out_shardings=shardings)(parameters)
     averaged = "averaged " if ema else ""
     found = fingerprints(run.parameters) if fingerprinted else {}
-    began = dict(start.init_classes), start.init_layers
-    origin = Origin(_identity(init_from), run.step, *began, found)
+    classes = dict(start.asked.classes)
+    origin = Origin(_identity(init_from), run.step, classes, layers, found)
     hosts.on_lead(lambda: write_record(workdir / _FILE, origin))
     hosts.say(f"Starts from the {averaged}parameters of {init_from} at step {run.step:,}.")
     return parameters

@@ -2,8 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 from etils import epath
@@ -36,7 +35,7 @@ from dit_moe.training.interrupt import Interrupt
 from dit_moe.training.judging import BuildJudge, Judging, open_judging
 from dit_moe.training.logging import MetricsWriter
 from dit_moe.training.milestones import Milestones
-from dit_moe.training.origin import find_start, prepare_origin, start_parameters
+from dit_moe.training.origin import InitFrom, find_start, prepare_origin, start_parameters
 from dit_moe.training.profile import Profile
 from dit_moe.training.progress import progress_bar
 from dit_moe.training.step import Metrics, build_step
@@ -98,10 +97,8 @@ class Session:
 def open_session(
     config: Config,
     workdir: epath.Path,
+    init_from: InitFrom | None = None,
     *,
-    init_from: str | None = None,
-    init_classes: Mapping[str, str] = MappingProxyType({}),
-    init_layers: tuple[int, ...] = (),
     override_resume: tuple[str, ...] = (),
     profile_steps: range = range(0),
     wandb: str | None = None,
@@ -124,15 +121,7 @@ def open_session(
         )
         like = abstract_state(config.model, settings, mesh)
         state, teaching = _begin(
-            config,
-            workdir,
-            parts,
-            checkpoints,
-            like,
-            init_from,
-            init_classes,
-            init_layers,
-            override_resume,
+            config, workdir, parts, checkpoints, like, init_from, override_resume
         )
         first_step, space = int(state.step), parts.sources[0].latent_space
         writers: list[MetricsWriter] = []
@@ -216,9 +205,7 @@ def _begin(
     parts: Parts,
     checkpoints: Checkpoints,
     like: TrainState,
-    init_from: str | None,
-    init_classes: Mapping[str, str],
-    init_layers: tuple[int, ...],
+    init_from: InitFrom | None,
     override_resume: tuple[str, ...],
 ) -> tuple[TrainState, Parameters]:
     """Makes the folder the run's, and its state; beside it the parameters of its teacher, if steps
@@ -232,7 +219,7 @@ def _begin(
             "to a model that there is"
         )
     if init_from is not None and not resuming:
-        start = find_start(init_from, init_classes, init_layers, config, parts.sources)
+        start = find_start(init_from, config, parts.sources)
     teacher, teaching = find_teaching(config, parts.teacher, parts.mesh, workdir, newest)
 
     def prepare_folder() -> None:
@@ -244,7 +231,7 @@ def _begin(
             override=override_resume,
             step=newest or 0,
         )
-        prepare_origin(init_from, init_classes, init_layers, workdir, resuming=resuming)
+        prepare_origin(init_from, workdir, resuming=resuming)
         if not resuming:
             write_teacher(workdir, teacher)
         write_parameter_overview(like, workdir)

@@ -32,7 +32,7 @@ from dit_moe.surgery.compress.steps import (
     register_step,
     step_text,
 )
-from dit_moe.training.origin import find_start
+from dit_moe.training.origin import InitFrom, find_start
 from tests.analysis.fresh_run import write_fresh_run
 from tests.surgery.compressing import model_of, shown
 from tests.tiny import PROMOE, tiny
@@ -272,7 +272,7 @@ def test_a_dense_model_has_nothing_to_drop(tmp_path, capsys):
 def test_a_run_starts_from_a_compressed_model(small):
     config = load_run(small).config
     sources = build_sources(config.data, config.model)
-    assert find_start(str(small), {}, (), config, sources).model == config.model
+    assert find_start(InitFrom(str(small)), config, sources).model == config.model
 
 
 def test_calibration_is_stratified():

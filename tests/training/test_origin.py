@@ -23,7 +23,7 @@ from dit_moe.runs.loading import load_run
 from dit_moe.runs.state import abstract_state, init_state, start_state
 from dit_moe.runs.writer import InMemory, write_run
 from dit_moe.training.loop import train
-from dit_moe.training.origin import find_start, prepare_origin, start_parameters
+from dit_moe.training.origin import InitFrom, find_start, prepare_origin, start_parameters
 from tests.tiny import tiny
 
 # An update too small to show.
@@ -59,7 +59,7 @@ def test_the_state_lies_on_the_mesh(form, source, tmp_path):
     )
     mesh = build_mesh(config.mesh)
     like = abstract_state(config.model, config.train, mesh)
-    start = find_start(str(folder), {}, (), config, build_sources(config.data, config.model))
+    start = find_start(InitFrom(str(folder)), config, build_sources(config.data, config.model))
     parameters = start_parameters(start, epath.Path(tmp_path), like.parameters)
     state = start_state(config.model, config.train, mesh, parameters, config.seed)
 
@@ -131,7 +131,7 @@ def test_other_latents(source, tmp_path):
 
 def test_a_start_that_failed_is_forgotten(tmp_path):
     (tmp_path / "origin.json").write_text("{}")
-    prepare_origin(None, {}, (), epath.Path(tmp_path), resuming=False)
+    prepare_origin(None, epath.Path(tmp_path), resuming=False)
     assert not (tmp_path / "origin.json").exists()
 
 
@@ -170,7 +170,7 @@ def test_another_size_is_told(source, tmp_path, capsys):
     larger = dataclasses.replace(
         config, model=dataclasses.replace(config.model, image_size=16, position="sincos")
     )
-    find_start(str(source), {}, (), larger, build_sources(config.data, config.model))
+    find_start(InitFrom(str(source)), larger, build_sources(config.data, config.model))
     assert f"The image size was 8 in {source}; it is 16. " in capsys.readouterr().out
 
 
@@ -178,7 +178,7 @@ def test_the_mean_is_of_classes_that_had_images(source, tmp_path):
     origin = shutil.copytree(source, tmp_path / "origin")
     write_classes(origin, Classes(tuple("abcdefghij"), (5, 0, 3) + (0,) * 7))
     config = tiny(None)
-    start = find_start(str(origin), {}, (), config, build_sources(config.data, config.model))
+    start = find_start(InitFrom(str(origin)), config, build_sources(config.data, config.model))
     assert start.rows.learnt == (0, 2)
 
 
