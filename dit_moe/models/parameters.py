@@ -5,7 +5,7 @@ Checkpoints, optimiser, EMA and conversion all speak of parameters by dotted pat
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -61,12 +61,6 @@ def stack_of(path: str) -> str | None:
 def get_parameters(model: DiT) -> Parameters:
     """The model's parameters by dotted path."""
     return {path: variable[...] for path, variable in variables(model).items()}
-
-
-def set_parameters(model: DiT, parameters: Mapping[str, jax.typing.ArrayLike]) -> None:
-    """Replaces all parameters of the model in place."""
-    for path, variable in variables(model).items():
-        variable[...] = jax.numpy.asarray(parameters[path])
 
 
 def init_parameters(config: ModelConfig, key: jax.Array) -> Parameters:

@@ -16,7 +16,6 @@ from dit_moe.models.parameters import (
     abstract_parameters,
     get_parameters,
     logical_axes,
-    set_parameters,
 )
 from dit_moe.nn.attention import Attention, rotate
 from dit_moe.nn.embeddings import (
@@ -27,6 +26,7 @@ from dit_moe.nn.embeddings import (
     timestep_features,
     unpatchify,
 )
+from dit_moe.nn.flat import bind
 from tests.tiny import DIFFMOE, DIT_MOE, PROMOE, PROMOE_EC, SOFT_MOE, tiny
 
 
@@ -34,11 +34,10 @@ def randomised(model: DiT) -> DiT:
     """Without the zeros of the initialisation, which hide everything behind them."""
     keys = iter(jax.random.split(jax.random.key(1), 200))
     parameters = get_parameters(model)
-    set_parameters(
+    return bind(
         model,
         {p: v + 0.05 * jax.random.normal(next(keys), v.shape) for p, v in parameters.items()},
     )
-    return model
 
 
 def inputs(n: int = 3):
@@ -178,7 +177,7 @@ def test_bfloat16_computes_near_float32(moe):
     config = tiny(moe).model
     exact = randomised(DiT(config, nnx.Rngs(0)))
     rough = DiT(dataclasses.replace(config, dtype="bfloat16"), nnx.Rngs(0))
-    set_parameters(rough, get_parameters(exact))
+    rough = bind(rough, get_parameters(exact))
     expected, actual = exact(*inputs()), rough(*inputs())
     assert all(p.dtype == jnp.float32 for p in get_parameters(rough).values())
     assert actual.value.dtype == jnp.float32
@@ -220,8 +219,7 @@ def test_the_pool_of_a_batch_is_for_training_only():
         parameters = get_parameters(model)
         # In the middle of the predictions.
         path = "trunk.segments.0.blocks.1.feed_forward.router.threshold"
-        set_parameters(model, parameters | {path: jnp.full_like(parameters[path], 0.5)})
-        return model
+        return bind(model, parameters | {path: jnp.full_like(parameters[path], 0.5)})
 
     by_token = build()
     share = (by_token(*inputs()).routing[0].expert < 4).mean()

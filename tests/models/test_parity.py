@@ -23,7 +23,7 @@ from dit_moe.config import (
 )
 from dit_moe.convert import peers
 from dit_moe.models.dit import DiT
-from dit_moe.models.parameters import Parameters, functional, get_parameters, set_parameters
+from dit_moe.models.parameters import Parameters, functional, get_parameters
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 
@@ -82,9 +82,8 @@ def load(name: str) -> tuple[DiT, dict[str, np.ndarray]]:
         moe=MOE[name],
         **MODEL.get(name, {}),
     )
-    model = DiT(config, nnx.Rngs(0))
     tensors = load_file(FIXTURES / f"{name}.safetensors")
-    set_parameters(model, peers.from_peer(config, tensors))
+    model = functional(config)(jax.tree.map(jnp.asarray, peers.from_peer(config, tensors)))
     with np.load(FIXTURES / f"{name}.npz") as arrays:
         return model, dict(arrays)
 

@@ -15,11 +15,12 @@ from dit_moe.config.files import from_dict, override, to_dict
 from dit_moe.config.routers import LinearScores
 from dit_moe.models.block import Given
 from dit_moe.models.dit import DiT
-from dit_moe.models.parameters import get_parameters, places, set_parameters
+from dit_moe.models.parameters import get_parameters, places
 from dit_moe.models.trunk import Trunk
 from dit_moe.moe.routers import register_router
 from dit_moe.moe.routers.scores import init_kernel, linear_scores
 from dit_moe.moe.routing import Conditioning, Routing
+from dit_moe.nn.flat import bind
 from tests.tiny import DIT_MOE, tiny
 
 PYRAMID = (
@@ -59,7 +60,7 @@ def test_cutting_a_segment_in_two_changes_nothing():
             moved[path] = source[path][:1]
         elif path.startswith("trunk.segments.1."):
             moved[path] = source[path.replace("segments.1", "segments.0")][1:]
-    set_parameters(other, moved)
+    other = bind(other, moved)
     inputs = jnp.ones((2, 8, 8, 1)), jnp.array([0.1, 0.7]), jnp.array([3, 10])
     one, two = model(*inputs), other(*inputs)
     np.testing.assert_allclose(one.value, two.value, atol=1e-5)
