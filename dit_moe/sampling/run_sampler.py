@@ -14,6 +14,7 @@ import numpy as np
 
 from dit_moe.autoencoder.latent_space import read_latent_space, same_latents
 from dit_moe.config import ConfigError, MeshConfig, ModelConfig
+from dit_moe.config.caching import CacheSettings
 from dit_moe.config.files import load_json
 from dit_moe.config.rules import listing
 from dit_moe.data.classes import model_classes, read_classes
@@ -82,11 +83,11 @@ class RunSampler:
         workdir = locate(workdir)
         config = load_json(workdir / "config.json")
         self.steering = _read_steering(steering, workdir, config.model)
-        if self.steering and self.steering.labels is not None and not request.get("classes"):
-            own = model_classes(config.data, config.model, workdir)
-            request["classes"] = own_labels(self.steering.labels, self.steering.classes, own)
         self.classes = model_classes(config.data, config.model, workdir)
         """What the labels stand for."""
+        if self.steering and self.steering.labels is not None and not request.get("classes"):
+            labels, classes = self.steering.labels, self.steering.classes
+            request["classes"] = own_labels(labels, classes, self.classes)
         names = [str(name) for name in request.get("classes", ())]
         request["classes"] = classes_to_draw(self.classes.labels(names), workdir, config.model)
         # All is checked before parameters are read, which may take long.
@@ -94,18 +95,8 @@ class RunSampler:
         self.request = dataclasses.replace(asked, cache=calibrated(asked.cache, workdir))
         self._memory = None if memory is None else memory_bytes(memory)
         self._store = _open_store(workdir, config.model, memory, ema=ema, checkpoint=checkpoint)
-        if self._store is not None and self.request.cache is not None:
-            raise ConfigError(
-                f"step_cache is {self.request.cache.name!r} with a store of experts, whose layers "
-                "are read ahead as if all were computed; allowed: a cache with the run itself"
-            )
         self._losses = read_losses(losses, config.model)
-        for name, stands in (("a store of experts", self._store), ("step_cache", asked.cache)):
-            if losses and stands is not None:
-                raise ConfigError(
-                    f"steer_loss is {losses[0]!r} with {name}, through which there is no gradient; "
-                    "allowed: a run of which everything is computed in memory"
-                )
+        _check_together(self._store, asked.cache, losses)
         if self._store is None:
             run = load_run(workdir, ema, checkpoint=checkpoint)
         else:
@@ -126,27 +117,32 @@ class RunSampler:
         for found in computed.values():
             hosts.say(sentence(found))
         self.identity: dict[str, object] = {
-            **self.request.description(),
-            "function_evaluations": function_evaluations(
-                run.config.model, run.config.objective, self.request
-            ),
+            **self._described(run),
             **computed,
             "workdir": printable(str(workdir.resolve())),
             **identity(run, ema, self._store),
-            "class_names": [self.classes.names[c] for c in self.request.classes]
-            if self.classes.names
-            else None,
+            "guide": weaker and {"workdir": printable(str(guide)), **identity(weaker, guide_ema)},
+        }
+        """What the images depend on, ready for JSON."""
+        if losses:
+            self.identity["losses"] = [loss.description() for loss in self._losses]
+        self._parameters = jax.device_put(run.parameters, replicated(self._mesh))
+        self._sampler = self._build(run, weaker)
+
+    def _described(self, run: Run) -> dict[str, object]:
+        """What the images depend on beside the parameters and what is computed of them."""
+        config, names = run.config, self.classes.names
+        return {
+            **self.request.description(),
+            "function_evaluations": function_evaluations(
+                config.model, config.objective, self.request
+            ),
+            "class_names": [names[c] for c in self.request.classes] if names else None,
             "start_share": run.start_share,
             "batch_size": self.batch_size,
             "latents": self._renderer and self._renderer.description,
-            "guide": weaker and {"workdir": printable(str(guide)), **identity(weaker, guide_ema)},
             "steering": self.steering and self.steering.description,
         }
-        if losses:
-            self.identity["losses"] = [loss.description() for loss in self._losses]
-        """What the images depend on, ready for JSON."""
-        self._parameters = jax.device_put(run.parameters, replicated(self._mesh))
-        self._sampler = self._build(run, weaker)
 
     def _build(self, run: Run, weaker: Run | None) -> sampling.Sampler:
         """The jitted sampler, bound to the parameters of the network that guides."""
@@ -259,6 +255,23 @@ def _open_store(
             f"a store, as python -m dit_moe.streaming --workdir {workdir} --output NEW makes it"
         )
     return None
+
+
+def _check_together(
+    store: OpenStore | None, cache: CacheSettings | None, losses: Sequence[str]
+) -> None:
+    """Refuses what takes the place of the network twice, or lets no gradient through it."""
+    if store is not None and cache is not None:
+        raise ConfigError(
+            f"step_cache is {cache.name!r} with a store of experts, whose layers are read ahead as "
+            "if all were computed; allowed: a cache with the run itself"
+        )
+    for name, stands in (("a store of experts", store), ("step_cache", cache)):
+        if losses and stands is not None:
+            raise ConfigError(
+                f"steer_loss is {losses[0]!r} with {name}, through which there is no gradient; "
+                "allowed: a run of which everything is computed in memory"
+            )
 
 
 def identity(run: Run, ema: bool, store: OpenStore | None = None) -> dict[str, object]:
