@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from dit_moe.commands.next_step import say_sampling
+from dit_moe.commands.endings import say_sampling
 from dit_moe.config.command_line import command_parser, end, run_command, words
 from dit_moe.config.run_flags import add_parameters_flag, average_wanted
 

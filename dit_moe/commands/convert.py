@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dit_moe.commands.next_step import say_sampling
+from dit_moe.commands.endings import say_sampling
 from dit_moe.config.command_line import command_parser, end, run_command
 from dit_moe.config.run_flags import add_parameters_flag, average_wanted
 from dit_moe.config.verbs import spoken

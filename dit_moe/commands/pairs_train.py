@@ -4,13 +4,14 @@ Run the same command again to resume.
 """
 
 import argparse
+import functools
 from typing import get_args
 
 from etils import epath
 
-from dit_moe.config.command_line import command_parser, run_command, say_error, words
+from dit_moe.commands.endings import train_to_the_end
+from dit_moe.config.command_line import command_parser, run_command, words
 from dit_moe.config.data import PairKind
-from dit_moe.config.verbs import spoken
 
 EPILOG = """\
 examples:
@@ -59,22 +60,12 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Trains; returns the exit code."""
     # After the arguments are parsed: JAX takes seconds to import.
     from dit_moe.config.files import load_json, override
-    from dit_moe.devices import hosts
     from dit_moe.pairs.start import pairs_config
     from dit_moe.runs.loading import locate
-    from dit_moe.training.loop import TrainingError, train
+    from dit_moe.training.loop import train
 
     base = load_json(locate(arguments.base, "from") / "config.json")
     config = override(pairs_config(base, arguments.pair, words(arguments.pair_path)), overrides)
     workdir: epath.Path = arguments.workdir
-    try:
-        stopped_by = train(config, workdir, init_from=arguments.base)
-    except TrainingError as error:
-        say_error(f"error: {error}")
-        return 1
-    if stopped_by is not None:
-        hosts.say(f"Saved. Run the same command to go on, in {workdir}.")
-        return 128 + stopped_by
-    line = f"python -m dit_moe.pairs sample --workdir {workdir} --task both --output out/"
-    hosts.say(spoken(f"Done. Next: {line}"))
-    return 0
+    training = functools.partial(train, config, workdir, init_from=arguments.base)
+    return train_to_the_end(training, workdir, "python -m dit_moe.pairs sample --task both")

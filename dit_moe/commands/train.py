@@ -1,13 +1,14 @@
 """Trains a model. Run the same command again to resume."""
 
 import argparse
+import functools
 from typing import TYPE_CHECKING
 
 from etils import epath
 
+from dit_moe.commands.endings import train_to_the_end
 from dit_moe.commands.eval_room import eval_module
-from dit_moe.config.command_line import command_parser, end, run_command, say_error, words
-from dit_moe.config.verbs import spoken
+from dit_moe.config.command_line import command_parser, end, run_command, words
 
 if TYPE_CHECKING:
     from dit_moe.config import EvaluateConfig
@@ -113,33 +114,26 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     # After the arguments are parsed: JAX takes seconds to import.
     from dit_moe.config.files import load_file
     from dit_moe.devices import hosts
-    from dit_moe.training.loop import TrainingError, train
+    from dit_moe.training.loop import train
 
     explicit = (arguments.coordinator_address, arguments.num_processes, arguments.process_id)
     workdir: epath.Path = arguments.workdir
-    try:
-        config = load_file(arguments.config, overrides)
-        if arguments.distributed or explicit != (None, None, None):
-            hosts.join(*explicit)
-        stopped_by = train(
-            config,
-            workdir,
-            init_from=arguments.init_from,
-            init_classes=arguments.init_classes,
-            init_layers=arguments.init_layers,
-            override_resume=words(arguments.override_resume),
-            profile_steps=arguments.profile_steps,
-            wandb=arguments.wandb,
-            build_judge=_build_judge,
-        )
-    except TrainingError as error:
-        say_error(f"error: {error}")
-        return 1
-    if stopped_by is not None:
-        hosts.say(f"Saved. Run the same command to go on, in {workdir}.")
-        return 128 + stopped_by
-    hosts.say(spoken(f"Done. Next: python sample.py --workdir {workdir} --output out/"))
-    return 0
+    config = load_file(arguments.config, overrides)
+    if arguments.distributed or explicit != (None, None, None):
+        hosts.join(*explicit)
+    training = functools.partial(
+        train,
+        config,
+        workdir,
+        init_from=arguments.init_from,
+        init_classes=arguments.init_classes,
+        init_layers=arguments.init_layers,
+        override_resume=words(arguments.override_resume),
+        profile_steps=arguments.profile_steps,
+        wandb=arguments.wandb,
+        build_judge=_build_judge,
+    )
+    return train_to_the_end(training, workdir, "python sample.py")
 
 
 def _build_judge(settings: "EvaluateConfig") -> "Judge":

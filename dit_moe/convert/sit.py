@@ -1,29 +1,16 @@
 """SiT (Ma et al. 2024, willisma/SiT), the linear path with velocities."""
 
-from collections.abc import Mapping
-from typing import Any
-
-from dit_moe.config import ConfigError, ModelConfig, ObjectiveConfig, RectifiedFlowConfig
-from dit_moe.convert.peer import Arguments, Given, Peer
-from dit_moe.convert.requirements import Requirements
+from dit_moe.config import ConfigError, ObjectiveConfig, RectifiedFlowConfig
+from dit_moe.convert.dit import DiT
+from dit_moe.convert.peer import Given
 
 
-class SiT(Peer):
+class SiT(DiT):
     """DiT's network, of the other clock."""
 
     title = "SiT"
+    may_be_ddpm = False
     other_clock = True
-
-    def arguments(self, model: ModelConfig, require: Requirements) -> Arguments:
-        """None of its own."""
-        require.no_qk_norm(model)
-        require.dense(model)
-        return {}
-
-    def setting(self, size: str | None, moe: Mapping[str, Any] | None) -> tuple[str, str]:
-        """That of DiT-S/2, whatever the size."""
-        del size, moe
-        return "", "DiT-S/2"
 
     def flow(self, base: ObjectiveConfig, given: Given) -> ObjectiveConfig:
         """Times are uniform; another path or prediction is refused."""
