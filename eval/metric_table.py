@@ -198,7 +198,7 @@ def _pool(sets: Sets) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _pairwise(sets: Sets) -> tuple[np.ndarray, np.ndarray]:
-    """As `_pool`, with the limited reference also where another metric needs all of it."""
+    """Those of `_pool`, with the limited reference also where another metric needs all of it."""
     f_NxD, real_MxD = _pool(sets)
     return f_NxD, real_MxD[kept_rows(len(real_MxD), sets.pairwise_reference)]
 

@@ -81,7 +81,7 @@ def summarize(counts: Counts, model: ModelConfig, seed: int) -> Inputs:
 
 
 def _true_experts(counts: Counts, i: int, stack: int) -> TrueExperts:
-    """Of layer i, whose experts with weights are the first `stack`."""
+    """How many of the experts with weights, the first `stack`, compute a token in layer i."""
     count_BxS = counts.position_time_LxBxSxE[i, :, :, :stack].sum(axis=-1)
     tokens, visits_B = count_BxS.shape[1], counts.visits_B
     null = counts.null_LxBxE[i, :, :stack].sum() / max(counts.null_visits * tokens, 1)

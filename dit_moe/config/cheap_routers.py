@@ -56,7 +56,7 @@ class NullTopKRouterConfig(BiasSettings, LinearScores, LogitSettings):
         )
 
     def weight_sum(self, moe: Mixture) -> float:
-        """Of equal scores the first are chosen, which are true experts."""
+        """Always 1: among equal scores the first are chosen, which are true experts."""
         return 1.0
 
     def parameters(self, width: int, moe: Mixture) -> int:

@@ -62,7 +62,7 @@ class RecurrentKind:
         return 2 * self.directions * 4 * width * hidden + self.step_flops(hidden)
 
     def step_flops(self, hidden: float) -> float:
-        """Of these, those of the state before, which wait for it."""
+        """The part of these operations that takes the state before, and waits for it."""
         return 2 * self.directions * 3 * hidden * hidden
 
 

@@ -197,7 +197,7 @@ class MoEConfig:
         return self.rows(tokens) * group.number / self.num_experts
 
     def travelling(self, tokens: int) -> float:
-        """Of all such rows, those that are sent to where their expert is."""
+        """Rows of an image that are sent to where their expert is."""
         return sum(self.computing(g, tokens) for g in self.groups if not g.facts.whole_images)
 
     @property

@@ -44,10 +44,10 @@ ImageSize = Annotated[int | tuple[int, int], BeforeValidator(_validated)]
 
 
 def height_and_width(size: int | tuple[int, int]) -> tuple[int, int]:
-    """Of a size that `parse_size` returned."""
+    """Both sides of a size that `parse_size` returned."""
     return (size, size) if isinstance(size, int) else size
 
 
 def size_text(size: int | tuple[int, int]) -> str:
-    """As a user gives it: "64", or "48x64"."""
+    """What a user writes for it: "64", or "48x64"."""
     return str(size) if isinstance(size, int) else f"{size[0]}x{size[1]}"

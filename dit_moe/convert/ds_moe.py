@@ -104,6 +104,6 @@ class DSMoE(Peer):
         return f"-E{moe['num_experts']}", "DSMoE-S/2-E16"
 
     def flow(self, base: ObjectiveConfig, given: Given) -> ObjectiveConfig:
-        """As the preset has it."""
+        """That of the preset."""
         del given
         return base

@@ -156,7 +156,7 @@ class DiffMoE(Baseline):
         return {**arguments, "CapacityPred_loss_weight": moe.router.capacity_coef}
 
     def router(self, num_experts: int, given: Given | None) -> tuple[int, dict[str, Any]]:
-        """As published, experts choose in sampling, too."""
+        """Experts choose in sampling, too, as published."""
         top_k, router = super().router(num_experts, given)
         coef = (given or {}).get("CapacityPred_loss_weight", _DIFFMOE_COEF)
         return top_k, {**router, "capacity_coef": coef, "inference": "batch"}

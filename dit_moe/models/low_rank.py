@@ -124,6 +124,7 @@ merge_on_devices = jax.jit(merge, static_argnums=1)
 def functional_merged(
     model: ModelConfig, lora: LowRankConfig | None
 ) -> Callable[[Parameters], DiT]:
-    """As `parameters.functional`, from the parameters that a run with these additions keeps."""
+    """The network from the parameters that a run with these additions keeps; for a run without, as
+    `parameters.functional`."""
     bind = functional(model)
     return lambda parameters: bind(merge(parameters, lora))

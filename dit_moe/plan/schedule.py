@@ -28,7 +28,7 @@ class Operation(NamedTuple):
     """Of all parts, such as bytes; 0: there is no such operation."""
 
     def seconds(self, parts: float) -> float:
-        """Of one of so many parts."""
+        """What one of so many parts takes."""
         return self.alpha + self.amount * self.beta / parts if self.amount else 0.0
 
 

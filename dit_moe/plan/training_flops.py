@@ -52,7 +52,7 @@ def training_flops(model: ModelConfig, train: TrainConfig) -> float:
         return any(path.startswith(prefixes) for path in learning)
 
     def share(paths: list[str]) -> float:
-        """Of the products with these matrices, that of those which learn."""
+        """How much of the products with these matrices is with those that learn."""
         learnt = sum(sizes[path] for path in paths if path in learning or path in gains)
         return learnt / max(sum(sizes[path] for path in paths), 1)
 

@@ -226,7 +226,7 @@ def _bottom(drawer: Drawer) -> tuple[gr.Markdown, gr.AnnotatedImage]:
 
 
 def _sliders(player: Player) -> tuple[gr.Slider, gr.Slider]:
-    """Of the call of the network, and of the layer."""
+    """Two sliders: the call of the network, and the layer."""
     layers = max(len(drawer.config.model.mixtures) for drawer in player.drawers)
     with gr.Row(visible=layers > 0):
         step = gr.Slider(1, 2, value=1, step=1, label="call of the network")

@@ -50,7 +50,7 @@ class DropSettings(StepSettings):
 
     @property
     def needs_calibration(self) -> bool:
-        """Of what experts do."""
+        """It asks what experts do."""
         return self.by != "random"
 
 

@@ -75,7 +75,7 @@ def total_left(network: ModelConfig, total: int | None, share: float | None) -> 
 
 
 def least_experts(moe: MoEConfig) -> int:
-    """As few routed experts as tokens can choose from."""
+    """The least number of routed experts that tokens can choose from."""
     return max(moe.top_k - len(moe.cheap_experts), 1)
 
 

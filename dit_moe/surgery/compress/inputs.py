@@ -13,9 +13,9 @@ from dit_moe.surgery.compress.steps import Model
 
 
 def input_norms(model: Model, calibration: Calibration) -> list[Sums]:
-    """Of every MoE layer in order, over the tokens of each expert of the stack: `tokens` [E], how
-    many; `w_in` [E, D] and `w_out` [E, F], the root mean square of each input of the matrix, 1
-    where an expert has no token.
+    """What the experts of every MoE layer multiply, in order: `tokens` [E], how many each expert of
+    the stack has; `w_in` [E, D] and `w_out` [E, F], the root mean square over them of each input
+    of the matrix, 1 where there is no token.
 
     Raises:
       ConfigError: the routers do not see what experts multiply: an image chooses as one, or nobody

@@ -36,7 +36,7 @@ class SlimSettings(StepSettings):
 
     @property
     def needs_calibration(self) -> bool:
-        """Of the loss."""
+        """It asks for slopes of the loss."""
         return self.by != "magnitude"
 
 
@@ -94,8 +94,8 @@ def neuron_norms(unit: Unit) -> np.ndarray:
 
 
 def neuron_slopes(model: Model, calibration: Calibration, *, squared: bool) -> list[np.ndarray]:
-    """For each MoE layer in order, [E, F]: the absolute sum over batches of the slope of the
-    denoising loss in a neuron's factor, or the sum of its square."""
+    """The slopes of the denoising loss in the neurons' factors, [E, F] of each MoE layer in order:
+    the absolute value of their sum over batches, or the sum of their squares."""
     network = model.config.model
     parameters = jax.device_put(dict(model.parameters))
     inner, rest = {}, {}

@@ -24,7 +24,7 @@ MATRICES = ("w_in", "w_out")
 
 @dataclass(frozen=True, config=RULES, kw_only=True)
 class SparsifySettings(StepSettings):
-    """Of what each output of a matrix is made of, `share` of the weights become 0, rounded down."""
+    """`share` of the weights that each output of a matrix is made of become 0, rounded down."""
 
     name: Literal["sparsify"] = "sparsify"
     share: Annotated[float, Field(ge=0, lt=1)]
@@ -41,7 +41,7 @@ class SparsifySettings(StepSettings):
 
     @property
     def needs_calibration(self) -> bool:
-        """Of what matrices multiply."""
+        """It asks what matrices multiply."""
         return self.by == "wanda"
 
 

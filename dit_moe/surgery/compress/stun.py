@@ -66,7 +66,7 @@ class StunSettings(StepSettings):
 
     @property
     def needs_calibration(self) -> bool:
-        """Of what tokens choose."""
+        """It asks what tokens choose."""
         return self.choices > 0
 
 
