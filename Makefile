@@ -25,7 +25,7 @@ BIN = $(VENV)/bin
 help:
 	@echo "make demo       train on real digits, sample, evaluate (MODEL=promoe|dit-moe|dit)"
 	@echo "make folder     the same from your pictures: IMAGES=FOLDER [IMAGE_SIZE=32 STEPS=10000 FLIP=0 FLAGS=...]"
-	@echo "make test       the test suite, in a quarter of an hour"
+	@echo "make test       the test suite, in half an hour"
 	@echo "make test-peers comparisons with PyTorch packages, in an environment of their own"
 	@echo "make test-floors the suite on the oldest releases that pyproject.toml allows"
 	@echo "make test-slow  train the demo, kill runs, four processes, the wheel, more fuzz: half an hour"

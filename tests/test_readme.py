@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dit_moe.config.verbs import VERBS
 from tests.checkout import copy_parts
 from tests.convert.converted import FAMILIES, FIXTURES
 from tests.processes import outside_of_make
@@ -121,6 +122,11 @@ def test_every_command_in_order(folder):
 def test_a_command_for_every_family():
     told = re.findall(r"python -m dit_moe.convert --family (\S+) ", README)
     assert sorted(told) == sorted(STAND_INS)
+
+
+def test_every_verb_is_told_of():
+    table = README.partition("## Verbs\n")[2].partition("\n## ")[0]
+    assert set(re.findall(r"(?m)`([\w-]+)`(?=[^|]*\|[^|]*\|$)", table)) == set(VERBS)
 
 
 def test_length():
