@@ -4,7 +4,6 @@ import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 
 import jax
 from etils import epath
@@ -67,7 +66,7 @@ class InitFrom:
 
     model: str
     """A run folder, an exported folder or a Hugging Face name."""
-    classes: Mapping[str, str] = MappingProxyType({})
+    classes: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """See `label_rows.find_rows`."""
     layers: tuple[int, ...] = ()
     """See `taken_layers.check_layers`; empty where the model has the run's blocks."""
