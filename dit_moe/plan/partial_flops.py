@@ -16,16 +16,17 @@ def partial_flops(model: ModelConfig, computed_ExU: np.ndarray, *, gates: bool) 
       computed_ExU: which units are computed, [E, U] bool or their share, float.
       gates: whether of the others the gates are computed, as known outputs need them.
     """
-    whole = image_flops(model)
     modulated = 2 * 6 * model.width**2
     units_U, gates_U = [], []
     for segment in model.trunk:
         one = dataclasses.replace(segment, depth=segment.unit)
-        alone = dataclasses.replace(model, depth=one.depth, moe=None, segments=(one,))
+        pregate = None if one.moe is None else model.pregate
+        alone = dataclasses.replace(
+            model, depth=one.depth, moe=None, segments=(one,), pregate=pregate
+        )
         of_unit = image_flops(alone).total - _ends(alone)
         units_U += [of_unit] * segment.repeats
         gates_U += [gates * modulated * segment.unit] * segment.repeats
-    assert np.isclose(sum(units_U) + _ends(model), whole.total)
     share_ExU = np.asarray(computed_ExU, np.float64)
     return _ends(model) + share_ExU @ np.array(units_U) + (1 - share_ExU) @ np.array(gates_U)
 
