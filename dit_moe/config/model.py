@@ -257,6 +257,16 @@ class ModelConfig:
             pregate=None,
         )
 
+    def with_only(self, segment: SegmentConfig) -> "ModelConfig":
+        """The network with this segment alone in its trunk; a dense one has no router before it."""
+        return dataclasses.replace(
+            self,
+            depth=segment.depth,
+            moe=None,
+            segments=(segment,),
+            pregate=None if segment.moe is None else self.pregate,
+        )
+
     @property
     def null_label(self) -> int:
         """The label that stands for "no class"."""

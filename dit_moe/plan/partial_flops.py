@@ -19,11 +19,7 @@ def partial_flops(model: ModelConfig, computed_ExU: np.ndarray, *, gates: bool) 
     modulated = 2 * 6 * model.width**2
     units_U, gates_U = [], []
     for segment in model.trunk:
-        one = dataclasses.replace(segment, depth=segment.unit)
-        pregate = None if one.moe is None else model.pregate
-        alone = dataclasses.replace(
-            model, depth=one.depth, moe=None, segments=(one,), pregate=pregate
-        )
+        alone = model.with_only(dataclasses.replace(segment, depth=segment.unit))
         of_unit = image_flops(alone).total - _ends(alone)
         units_U += [of_unit] * segment.repeats
         gates_U += [gates * modulated * segment.unit] * segment.repeats

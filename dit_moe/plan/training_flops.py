@@ -103,14 +103,7 @@ def training_flops(model: ModelConfig, train: TrainConfig) -> float:
 
 def _of_segment(model: ModelConfig, segment: SegmentConfig) -> dict[str, float]:
     """The forward pass of one segment, by the parts of `ImageFlops`."""
-    alone = dataclasses.replace(
-        model,
-        depth=segment.depth,
-        moe=None,
-        segments=(segment,),
-        pregate=None if segment.moe is None else model.pregate,
-    )
-    flops = dataclasses.asdict(image_flops(alone))
+    flops = dataclasses.asdict(image_flops(model.with_only(segment)))
     flops["modulation"] -= 2 * model.width * 2 * model.width  # of the output
     return {part: n for part, n in flops.items() if part not in ("embedding", "output", "pregate")}
 

@@ -106,12 +106,8 @@ def unit_shapes(network: ModelConfig, segment: SegmentConfig) -> dict[str, tuple
       network: of which the trunk is not looked at.
       segment: of a single unit.
     """
-    pregate = None if segment.moe is None else network.pregate
-    alone = dataclasses.replace(
-        network, depth=segment.depth, moe=None, segments=(segment,), pregate=pregate
-    )
     return {
         path.removeprefix(_FIRST): p.shape[1:]
-        for path, p in abstract_parameters(alone).items()
+        for path, p in abstract_parameters(network.with_only(segment)).items()
         if path.startswith(_FIRST)
     }
