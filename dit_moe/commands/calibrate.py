@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.workdir,
         images=arguments.images,
         seed=arguments.seed,
-        **lone_settings(arguments, "to calibrate a cache"),
+        **lone_settings(arguments, "for a calibration"),
     )
     print(f"Wrote {path}; the polynomial explains {found.explained:.0%} of the variance.")
 

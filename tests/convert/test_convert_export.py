@@ -34,7 +34,7 @@ from dit_moe.runs.weights import write_weights
 from dit_moe.runs.writer import InMemory, write_run
 from dit_moe.sampling.run_sampler import RunSampler
 from dit_moe.training.label_rows import LabelRows
-from dit_moe.training.origin import Start, start_parameters
+from dit_moe.training.origin import InitFrom, Start, start_parameters
 from tests.convert.converted import imported
 
 NAME = "promoe_tiny"
@@ -164,7 +164,7 @@ def test_one_of_average_and_parameters(exported, run, tmp_path, capsys):
     mesh = build_mesh(config.mesh)
     like = abstract_state(config.model, config.train, mesh).parameters
     same = tuple(range(config.model.num_classes))
-    start = Start(str(output), {}, (), config, config.model, LabelRows(same, same))
+    start = Start(InitFrom(str(output)), config, config.model, LabelRows(same, same))
     started = start_parameters(start, tmp_path / "new", like)
     np.testing.assert_array_equal(started["label.table"], load_run(run).parameters["label.table"])
     assert f"Starts from the parameters of {output}" in capsys.readouterr().out

@@ -31,7 +31,7 @@ def test_a_run_is_calibrated_and_then_sampled(run, capsys):
     assert main([*line, "--steps=4"]) == 2
     assert "steps is 4, which gives 3 changes; allowed: more than 5" in capsys.readouterr().err
     assert main([*line, "--steps=12", "--step_cache=fora"]) == 2
-    assert "step_cache is 'fora'; allowed: none" in capsys.readouterr().err
+    assert "step_cache is 'fora' for a calibration; allowed: none" in capsys.readouterr().err
     assert not (run / "teacache.json").exists()
     assert main([*line, "--steps=12"]) == 0
     assert "teacache.json; the polynomial explains " in capsys.readouterr().out
