@@ -20,9 +20,9 @@ def train_to_the_end(train: Callable[[], int | None], workdir: PathLike[str], th
     """Trains, says what came of it, and returns the exit code.
 
     Args:
-      train: as `training.loop.train`, all its arguments given.
+      train: returns the signal that stopped it after a save, or None, as `training.loop.train`.
       workdir: of the run.
-      then: what may be called next, from the command to its `--workdir`, without the folder.
+      then: what may be called next; {workdir} stands for the folder.
     """
     # After the arguments are parsed: JAX takes seconds to import.
     from dit_moe.devices import hosts
@@ -36,6 +36,6 @@ def train_to_the_end(train: Callable[[], int | None], workdir: PathLike[str], th
     if stopped_by is not None:
         hosts.say(f"Saved. Run the same command to go on, in {workdir}.")
         return 128 + stopped_by
-    folder = shlex.quote(str(workdir))
-    hosts.say(spoken(f"Done. Next: {then} --workdir {folder} --output out/"))
+    line = then.format(workdir=shlex.quote(str(workdir)))
+    hosts.say(spoken(f"Done. Next: {line}"))
     return 0

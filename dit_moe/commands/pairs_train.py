@@ -68,4 +68,5 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     config = override(pairs_config(base, arguments.pair, words(arguments.pair_path)), overrides)
     workdir: epath.Path = arguments.workdir
     training = functools.partial(train, config, workdir, init_from=arguments.base)
-    return train_to_the_end(training, workdir, "python -m dit_moe.pairs sample --task both")
+    then = "python -m dit_moe.pairs sample --workdir {workdir} --task both --output out/"
+    return train_to_the_end(training, workdir, then)

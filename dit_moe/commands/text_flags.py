@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dit_moe.config.command_line import add_checkpoint_flag, add_parameters_flag
+from dit_moe.config.run_flags import add_checkpoint_flag, add_parameters_flag
 
 if TYPE_CHECKING:
     from dit_moe.text.writer import TextWriter

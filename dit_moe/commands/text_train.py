@@ -4,10 +4,11 @@ Run the same command again to resume.
 """
 
 import argparse
+import functools
 from pathlib import Path
 
-from dit_moe.config.command_line import command_parser, run_command, say_error, words
-from dit_moe.config.verbs import spoken
+from dit_moe.commands.endings import train_to_the_end
+from dit_moe.config.command_line import command_parser, run_command, words
 
 EPILOG = """\
 examples:
@@ -53,22 +54,14 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from dit_moe.config.files import override
     from dit_moe.text.config import TextConfig, of_files, plain
     from dit_moe.text.training import train_on_texts
-    from dit_moe.training.loop import TrainingError
 
     config = of_files(TextConfig(), arguments.data, arguments.heldout)
     config = override(config, overrides)
     workdir: Path = arguments.workdir
-    try:
-        stopped_by = train_on_texts(
-            plain(config) if arguments.plain else config,
-            workdir,
-            override_resume=words(arguments.override_resume),
-        )
-    except TrainingError as error:
-        say_error(f"error: {error}")
-        return 1
-    if stopped_by is not None:
-        print(f"Saved. Run the same command to go on, in {workdir}.")
-        return 128 + stopped_by
-    print(spoken(f"Done. Next: python -m dit_moe.text eval --workdir {workdir}"))
-    return 0
+    training = functools.partial(
+        train_on_texts,
+        plain(config) if arguments.plain else config,
+        workdir,
+        override_resume=words(arguments.override_resume),
+    )
+    return train_to_the_end(training, workdir, "python -m dit_moe.text eval --workdir {workdir}")

@@ -133,7 +133,8 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
         wandb=arguments.wandb,
         build_judge=_build_judge,
     )
-    return train_to_the_end(training, workdir, "python sample.py")
+    then = "python sample.py --workdir {workdir} --output out/"
+    return train_to_the_end(training, workdir, then)
 
 
 def _build_judge(settings: "EvaluateConfig") -> "Judge":
