@@ -15,9 +15,12 @@ from dit_moe.config import EXPERTS, ModelConfig
 from dit_moe.config.experts import ExpertKind
 from dit_moe.models.dit import DiT
 from dit_moe.models.parameters import Parameters
-from dit_moe.nn.feed_forward import Experts, ExpertWeights
+from dit_moe.nn.feed_forward import Experts, ExpertWeights, PackedExperts
 from dit_moe.nn.flat import bind
 from dit_moe.streaming.layout import Layer, Store
+
+Bound = Callable[[Parameters], Experts]
+"""From the tensors of experts, by the names of `Leaf`, to experts that have them."""
 
 
 class Blocks(Protocol):
@@ -70,6 +73,7 @@ class StreamedBank:
     """[] int32: of the layer in the store."""
     kept: Layer = flax.struct.field(pytree_node=False)
     """Any layer of the stack; they are alike."""
+    bound: Bound = flax.struct.field(pytree_node=False)
     activation: str = flax.struct.field(pytree_node=False)
     """Name of the kind."""
     source: Source = flax.struct.field(pytree_node=False)
@@ -86,20 +90,22 @@ class StreamedBank:
 
     def expert(self, index: jax.Array | int, dtype: jnp.dtype) -> ExpertWeights:
         """The weights of one expert, without the leading axis."""
-        alone = jax.tree.map(lambda w: w[None], self._ask(index))
-        return alone.expert(0, dtype)
+        return self._ask(index).expert(0, dtype)
 
     def stack(self, dtype: jnp.dtype) -> ExpertWeights:
         """The weights of all experts, their matrices in a dtype."""
-        return jax.lax.map(self._ask, jnp.arange(self.num_experts)).stack(dtype)
+        each = jax.lax.map(self._ask, jnp.arange(self.num_experts))
+        return jax.tree.map(lambda w: w[:, 0], each).stack(dtype)
 
-    def _ask(self, index: jax.Array | int) -> ExpertWeights:
+    def _ask(self, index: jax.Array | int) -> ExpertWeights | PackedExperts:
         """One expert as it is stored, from the host while the program runs."""
         shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in self.kept.leaves)
         give = partial(self.source.leaves, self.kept, object())
         leaves = jax.pure_callback(give, shapes, self.number, index)
         names = [leaf.name for leaf in self.kept.leaves]
-        return ExpertWeights(**dict(zip(names, leaves, strict=True)), activation=self.activation)
+        return self.bound(
+            {name: leaf[None] for name, leaf in zip(names, leaves, strict=True)}
+        ).bank()
 
 
 class _StreamedExperts(nnx.Module):
@@ -107,11 +113,13 @@ class _StreamedExperts(nnx.Module):
 
     def __init__(self, experts: Experts, kept: Layer, units: int, source: Source):
         self.kind, self.kept, self.source = experts.kind, kept, source
+        # A function, as a module that a module has would be one of its parts.
+        self.bound = lambda leaves: bind(experts, leaves)
         self.number = nnx.Param(jax.ShapeDtypeStruct((units,), jnp.int32))
 
     def bank(self) -> StreamedBank:
         """The bank of the unit that runs."""
-        return StreamedBank(self.number[...], self.kept, self.kind, self.source)
+        return StreamedBank(self.number[...], self.kept, self.bound, self.kind, self.source)
 
 
 def streamed(config: ModelConfig, source: Source) -> Callable[[Parameters], DiT]:

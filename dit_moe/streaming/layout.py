@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
+import jax
 import jax.numpy as jnp
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -29,6 +30,8 @@ EXPERTS, REST = "experts.bin", "rest.safetensors"
 DTYPES = ("float32", "bfloat16", "float16")
 PAGE = 4096
 """Bytes of which blocks begin at multiples: pages of memory and sectors of disks divide them."""
+WHOLE = jnp.dtype("float32")
+"""The type of a network's parameters that are not packed."""
 _LINE = 64  # bytes, to which tensors are aligned in a block
 
 Crc = Annotated[int, Field(ge=0, lt=2**32)]
@@ -39,6 +42,7 @@ class Leaf:
     """A tensor that every expert of a layer has."""
 
     name: str
+    """Its path below that of the experts: "w_in", or of a packed one "w_in.codes"."""
     dtype: str
     shape: tuple[PositiveInt, ...]
     """Of a single expert."""
@@ -60,7 +64,6 @@ experts"."""
     """Where in the stack of that path."""
     experts: PositiveInt
     leaves: tuple[Leaf, ...]
-    """Packed weights are leaves too, of uint8."""
     crc32: tuple[Crc, ...] = ()
     """Of every expert's block."""
 
@@ -91,7 +94,7 @@ class Store:
     step: NonNegativeInt
     """Of the checkpoint that it was made of."""
     dtype: str
-    """Of the experts' matrices, and of those of the blocks."""
+    """Of the experts' matrices, and of those of the blocks, which are not packed."""
     weights: str
     """SHA-256 of all parameters as they are stored."""
     layers: tuple[Layer, ...]
@@ -115,18 +118,41 @@ def layers_of(model: ModelConfig, dtype: str) -> tuple[Layer, ...]:
 
     Experts that compute whole images (recurrent ones) are of the rest.
     """
-    shapes = abstract_parameters(model)
-    layers = []
+    stored, layers = stored_parameters(model, dtype), []
     for place in places(model):
         for path in _stacks(place.prefix, place.moe):
-            own = {p: shape for p, shape in shapes.items() if p.startswith(f"{path}.")}
+            own = {
+                p.removeprefix(f"{path}."): like
+                for p, like in stored.items()
+                if p.startswith(f"{path}.")
+            }
             leaves = tuple(
-                Leaf(p.removeprefix(f"{path}."), str(held_as(p, dtype)), shape.shape[2:])
-                for p, shape in sorted(own.items())
+                Leaf(name, str(like.dtype), like.shape[2:]) for name, like in own.items()
             )
             number = next(iter(own.values())).shape[1]
             layers.append(Layer(path, place.unit, number, leaves))
     return tuple(layers)
+
+
+def stored_parameters(model: ModelConfig, dtype: str) -> dict[str, jax.ShapeDtypeStruct]:
+    """All parameters of a network as they are stored, sorted by path: those of packed matrices as
+    they are, others as `held_as` says.
+
+    Args:
+      model: the network.
+      dtype: of the store.
+    """
+    return {
+        path: jax.ShapeDtypeStruct(p.shape, held_as(path, dtype) if p.dtype == WHOLE else p.dtype)
+        for path, p in sorted(abstract_parameters(model).items())
+    }
+
+
+def rest_parameters(model: ModelConfig, dtype: str) -> dict[str, jax.ShapeDtypeStruct]:
+    """Those of `stored_parameters` that are of no layer."""
+    experts = tuple({f"{layer.path}." for layer in layers_of(model, dtype)})
+    stored = stored_parameters(model, dtype)
+    return {path: p for path, p in stored.items() if not path.startswith(experts)}
 
 
 def _stacks(prefix: str, moe: MoEConfig | None) -> Iterator[str]:

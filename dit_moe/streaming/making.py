@@ -12,16 +12,23 @@ import numpy as np
 
 from dit_moe.config import ConfigError
 from dit_moe.models.parameters import stack_of
-from dit_moe.models.unpacking import check_whole
 from dit_moe.runs.loading import OneByOne, load_each, locate
 from dit_moe.runs.model_folder import write_beside
 from dit_moe.runs.open_folder import STORE
-from dit_moe.runs.teacher import held_as
 from dit_moe.runs.tensor_files import finite, write_safetensors
 from dit_moe.runs.weights import write_weights
 from dit_moe.storage.files import new_folder
 from dit_moe.storage.records import write_record
-from dit_moe.streaming.layout import DTYPES, EXPERTS, FORMAT, REST, Layer, Store, layers_of
+from dit_moe.streaming.layout import (
+    DTYPES,
+    EXPERTS,
+    FORMAT,
+    REST,
+    Layer,
+    Store,
+    layers_of,
+    stored_parameters,
+)
 
 
 def make_store(
@@ -40,8 +47,8 @@ def make_store(
       output: new.
       ema: the moving average of the parameters rather than the parameters.
       checkpoint: of a run, see `Checkpoints.find`.
-      dtype: one of `DTYPES`, of the matrices that the network casts before it uses them; None: that
-        of its computation, by which nothing is lost.
+      dtype: one of `DTYPES`, of the matrices that the network casts before it uses them, and that
+        are not packed; None: that of its computation, by which nothing is lost.
 
     Raises:
       ConfigError: the run cannot be read, has no experts, or does not fit on the disk; or numbers
@@ -52,7 +59,6 @@ def make_store(
         raise ConfigError(f"dtype is {dtype!r}; allowed: {', '.join(DTYPES)}")
     folder = locate(workdir)
     read = load_each(folder, ema=ema, checkpoint=checkpoint)
-    check_whole(read.config.model, f"workdir is {str(workdir)!r}, which")
     dtype = dtype or read.config.model.dtype
     layers = layers_of(read.config.model, dtype)
     if not layers:
@@ -104,21 +110,25 @@ def _write_experts(
     experts'."""
     digest, last = hashlib.sha256(), None
     rest: dict[str, list[np.ndarray]] = {}
-    places = {(layer.path, layer.unit): number for number, layer in enumerate(store.layers)}
+    stored = stored_parameters(read.config.model, store.dtype)
+    places = {
+        (f"{layer.path}.{leaf.name}", layer.unit): (number, index)
+        for number, layer in enumerate(store.layers)
+        for index, leaf in enumerate(layer.leaves)
+    }
     with path.open("xb", buffering=0) as file:
         os.truncate(file.fileno(), store.bytes)
         for name, unit, array in read.parts:
             with np.errstate(over="ignore"):
-                part = np.asarray(array, held_as(name, store.dtype), order="C")
+                part = np.asarray(array, stored[name].dtype, order="C")
             finite(name, f"{folder} as {part.dtype}", part)
             if name != last:
                 digest.update(name.encode())
                 last = name
             digest.update(part.reshape(-1).view(np.uint8).data)
-            stack, _, leaf = name.rpartition(".")
-            number = None if unit is None else places.get((stack, unit))
-            if number is not None:
-                _write_part(file.fileno(), store, number, leaf, part)
+            place = None if unit is None else places.get((name, unit))
+            if place is not None:
+                _write_part(file.fileno(), store, *place, part)
             else:
                 rest.setdefault(name, []).append(part)
     joined = {
@@ -128,10 +138,9 @@ def _write_experts(
     return digest.hexdigest(), joined
 
 
-def _write_part(descriptor: int, store: Store, number: int, name: str, part: np.ndarray) -> None:
-    """One tensor of all experts of a layer."""
+def _write_part(descriptor: int, store: Store, number: int, index: int, part: np.ndarray) -> None:
+    """The leaf of this index of all experts of a layer."""
     layer, start = store.layers[number], store.starts[number]
-    index = [leaf.name for leaf in layer.leaves].index(name)
     for expert, tensor in enumerate(part):
         whole = tensor.reshape(-1).view(np.uint8).data
         offset, done = start + expert * layer.block + layer.offsets[index], 0

@@ -5,6 +5,7 @@ import os
 import tempfile
 import time
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,10 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dit_moe.config import ConfigError, ModelConfig
-from dit_moe.models.parameters import abstract_parameters
-from dit_moe.runs.teacher import held_as
 from dit_moe.streaming.bank import Source, streamed
-from dit_moe.streaming.layout import FORMAT, Layer, Leaf, Store, layers_of
+from dit_moe.streaming.layout import FORMAT, Layer, Leaf, Store, layers_of, rest_parameters
 from dit_moe.streaming.opening import RESERVE, resident_bytes
 from dit_moe.streaming.reader import Reader, buffer
 from dit_moe.streaming.speed import Machine
@@ -72,12 +71,7 @@ def measure(model: ModelConfig, dtype: str, disk: Disk) -> Machine:
     """
     if not layers_of(model, dtype):
         raise ConfigError("memory is given for a model without experts; allowed: one with mixtures")
-    stacks = {layer.path for layer in layers_of(model, dtype)}
-    rest = sum(
-        p.size * held_as(path, dtype).itemsize
-        for path, p in abstract_parameters(model).items()
-        if path.rpartition(".")[0] not in stacks
-    )
+    rest = sum(p.size * p.dtype.itemsize for p in rest_parameters(model, dtype).values())
     held = resident_bytes() + rest + RESERVE
     few, many = _IMAGES
     units = sum(segment.repeats for segment in model.trunk)
@@ -107,15 +101,26 @@ def measure(model: ModelConfig, dtype: str, disk: Disk) -> Machine:
     )
 
 
-class _OneBlock:
-    """Stands where a ring is, and gives the same numbers for every expert."""
+class _OneBlocks:
+    """Stands where a ring is, and gives the same numbers for every expert of a layer."""
 
-    def __init__(self, block: np.ndarray):
-        self._block = block
+    def __init__(self, random: np.random.Generator, layers: Sequence[Layer]):
+        self._blocks = [np.zeros(layer.block, np.uint8) for layer in layers]
+        for layer, block in zip(layers, self._blocks, strict=True):
+            for leaf, offset in zip(layer.leaves, layer.offsets, strict=False):
+                own = _numbers(random, leaf.shape, jnp.dtype(leaf.dtype))
+                block[offset : offset + leaf.bytes] = own.reshape(-1).view(np.uint8)
 
     def block(self, layer: int, expert: int, user: object) -> np.ndarray:
-        del layer, expert, user
-        return self._block
+        del expert, user
+        return self._blocks[layer]
+
+
+def _numbers(random: np.random.Generator, shape: tuple[int, ...], dtype: jnp.dtype) -> np.ndarray:
+    """Such as weights are, or codes of packed ones."""
+    if dtype == np.uint8:
+        return random.integers(0, 256, shape, dtype)
+    return random.normal(0, 0.02, shape).astype(dtype)
 
 
 def _time(model: ModelConfig, repeats: int, dtype: str, images: int) -> tuple[float, int]:
@@ -124,15 +129,12 @@ def _time(model: ModelConfig, repeats: int, dtype: str, images: int) -> tuple[fl
     model = _shallow(model, repeats)
     layers = layers_of(model, dtype)
     source = Source(Store(FORMAT, 0, dtype, "", layers))
-    stacks, random = {layer.path for layer in layers}, np.random.default_rng(0)
+    random = np.random.default_rng(0)
     parameters = {
-        path: jnp.asarray(random.normal(0, 0.02, p.shape), held_as(path, dtype))
-        for path, p in abstract_parameters(model).items()
-        if path.rpartition(".")[0] not in stacks
+        path: jnp.asarray(_numbers(random, p.shape, p.dtype))
+        for path, p in rest_parameters(model, dtype).items()
     }
-    largest = max(layers, key=lambda layer: layer.block)
-    numbers = random.normal(0, 0.02, largest.block // jnp.dtype(dtype).itemsize)
-    source.ring = _OneBlock(numbers.astype(dtype).view(np.uint8))
+    source.ring = _OneBlocks(random, layers)
     build = streamed(model, source)
     example = (
         jnp.zeros((images, *model.image_shape)),

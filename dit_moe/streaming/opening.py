@@ -9,14 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from dit_moe.config import ConfigError, ModelConfig
-from dit_moe.models.parameters import Parameters, abstract_parameters
+from dit_moe.models.parameters import Parameters
 from dit_moe.runs.loading import check_exported
 from dit_moe.runs.open_folder import STORE
-from dit_moe.runs.teacher import held_as
 from dit_moe.runs.tensor_files import read_safetensors
 from dit_moe.runs.weights import check_weights
 from dit_moe.streaming.bank import Source
-from dit_moe.streaming.layout import EXPERTS, REST, Store, read_store
+from dit_moe.streaming.layout import EXPERTS, REST, Store, read_store, rest_parameters
 from dit_moe.streaming.reader import Reader
 from dit_moe.streaming.ring import Ring, least_bytes
 
@@ -74,11 +73,8 @@ def open_store(
     store = read_store(folder, model)
     check_weights(folder, ema=ema)
     tensors = read_safetensors(folder / REST)
-    stacks = {layer.path for layer in store.layers}
     wanted = {
-        path: (shape.shape, held_as(path, store.dtype))
-        for path, shape in abstract_parameters(model).items()
-        if path.rpartition(".")[0] not in stacks
+        path: (like.shape, like.dtype) for path, like in rest_parameters(model, store.dtype).items()
     }
     found = {path: (tensor.shape, tensor.dtype) for path, tensor in tensors.items()}
     if found != wanted:

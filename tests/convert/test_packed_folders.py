@@ -22,7 +22,6 @@ from dit_moe.nn.packed import ORDER, packed_bytes
 from dit_moe.runs.loading import load_run
 from dit_moe.runs.open_folder import write_tensors
 from dit_moe.runs.weights import write_weights
-from dit_moe.streaming.making import make_store
 from dit_moe.surgery.aggregate import aggregate_runs
 from dit_moe.surgery.upcycle import upcycle_run
 from tests.tiny import PROMOE, tiny
@@ -179,5 +178,3 @@ def test_packed_models_are_not_made_others_of(folder, tmp_path):
         upcycle_run(folder, tiny(PROMOE), tmp_path / "up")
     with pytest.raises(ConfigError, match="the first run has matrices packed"):
         aggregate_runs(folder, folder, tmp_path / "both")
-    with pytest.raises(ConfigError, match="packed', which has matrices packed"):
-        make_store(folder, tmp_path / "store", ema=True)

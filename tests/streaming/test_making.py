@@ -9,16 +9,18 @@ import pytest
 from safetensors.numpy import load_file
 
 from dit_moe.commands import store as command
-from dit_moe.config import ConfigError, LowRankConfig
+from dit_moe.config import ConfigError, LowRankConfig, PackedConfig
 from dit_moe.config.files import load_json, to_json
 from dit_moe.convert.export import export_run
 from dit_moe.models.parameters import Parameters
+from dit_moe.models.unpacking import packed_kinds
+from dit_moe.nn.packed import packed_bytes
 from dit_moe.runs.loading import load_each, load_run
 from dit_moe.sampling.run_sampler import _digest
 from dit_moe.streaming.layout import EXPERTS, PAGE, REST, Store, read_store
 from dit_moe.streaming.making import make_store
 from dit_moe.training.loop import train
-from tests.streaming.stores import W_IN, write_model
+from tests.streaming.stores import W_IN, packed, write_model
 from tests.tiny import DIT_MOE, PROMOE, PYRAMID, UNLIKE, tiny
 
 
@@ -50,14 +52,36 @@ def check(folder: Path, parameters: Parameters) -> Store:
     return store
 
 
-@pytest.mark.parametrize("moe", [PROMOE, PYRAMID, UNLIKE])
-def test_of_an_open_folder(moe, tmp_path):
-    parameters = write_model(tmp_path / "model", tiny(moe))
+@pytest.mark.parametrize(
+    "config",
+    [tiny(PROMOE), tiny(PYRAMID), tiny(UNLIKE), packed(UNLIKE)],
+    ids=["promoe", "pyramid", "unlike", "packed"],
+)
+def test_of_an_open_folder(config, tmp_path):
+    parameters = write_model(tmp_path / "model", config)
     store = make_store(tmp_path / "model", tmp_path / "store", ema=False)
     assert check(tmp_path / "store", parameters) == store
     assert store.weights == _digest(parameters)
     with pytest.raises(ConfigError, match="holds the parameters themselves alone"):
         make_store(tmp_path / "model", tmp_path / "other", ema=True)
+
+
+def test_bytes_of_packed_experts(tmp_path):
+    """Those of their bits, scales and zeros, and at most a page for what aligns a block."""
+    kinds = (PackedConfig(("*.experts.w_in",), 5, 6), PackedConfig(("*.experts.w_out",), 2, 64))
+    config = packed(DIT_MOE, kinds)
+    write_model(tmp_path / "model", config)
+    store = make_store(tmp_path / "model", tmp_path / "store", ema=False, dtype="float16")
+    closed = sum(
+        packed_bytes(shape, kind.bits, kind.group)
+        for path, (kind, shape) in packed_kinds(config.model).items()
+        if ".shared." not in path
+    )
+    own = [sum(leaf.bytes for leaf in layer.leaves) for layer in store.layers]
+    number = store.layers[0].experts
+    assert number * sum(own) == closed
+    for size, layer in zip(own, store.layers, strict=True):
+        assert size <= layer.block < size + 64 * len(layer.leaves) + PAGE
 
 
 def test_of_a_run_and_its_additions(tmp_path):

@@ -10,6 +10,7 @@ from dit_moe.streaming import measuring
 from dit_moe.streaming.layout import Layer, Leaf, layers_of
 from dit_moe.streaming.measuring import measure, measure_disk
 from dit_moe.streaming.speed import Machine, best_images, predict, told
+from tests.streaming.stores import packed
 from tests.tiny import DIT_MOE, PYRAMID, tiny
 
 MB = 2**20
@@ -81,9 +82,9 @@ def test_measurements(tmp_path, monkeypatch):
         measure(tiny(None).model, "float32", disk)
 
 
-@pytest.mark.parametrize("moe", [DIT_MOE, PYRAMID])
-def test_a_pass_is_timed(moe):
-    model = tiny(moe).model
+@pytest.mark.parametrize("config", [packed(DIT_MOE), tiny(PYRAMID)], ids=["packed", "pyramid"])
+def test_a_pass_is_timed(config):
+    model = config.model
     seconds, held = measuring._time(model, 1, "float16", 2)
     assert seconds > 0
     assert held > sum(layer.block for layer in layers_of(model, "float16")) / 8

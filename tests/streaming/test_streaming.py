@@ -24,16 +24,22 @@ from dit_moe.streaming.layout import EXPERTS
 from dit_moe.streaming.making import make_store
 from dit_moe.streaming.opening import OpenStore, memory_bytes, open_store
 from dit_moe.streaming.ring import Ring, least_bytes
-from tests.streaming.stores import write_model
+from tests.streaming.stores import packed, write_model
 from tests.tiny import DIT_MOE, PROMOE, SOFT_MOE, UNLIKE, tiny
 
-MODELS = {"dit_moe": DIT_MOE, "promoe": PROMOE, "unlike": UNLIKE, "soft": SOFT_MOE}
+MODELS = {
+    "dit_moe": tiny(DIT_MOE),
+    "promoe": tiny(PROMOE),
+    "unlike": tiny(UNLIKE),
+    "soft": tiny(SOFT_MOE),
+    "packed": packed(DIT_MOE),
+}
 IMAGES = 3
 
 
 def deep(name: str) -> Config:
     """Of several units."""
-    config = tiny(MODELS[name])
+    config = MODELS[name]
     return dataclasses.replace(config, model=dataclasses.replace(config.model, depth=8))
 
 
