@@ -3,13 +3,19 @@
 import math
 import os
 import platform
+import re
 import resource
+import subprocess
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+_PEAK = re.compile(r"VmHWM:\s+(\d+) kB")
 
 Timed = Callable[[], object]
 
@@ -54,8 +60,35 @@ def square_matmul(dtype: str = "float32") -> Timed:
 
 def peak_rss() -> int:
     """Bytes of resident memory that this process has had at most (Linux)."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) * 2**10
+    found = _PEAK.search(Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1]) * 2**10
+
+
+class Watched(NamedTuple):
+    """What a process did."""
+
+    code: int
+    said: str
+    """On both streams."""
+    seconds: float
+    peak: int
+    """Bytes of resident memory that it has had at most."""
+
+
+def watched(command: Sequence[str]) -> Watched:
+    """Runs a command as a process and looks at its memory meanwhile (Linux)."""
+    peak, start = 0, time.perf_counter()
+    with tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT)
+        while process.poll() is None:
+            # It has none between its end and the next look.
+            found = _PEAK.search(Path(f"/proc/{process.pid}/status").read_text())
+            peak = max(peak, int(found[1]) * 2**10 if found else 0)
+            time.sleep(0.02)
+        seconds = time.perf_counter() - start
+        said.seek(0)
+        return Watched(process.returncode, said.read(), seconds, peak)
 
 
 def machine() -> str:

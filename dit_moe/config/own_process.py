@@ -40,6 +40,12 @@ def hold_memory(environment: MutableMapping[str, str] = os.environ) -> bool:
     return all(libc.mallopt(option, value) == 1 for option, value in settings.items())
 
 
+def give_back() -> None:
+    """Gives what is free now back to the kernel, whether or not it is kept (`hold_memory`)."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def keep_programs(environment: MutableMapping[str, str] = os.environ) -> None:
     """Lets JAX keep compiled programs from one command to the next, in the user's cache folder.
 

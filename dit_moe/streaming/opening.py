@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dit_moe.config import ConfigError, ModelConfig
+from dit_moe.config.own_process import give_back
 from dit_moe.models.parameters import Parameters
 from dit_moe.runs.loading import check_exported
 from dit_moe.runs.open_folder import STORE
@@ -98,7 +99,8 @@ def memory_bytes(text: str) -> int:
 
 
 def resident_bytes() -> int:
-    """What this process holds of the machine's memory now."""
+    """What this process needs of the machine's memory now."""
+    give_back()
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
