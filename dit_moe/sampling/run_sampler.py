@@ -25,6 +25,7 @@ from dit_moe.models.dit import DiT
 from dit_moe.models.parameters import Parameters, functional
 from dit_moe.runs.loading import Run, load_run, locate
 from dit_moe.sampling import sampler as sampling
+from dit_moe.sampling.asked import experts_asked
 from dit_moe.sampling.caches import open_caches, sentence, told
 from dit_moe.sampling.calibration import calibrated
 from dit_moe.sampling.evaluations import function_evaluations
@@ -113,7 +114,8 @@ class RunSampler:
         self.image_shape = self._renderer and picture_shape(run.config.model, self._renderer)
         """[H, W, C] of the pictures; None if samples stay latents."""
         self.image_bytes = math.prod(self.image_shape or (4, *run.config.model.image_shape))
-        computed = told(open_caches(config, self.request, weaker and weaker.config))
+        self._caches = open_caches(config, self.request, weaker and weaker.config)
+        computed = told(self._caches)
         for found in computed.values():
             hosts.say(sentence(found))
         self.identity: dict[str, object] = {
@@ -156,7 +158,8 @@ class RunSampler:
             network=self._network,
         )
         if self._store is not None:
-            sampler = StreamingProgram(sampler, self._store, self._memory)
+            asked = experts_asked(self._store.store, run.config, self.request, self._caches)
+            sampler = StreamingProgram(sampler, self._store, self._memory, *asked)
             weakref.finalize(self, sampler.close)
         if weaker is None:
             return sampler
@@ -260,12 +263,7 @@ def _open_store(
 def _check_together(
     store: OpenStore | None, cache: CacheSettings | None, losses: Sequence[str]
 ) -> None:
-    """Refuses what takes the place of the network twice, or lets no gradient through it."""
-    if store is not None and cache is not None:
-        raise ConfigError(
-            f"step_cache is {cache.name!r} with a store of experts, whose layers are read ahead as "
-            "if all were computed; allowed: a cache with the run itself"
-        )
+    """Refuses losses with what lets no gradient through the network."""
     for name, stands in (("a store of experts", store), ("step_cache", cache)):
         if losses and stands is not None:
             raise ConfigError(

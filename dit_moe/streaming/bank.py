@@ -100,7 +100,8 @@ class StreamedBank:
     def _ask(self, index: jax.Array | int) -> ExpertWeights | PackedExperts:
         """One expert as it is stored, from the host while the program runs."""
         shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in self.kept.leaves)
-        give = partial(self.source.leaves, self.kept, object())
+        # The user is the stack of one network, whose layers run one after another.
+        give = partial(self.source.leaves, self.kept, self.bound)
         leaves = jax.pure_callback(give, shapes, self.number, index)
         names = [leaf.name for leaf in self.kept.leaves]
         return self.bound(

@@ -26,6 +26,8 @@ from dit_moe.runs.teacher import held_as
 from dit_moe.storage.records import check_format, read_json, read_record
 
 FORMAT = 1
+ROUTED = "feed_forward.experts"
+"""What the path of a layer ends with; that of a group of another kind does not."""
 EXPERTS, REST = "experts.bin", "rest.safetensors"
 DTYPES = ("float32", "bfloat16", "float16")
 PAGE = 4096
@@ -158,7 +160,7 @@ def rest_parameters(model: ModelConfig, dtype: str) -> dict[str, jax.ShapeDtypeS
 def _stacks(prefix: str, moe: MoEConfig | None) -> Iterator[str]:
     if moe is None:
         return
-    yield f"{prefix}feed_forward.experts"
+    yield f"{prefix}{ROUTED}"
     for number, group in enumerate(moe.unlike):
         if not group.facts.whole_images:
             yield f"{prefix}feed_forward.unlike.{number}"

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from dit_moe.runs.weights import check_weights
 from dit_moe.streaming.bank import Source
 from dit_moe.streaming.layout import EXPERTS, REST, Store, read_store, rest_parameters
 from dit_moe.streaming.reader import Reader
-from dit_moe.streaming.ring import Ring, least_bytes
+from dit_moe.streaming.ring import Block, Ring, least_bytes
 
 RESERVE = 128 * 2**20
 """Bytes of a budget that are left to what cannot be counted before: results on their way to the
@@ -39,14 +40,17 @@ class OpenStore:
     source: Source
     """Of the experts; without a ring yet."""
 
-    def fill(self, budget: int, *, ahead: bool = True) -> Ring:
-        """Gives the source a ring of so many bytes, or of all that it could use.
+    def fill(
+        self, budget: int, *, order: Sequence[Block] | None = None, ahead: bool = True
+    ) -> Ring:
+        """Gives the source a ring of so many bytes, or of all that it could use; see `Ring`.
 
         Raises:
           ConfigError, OSError: as of `Ring`.
         """
         reader = Reader(self.folder / EXPERTS, self.store)
-        ring = Ring(reader, self.store, min(budget, self.store.bytes), ahead=ahead)
+        budget = min(budget, self.store.bytes)
+        ring = Ring(reader, self.store, budget, order=order, ahead=ahead)
         self.source.ring = ring
         return ring
 

@@ -5,7 +5,9 @@ was used last would never have what comes next. What is pinned is saved at every
 others there is always time to read ahead, also from the end of a step into the next.
 """
 
+import bisect
 import itertools
+import math
 import threading
 import time
 from collections.abc import Sequence
@@ -16,6 +18,9 @@ from dit_moe.config import ConfigError
 from dit_moe.streaming.layout import Store
 from dit_moe.streaming.reader import Reader, buffer
 
+Block = tuple[int, int]
+"""A layer, by its number in the store, and an expert of it."""
+
 LEAST_LAYERS = 2
 """Layers that a ring holds: one that is used, one that is read."""
 
@@ -24,6 +29,15 @@ def least_bytes(store: Store) -> int:
     """The least budget that a ring works in."""
     sizes = sorted(layer.bytes for layer in store.layers)
     return min(sum(sizes), LEAST_LAYERS * sizes[-1])
+
+
+def all_blocks(store: Store) -> list[Block]:
+    """Those of all layers, in the order of the network."""
+    return [
+        (number, expert)
+        for number, layer in enumerate(store.layers)
+        for expert in range(layer.experts)
+    ]
 
 
 def pinned_layers(sizes: Sequence[int], budget: int) -> list[bool]:
@@ -51,53 +65,64 @@ def pinned_layers(sizes: Sequence[int], budget: int) -> list[bool]:
 class Ring:
     """Experts in a budget of memory: some pinned, the others read ahead by a thread.
 
-    `block` gives them in any order; in the order of the network it waits least.
+    `block` gives them in any order; in the order that it was told it waits least.
 
     Args:
       reader: of the store.
       store: what is read.
       budget: bytes for experts, at least `least_bytes`.
+      order: what will be asked for, from the first to the last and again from the first; None: all
+        experts of all layers, as an evaluation of the network asks. What is not in it is not kept,
+        but read when it is asked for.
       ahead: read ahead; without, every expert is read when it is asked for.
 
     Raises:
       ConfigError, OSError: what is pinned cannot be read.
     """
 
-    def __init__(self, reader: Reader, store: Store, budget: int, *, ahead: bool = True):
+    def __init__(
+        self,
+        reader: Reader,
+        store: Store,
+        budget: int,
+        *,
+        order: Sequence[Block] | None = None,
+        ahead: bool = True,
+    ):
         if budget < least_bytes(store):
             raise ValueError(f"a budget of {budget} bytes is less than {least_bytes(store)}")
         self._reader, self._store = reader, store
-        pinned = pinned_layers([layer.bytes for layer in store.layers], budget)
-        self.pinned = sum(pinned)
-        """How many layers."""
-        self.streamed_bytes = sum(
-            layer.bytes for layer, stays in zip(store.layers, pinned, strict=True) if not stays
-        )
-        """Of the layers that are not pinned: what an evaluation of the network reads."""
         self.stall_seconds = 0.0
         self.failure: Exception | None = None
         """What ended the reading."""
-        blocks = [
-            (number, expert)
-            for number, layer in enumerate(store.layers)
-            for expert in range(layer.experts)
-        ]
+        order = all_blocks(store) if order is None else order
+        needed = sorted(set(order))
+        sizes = [0] * len(store.layers)
+        for layer, _ in needed:
+            sizes[layer] += store.layers[layer].block
+        pinned = pinned_layers(sizes, budget)
+        self.pinned = sum(pinned)
+        """How many layers."""
         self._pinned = {
-            (number, expert): self._read((number, expert), buffer(store.layers[number].block))
-            for number, expert in blocks
-            if pinned[number]
+            block: self._read(block, buffer(store.layers[block[0]].block))
+            for block in needed
+            if pinned[block[0]]
         }
-        self._order = [block for block in blocks if not pinned[block[0]]]
-        self._position = {block: position for position, block in enumerate(self._order)}
+        self._order = [block for block in order if not pinned[block[0]]]
+        self.streamed_bytes = sum(store.layers[layer].block for layer, _ in self._order)
+        """Of what is not pinned: what one turn of the order reads."""
+        self._places: dict[Block, list[int]] = {}
+        for place, block in enumerate(self._order):
+            self._places.setdefault(block, []).append(place)
         self.held_bytes = sum(len(part) for part in self._pinned.values())
         """Of all buffers."""
         self._largest = max(layer.block for layer in store.layers)
         self._slots = (budget - self.held_bytes) // self._largest if self._order and ahead else 0
-        # No more than a step has: what is read twice is one block in two slots.
-        self._slots = min(self._slots, len(self._order))
+        # No more than there are blocks: what is read twice is one block in two slots.
+        self._slots = min(self._slots, len(self._places))
         self._free = [buffer(self._largest) for _ in range(self._slots)]
         self.held_bytes += self._slots * self._largest
-        self._head = 0  # the next to be asked for: positions go on over the ends of steps
+        self._head = 0  # the next to be asked for: positions go on over the ends of turns
         self._loaded: dict[int, np.ndarray] = {}
         self._awaited: set[int] = set()
         self._used: dict[object, np.ndarray] = {}
@@ -143,11 +168,11 @@ class Ring:
             return self._pinned[wanted]
         with self._changed:
             self._release(user)
-            position = self._head + (self._position[wanted] - self._head) % len(self._order)
+            position = self._next(wanted)
             # Where all slots are in use, or it comes later than what is read ahead, it is not
             # worth waiting for.
-            if position - self._head < self._slots and len(self._used) < self._slots:
-                return self._wait(position, user)
+            if position < self._head + self._slots and len(self._used) < self._slots:
+                return self._wait(int(position), user)
             scratch = self._scratch.get(user)
         if scratch is None:
             scratch = buffer(self._largest)
@@ -155,6 +180,16 @@ class Ring:
                 self._scratch[user] = scratch
                 self.held_bytes += len(scratch)
         return self._read(wanted, scratch)
+
+    def _next(self, wanted: Block) -> float:
+        """The next position of a block; it has none where the order has no such block."""
+        places = self._places.get(wanted)
+        if places is None:
+            return math.inf
+        turn, head = divmod(self._head, len(self._order))
+        index = bisect.bisect_left(places, head)
+        later, index = divmod(index, len(places))
+        return (turn + later) * len(self._order) + places[index]
 
     def _release(self, user: object) -> None:
         slot = self._used.pop(user, None)
@@ -205,7 +240,7 @@ class Ring:
     def _wants(self, position: int) -> bool:
         return position >= self._head or position in self._awaited
 
-    def _read(self, block: tuple[int, int], into: np.ndarray) -> np.ndarray:
+    def _read(self, block: Block, into: np.ndarray) -> np.ndarray:
         try:
             self._reader.read(*block, into)
         except Exception as error:

@@ -1,12 +1,13 @@
 """Programs whose experts come from a store, run within a budget of memory."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 
 from dit_moe.devices import hosts
 from dit_moe.streaming.opening import OpenStore, experts_budget
-from dit_moe.streaming.ring import Ring
+from dit_moe.streaming.ring import Block, Ring
 
 
 class StreamingProgram:
@@ -19,10 +20,20 @@ class StreamingProgram:
       function: as `jax.jit` made it.
       opened: the store.
       memory: bytes that the process may hold; None: what all experts need.
+      order: of a call, or of each of the network's passes, which are alike; see `Ring`.
+      each: which of the two, in words.
     """
 
-    def __init__(self, function: Any, opened: OpenStore, memory: int | None):
+    def __init__(
+        self,
+        function: Any,
+        opened: OpenStore,
+        memory: int | None,
+        order: Sequence[Block],
+        each: str,
+    ):
         self._function, self._opened, self._memory = function, opened, memory
+        self._order, self._each = order, each
         self._compiled: Any = None
         self.ring: Ring | None = None
         """What holds the experts, since the first call."""
@@ -50,12 +61,12 @@ class StreamingProgram:
         analysis = compiled.memory_analysis()
         program = analysis.temp_size_in_bytes + analysis.output_size_in_bytes
         store = self._opened.store
-        self.ring = ring = self._opened.fill(experts_budget(self._memory, store, program))
+        budget = experts_budget(self._memory, store, program)
+        self.ring = ring = self._opened.fill(budget, order=self._order)
         if ring.streamed_bytes:
             hosts.say(
                 f"{ring.pinned} of {len(store.layers)} layers of experts stay in memory; each "
-                f"pass of the network reads {ring.streamed_bytes / 1e9:.3g} GB of "
-                f"{self._opened.folder}."
+                f"{self._each} reads {ring.streamed_bytes / 1e9:.3g} GB of {self._opened.folder}."
             )
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ from dit_moe.config import ConfigError
 from dit_moe.streaming.layout import FORMAT, Layer, Leaf, Store
 from dit_moe.streaming.making import _with_checksums
 from dit_moe.streaming.reader import Reader
-from dit_moe.streaming.ring import Ring, least_bytes, pinned_layers
+from dit_moe.streaming.ring import Ring, all_blocks, least_bytes, pinned_layers
 
 LAYERS, EXPERTS = 6, 3
 LEAVES = (Leaf("w_in", "float32", (20, 64)), Leaf("w_out", "uint8", (100,)))
@@ -88,6 +88,40 @@ def read_by_system() -> int:
     """Bytes that this process has read by any call, from disks and caches."""
     lines = Path("/proc/self/io").read_text().splitlines()
     return int(lines[0].removeprefix("rchar: "))
+
+
+def test_an_order_in_which_layers_are_left_out(store):
+    """Each turn reads what is in it and is not pinned, with or without what is left out of all."""
+    path, store = store
+    size = store.layers[0].bytes
+    short = [(layer, expert) for layer in (0, 1, 3) for expert in range(EXPERTS)]
+    order = [*all_blocks(store)[:-1], *short, *short]
+    last = (LAYERS - 1, EXPERTS - 1)
+    with Reader(path, store) as reader:
+        for budget, pinned in ((2 * size, 0), (4 * size, 2), (11 * size // 2, 3)):
+            ring = Ring(reader, store, budget, order=order)
+            assert ring.pinned == pinned
+            assert last not in ring._pinned
+            turn = sum(store.layers[0].block for block in order if block not in ring._pinned)
+            assert ring.streamed_bytes == turn
+            for turns in (1, 2, 3):
+                settle(ring)
+                before = reader.bytes_read
+                for block in order * turns:
+                    assert ring.block(*block, "me").tobytes() == expected(path, store, *block)
+                settle(ring)
+                if turns > 1:  # after the first, one slot is in use
+                    assert reader.bytes_read - before == turns * turn
+            before = reader.bytes_read
+            assert ring.block(*last, "me").tobytes() == expected(path, store, *last)
+            assert reader.bytes_read - before >= store.layers[0].block
+            for block in (*short, *reversed(short)):
+                assert ring.block(*block, "me").tobytes() == expected(path, store, *block)
+            ring.close()
+            reader = Reader(path, store)
+        whole = Ring(reader, store, store.bytes, order=short)
+        assert whole.held_bytes == len(short) * store.layers[0].block
+        whole.close()
 
 
 def test_any_order_and_two_users_get_what_they_ask_for(store):

@@ -148,7 +148,10 @@ def two_layers(monkeypatch):
 @pytest.mark.usefixtures("two_layers")
 def test_a_set_is_the_run_s_own(run, capsys):
     folder, store = run
-    for settings in ({}, {"guidance": {"scale": 2.0, "guide": "self_contrast"}}):
+    for settings in (
+        {"integration": {"steps": 3}, "cache": "fora:every=3"},
+        {"guidance": {"scale": 2.0, "guide": "self_contrast"}},
+    ):
         whole, identity = images(folder, **settings)
         # The run's is drawn on several devices, which share a batch.
         streamed, own = images(store, memory="1GB", **settings)
@@ -156,7 +159,9 @@ def test_a_set_is_the_run_s_own(run, capsys):
         assert {k: v for k, v in own.items() if k != "workdir"} == {
             k: v for k, v in identity.items() if k != "workdir"
         }
-    assert re.search(r"0 of 8 layers .* reads [\d.e-]+ GB of ", capsys.readouterr().out)
+    assert re.search(
+        r"0 of 8 layers .* each pass of the network reads [\d.e-]+ GB of ", capsys.readouterr().out
+    )
 
 
 def test_without_memory_all_experts_stay(run, capsys):
@@ -185,8 +190,6 @@ def test_what_memory_may_be(run, tmp_path, capsys):
     # What the tests before it left behind grows with every compilation.
     memory = f"{float(needed[1].split()[0]) + 4:.2f}GB"
     assert command.main([f"--workdir={store}", f"--memory={memory}", *line]) == 0
-    with pytest.raises(ConfigError, match=r"step_cache is 'fora' with a store of experts, whose"):
-        RunSampler(store, **SETTINGS, cache="fora:every=2")
     with pytest.raises(ConfigError, match="checkpoint is 'best'"):
         RunSampler(store, **SETTINGS, checkpoint="best")
     with pytest.raises(ConfigError, match="holds the parameters themselves alone"):

@@ -168,7 +168,15 @@ def _forward(
     y_TxD = _vary(jnp.zeros(x_TxD.shape, wide), axes)
     # Kept for the backward pass: computing it again costs 2 of 9 matmuls, keeping it only traffic.
     h_AxG = _vary(jnp.zeros((plan.token.shape[0] if save else 0, width_in), dtype), axes)
-    y_TxD, h_AxG = lax.fori_loop(0, num_experts, expert_step, (y_TxD, h_AxG))
+    if save:
+        y_TxD, h_AxG = lax.fori_loop(0, num_experts, expert_step, (y_TxD, h_AxG))
+    else:
+        # Experts without tokens are not asked for: their bank may have to read them.
+        used_E = plan.bound[1:] > plan.bound[:-1]
+        (own_E,) = jnp.nonzero(used_E, size=num_experts)
+        y_TxD, h_AxG = lax.fori_loop(
+            0, used_E.sum(), lambda i, carry: expert_step(own_E[i], carry), (y_TxD, h_AxG)
+        )
     y_TxD, plan, h_AxG = keep((y_TxD.astype(dtype), plan, h_AxG))
     return y_TxD, (x_TxD, plan, experts, h_AxG)
 
