@@ -21,7 +21,8 @@ from dit_moe.models.parameters import abstract_parameters
 from dit_moe.models.unpacking import packed_kinds, packed_parameters, whole_model
 from dit_moe.nn.packed import packed_bytes
 from dit_moe.runs.open_folder import write_tensors
-from dit_moe.surgery.compress.quantise import QuantiseSettings, bits_of, kinds_of
+from dit_moe.surgery.compress.bits import bits_of, kinds_of, spread
+from dit_moe.surgery.compress.quantise import QuantiseSettings
 from dit_moe.surgery.compress.rounding import half_quadratic, nearest
 
 METHODS = {"nearest": nearest, "hqq": half_quadratic}
@@ -41,7 +42,8 @@ def main() -> None:
     arguments = parse()
     config, start = preset(arguments.model), time.perf_counter()
     settings = QuantiseSettings(bits=arguments.bits, group=arguments.group)
-    packed = kinds_of(bits_of(config.model, settings), arguments.group)
+    bits = spread(config.model, bits_of(config.model, settings))
+    packed = kinds_of(bits, arguments.group)
     model = dataclasses.replace(config.model, packed=packed)
     parameters = {
         path: np.empty(p.shape, p.dtype) for path, p in abstract_parameters(model).items()

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import jax
 from flax import nnx
 
 from dit_moe.config import ConfigError, PackedConfig
@@ -9,6 +10,7 @@ from dit_moe.models.patterns import check_patterns, matches
 from dit_moe.nn.feed_forward import Experts
 from dit_moe.nn.linear import Linear
 from dit_moe.nn.packed import PackedMatrix
+from dit_moe.nn.packed_parts import PartedMatrices
 
 _MATRICES = {Linear: ("kernel",), Experts: ("w_in", "w_out")}
 
@@ -17,7 +19,8 @@ def pack_matrices(network: nnx.Module, packed: Sequence[PackedConfig]) -> None:
     """Replaces matrices of a network, whose stacks are made, by packed ones, rounded to nearest.
 
     Raises:
-      ConfigError: a pattern matches none, or several match the same.
+      ConfigError: a pattern matches none, several match the same, or one tells the bits of another
+        number of experts.
     """
     if not packed:
         return
@@ -28,7 +31,19 @@ def pack_matrices(network: nnx.Module, packed: Sequence[PackedConfig]) -> None:
     for path, (module, name) in found.items():
         kind = kind_of(path, packed)
         if kind is not None:
-            setattr(module, name, PackedMatrix(getattr(module, name)[...], kind.bits, kind.group))
+            setattr(module, name, _packed(path, getattr(module, name)[...], kind))
+
+
+def _packed(path: str, w: jax.Array, kind: PackedConfig) -> PackedMatrix | PartedMatrices:
+    if not kind.experts:
+        return PackedMatrix(w, kind.bits, kind.group)
+    number = w.shape[-3] if path.endswith(_MATRICES[Experts]) else 0
+    if number != len(kind.experts):
+        raise ConfigError(
+            f"config.model.packed has bits for {len(kind.experts)} experts of {path}; allowed: for "
+            f"{number}, as many as it has"
+        )
+    return PartedMatrices(w, kind.experts, kind.group)
 
 
 def packable(network: nnx.Module) -> dict[str, tuple[nnx.Module, str]]:

@@ -1,6 +1,8 @@
 """Packed matrices among a network's parameters by dotted path, and the network without them.
 
 A matrix of path P is three parameters there: `P.codes`, `P.scale` and `P.zero` (`nn/packed.py`).
+Of experts with unlike bits each part has these, as `P.parts.0` and so on, and `P.place` tells who
+lies where (`nn/packed_parts.py`).
 """
 
 import dataclasses
@@ -14,8 +16,9 @@ from dit_moe.models.dit import DiT
 from dit_moe.models.packing import kind_of, packable
 from dit_moe.models.parameters import Parameters, abstract_parameters
 from dit_moe.nn.packed import Grid, Packed
+from dit_moe.nn.packed_parts import PackedParts, bits_of_parts
 
-CODES, SCALE, ZERO = ".codes", ".scale", ".zero"
+CODES, SCALE, ZERO, PLACE = ".codes", ".scale", ".zero", ".place"
 
 
 def whole_model(model: ModelConfig) -> ModelConfig:
@@ -32,7 +35,11 @@ def packed_kinds(model: ModelConfig) -> dict[str, tuple[PackedConfig, tuple[int,
         for path, like in abstract_parameters(whole_model(model)).items()
     }
     there = abstract_parameters(model)
-    return {p: (kind, shape) for p, (kind, shape) in kinds.items() if kind and p + CODES in there}
+    return {
+        path: (kind, shape)
+        for path, (kind, shape) in kinds.items()
+        if kind and (path + CODES in there or path + PLACE in there)
+    }
 
 
 def packable_paths(model: ModelConfig) -> list[str]:
@@ -40,24 +47,41 @@ def packable_paths(model: ModelConfig) -> list[str]:
     return list(packable(nnx.eval_shape(lambda: DiT(whole_model(model), nnx.Rngs(0)))))
 
 
-def packed_parameters(path: str, packed: Packed) -> Parameters:
-    """The parameters of the matrix of a path."""
+def packed_parameters(path: str, packed: Packed | PackedParts) -> Parameters:
+    """The parameters of the matrix, or stack of matrices, of a path."""
+    if isinstance(packed, PackedParts):
+        found = {path + PLACE: packed.place}
+        for number, part in enumerate(packed.parts):
+            found |= packed_parameters(_part(path, number), part)
+        return found
     grid = packed.grid
     return {path + CODES: packed.codes, path + SCALE: grid.scale, path + ZERO: grid.zero}
 
 
-def packed_matrices(model: ModelConfig, parameters: Mapping[str, jax.Array]) -> dict[str, Packed]:
+def _part(path: str, number: int) -> str:
+    return f"{path}.parts.{number}"
+
+
+def packed_matrices(
+    model: ModelConfig, parameters: Mapping[str, jax.Array]
+) -> dict[str, Packed | PackedParts]:
     """The packed matrices among a network's parameters, by path."""
-    return {
-        path: Packed(
-            parameters[path + CODES],
-            Grid(parameters[path + SCALE], parameters[path + ZERO]),
-            kind.bits,
-            kind.group,
-            rows=shape[-2],
+
+    def matrix(path: str, bits: int, kind: PackedConfig, rows: int) -> Packed:
+        grid = Grid(parameters[path + SCALE], parameters[path + ZERO])
+        return Packed(parameters[path + CODES], grid, bits, kind.group, rows)
+
+    found: dict[str, Packed | PackedParts] = {}
+    for path, (kind, shape) in packed_kinds(model).items():
+        if not kind.experts:
+            found[path] = matrix(path, kind.bits, kind, shape[-2])
+            continue
+        parts = enumerate(bits_of_parts(kind.experts))
+        found[path] = PackedParts(
+            tuple(matrix(_part(path, i), bits, kind, shape[-2]) for i, (bits, _) in parts),
+            parameters[path + PLACE],
         )
-        for path, (kind, shape) in packed_kinds(model).items()
-    }
+    return found
 
 
 def unpacked(
@@ -66,13 +90,13 @@ def unpacked(
     """The network that computes the same from whole matrices, float32."""
     found = dict(parameters)
     for path, packed in packed_matrices(model, parameters).items():
-        for part in (CODES, SCALE, ZERO):
-            del found[path + part]
+        for part in packed_parameters(path, packed):
+            del found[part]
         found[path] = _weights(packed)
     return whole_model(model), found
 
 
-_weights = jax.jit(Packed.weights)
+_weights = jax.jit(lambda packed: packed.weights())
 
 
 def check_whole(model: ModelConfig, what: str) -> None:
@@ -82,7 +106,7 @@ def check_whole(model: ModelConfig, what: str) -> None:
       ConfigError: it has packed matrices; the message calls it `what`.
     """
     if model.packed:
-        bits = sorted({kind.bits for kind in model.packed})
+        bits = sorted({bits for kind in model.packed for bits in kind.widths})
         raise ConfigError(
             f"{what} has matrices packed to {' and '.join(map(str, bits))} bits (model.packed), of "
             "a network that can be run but not changed; allowed: the model that it was made of"

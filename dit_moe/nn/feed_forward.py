@@ -11,6 +11,7 @@ from flax import nnx
 from dit_moe.config.experts import EXPERTS, ExpertKind
 from dit_moe.nn.linear import affine, product
 from dit_moe.nn.packed import Packed, PackedMatrix
+from dit_moe.nn.packed_parts import PackedParts, PartedMatrices
 
 _XAVIER = jax.nn.initializers.xavier_uniform(in_axis=-2, out_axis=-1, batch_axis=(0,))
 
@@ -69,9 +70,9 @@ class PackedExperts:
     A back end that asks for one expert at a time never has more of them whole.
     """
 
-    w_in: jax.Array | Packed
+    w_in: jax.Array | Packed | PackedParts
     """[E, D, G] float32 or packed."""
-    w_out: jax.Array | Packed
+    w_out: jax.Array | Packed | PackedParts
     """[E, F, D] float32 or packed."""
     b_in: jax.Array | None = None
     b_out: jax.Array | None = None
@@ -89,20 +90,24 @@ class PackedExperts:
 
     def expert(self, index: jax.Array | int, dtype: jnp.dtype) -> ExpertWeights:
         """The weights of one expert, its matrices whole."""
-        own = jax.tree.map(lambda part: part[index], self)
-        return jax.tree.map(lambda w: w.astype(dtype), own._whole())
+
+        def own(w: jax.Array | Packed | PackedParts) -> jax.Array:
+            return w[index] if isinstance(w, jax.Array) else w.expert(index)
+
+        biases = jax.tree.map(own, (self.b_in, self.b_out))
+        found = ExpertWeights(own(self.w_in), own(self.w_out), *biases, self.activation)
+        return jax.tree.map(lambda w: w.astype(dtype), found)
 
     def stack(self, dtype: jnp.dtype) -> ExpertWeights:
         """The weights of all experts, their matrices whole and in a dtype; biases as they are."""
-        return self._whole().stack(dtype)
 
-    def _whole(self) -> ExpertWeights:
-        def whole(w: jax.Array | Packed) -> jax.Array:
-            return w.weights() if isinstance(w, Packed) else w
+        def whole(w: jax.Array | Packed | PackedParts) -> jax.Array:
+            return w if isinstance(w, jax.Array) else w.weights()
 
-        return ExpertWeights(
+        found = ExpertWeights(
             whole(self.w_in), whole(self.w_out), self.b_in, self.b_out, self.activation
         )
+        return found.stack(dtype)
 
 
 class Experts(nnx.Module):
@@ -126,9 +131,10 @@ class Experts(nnx.Module):
         """The parameters in the form that dispatch takes."""
         biases = EXPERTS[self.kind].biases
         b_in, b_out = (self.b_in[...], self.b_out[...]) if biases else (None, None)
-        if isinstance(self.w_in, PackedMatrix) or isinstance(self.w_out, PackedMatrix):
+        packed = PackedMatrix | PartedMatrices
+        if isinstance(self.w_in, packed) or isinstance(self.w_out, packed):
             w_in, w_out = (
-                w.packed if isinstance(w, PackedMatrix) else w[...] for w in (self.w_in, self.w_out)
+                w.packed if isinstance(w, packed) else w[...] for w in (self.w_in, self.w_out)
             )
             return PackedExperts(w_in, w_out, b_in, b_out, self.kind)
         return ExpertWeights(self.w_in[...], self.w_out[...], b_in, b_out, self.kind)

@@ -152,6 +152,10 @@ class Packed:
         """One of the matrices along the first axis."""
         return jax.tree.map(lambda part: part[index], self)
 
+    def expert(self, index: jax.Array | int) -> jax.Array:
+        """The same, whole: float32 [D, G]."""
+        return self[index].weights()
+
     def weights(self) -> jax.Array:
         """The matrices themselves: float32 [..., D, G]."""
         return self.grid.weights(unpack(self.codes, self.bits, self.rows), self.group)

@@ -2,7 +2,8 @@
 
 They have this package's names, one for each unit of blocks: "trunk.segments.0.3.blocks.0.
 attention.qkv.kernel" is number 3 of the stack "trunk.segments.0.blocks.0.attention.qkv.kernel".
-Of packed matrices the metadata of each file tell `bits`, `group`, `shape` and `order`, by name.
+Of packed matrices the metadata of each file tell `bits`, of experts perhaps one by one, `group`,
+`shape` and `order`, by name.
 Above `SHARD_BYTES` the tensors lie in several files with an index, in the layout of the Hugging
 Face hub.
 """
@@ -16,7 +17,7 @@ import numpy as np
 
 from dit_moe.config import ConfigError, ModelConfig
 from dit_moe.models.parameters import abstract_parameters, stack_of
-from dit_moe.models.unpacking import packed_kinds
+from dit_moe.models.unpacking import PLACE, packed_kinds
 from dit_moe.nn.packed import ORDER
 from dit_moe.runs.checkpoint_files import INDEX, WEIGHTS, read_shards
 from dit_moe.runs.sparse_tensors import filled, thinned
@@ -176,8 +177,12 @@ def read_each(folder: Path, model: ModelConfig) -> Iterator[tuple[str, int | Non
         )
     if model.packed:
         _check_metadata(folder, model)
+    packed = packed_kinds(model)
     for name, (path, unit, _, _) in parts.items():
-        yield path, unit, finite(name, folder, np.asarray(tensors[name]))
+        tensor = finite(name, folder, np.asarray(tensors[name]))
+        if path.endswith(PLACE) and path.removesuffix(PLACE) in packed:
+            _check_places(name, folder, tensor)
+        yield path, unit, tensor
 
 
 def _fits(found: np.dtype, wanted: np.dtype) -> bool:
@@ -193,7 +198,8 @@ def _metadata(model: ModelConfig) -> dict[str, str]:
     for path, (kind, shape) in packed_kinds(model).items():
         for name, unit in _unit_names(path, shape):
             own = shape if unit is None else shape[1:]
-            told[name] = {"bits": kind.bits, "group": kind.group, "shape": own}
+            bits = list(kind.experts) or kind.bits
+            told[name] = {"bits": bits, "group": kind.group, "shape": own}
     return {"packed": json.dumps({"order": ORDER, "matrices": told})}
 
 
@@ -203,6 +209,14 @@ def _check_metadata(folder: Path, model: ModelConfig) -> None:
         raise ConfigError(
             f"{folder} has packed matrices, of which config.json (model.packed) tells otherwise "
             "than the files themselves; allowed: both as they were written"
+        )
+
+
+def _check_places(name: str, folder: Path, place_E: np.ndarray) -> None:
+    if not np.array_equal(np.sort(place_E), np.arange(len(place_E))):
+        raise ConfigError(
+            f"{name} in {folder} gives experts the places {place_E.tolist()}; allowed: 0 to "
+            f"{len(place_E) - 1}, each once, as they were written"
         )
 
 

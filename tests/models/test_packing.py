@@ -115,6 +115,8 @@ def test_the_config_tells_all():
         (PackedConfig(("*.nothing",)), r"packed.0.patterns has '\*.nothing', which matches no"),
         (PackedConfig(("*.router.prototypes",)), "which matches no matrix that can be packed"),
         (PackedConfig(("label.table",)), "which matches no matrix that can be packed"),
+        (PackedConfig(("*.1.*.experts.w_in",), 4, 8, (4, 2)), "has bits for 2 experts of trunk"),
+        (PackedConfig(("*.qkv.kernel",), 4, 8, (4, 2)), "allowed: for 0, as many as it has"),
     ],
 )
 def test_what_cannot_be_packed(packed, message):
@@ -131,7 +133,8 @@ def test_a_matrix_is_packed_once():
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("bits", 1), ("bits", 9), ("group", 0), ("patterns", [])]
+    ("field", "value"),
+    [("bits", 1), ("bits", 9), ("group", 0), ("patterns", []), ("experts", [2, 4])],
 )
 def test_settings_that_there_are_not(field, value):
     values = to_dict(tiny(PROMOE))

@@ -14,12 +14,13 @@ from dit_moe.models.parameters import Place, functional, places
 from dit_moe.models.unpacking import packed_kinds, packed_matrices, unpacked
 from dit_moe.nn.modulation import modulate
 from dit_moe.nn.packed import packed_bytes
+from dit_moe.surgery.compress.bits import bits_of
 from dit_moe.surgery.compress.calibration import Calibration, CalibrationSettings
 from dit_moe.surgery.compress.chain import read_model
 from dit_moe.surgery.compress.correlations import Seen, Walk
 from dit_moe.surgery.compress.drop import DropSettings
 from dit_moe.surgery.compress.methods import chosen_steps
-from dit_moe.surgery.compress.quantise import QuantiseSettings, bits_of, quantise
+from dit_moe.surgery.compress.quantise import QuantiseSettings, quantise
 from dit_moe.surgery.compress.record import read_compressed, size_of
 from dit_moe.surgery.compress.rounding import nearest
 from dit_moe.surgery.compress.steps import Model, apply_step

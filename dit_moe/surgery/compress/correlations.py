@@ -3,6 +3,7 @@
 A block is looked at when those before it are rounded already, as they will be when it runs.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
@@ -46,8 +47,13 @@ class Seen(NamedTuple):
         return self.own + inputs * self.everywhere / jnp.maximum(self.all_tokens, 1)
 
 
-def check_seen(network: ModelConfig) -> None:
+def check_seen(network: ModelConfig, what: str, allowed: str) -> None:
     """Checks that the tokens of each expert can be seen.
+
+    Args:
+      network: whose experts they are.
+      what: for the message, the setting that asks for it, such as "method is 'gptq'".
+      allowed: what else it may be.
 
     Raises:
       ConfigError: they cannot.
@@ -56,8 +62,8 @@ def check_seen(network: ModelConfig) -> None:
         if moe.router.chooser == "nobody" or moe.choose_by == "image":
             by = f"router is {moe.router.name!r}, choose_by {moe.choose_by!r}"
             raise ConfigError(
-                f"method is 'gptq', but the model's moe.{by}, where experts have no tokens of "
-                "their own; allowed: method=hqq or method=nearest"
+                f"{what}, but the model's moe.{by}, where experts have no tokens of their own; "
+                f"allowed: {allowed}"
             )
 
 
@@ -101,6 +107,17 @@ class Walk:
             total = jax.tree.map(jnp.add, total, found) if total else found
         return total
 
+    def cosine(self, place: Place, parameters: Mapping[str, jax.Array]) -> float:
+        """The mean cosine of tokens before and after the next block's feed-forward is added, under
+        its gate; arguments as of `advance`."""
+        total, number = 0.0, 0
+        for x, condition, is_null, previous in self._rows:
+            run = _cosine(self._network, place.moe)
+            fitted = self._fitting(place, previous, x)
+            total += len(x) * float(run(dict(parameters), x, condition, is_null, fitted))
+            number += len(x)
+        return total / number
+
     def advance(self, place: Place, parameters: Mapping[str, jax.Array]) -> None:
         """Sends the inputs through the next block, with these parameters."""
         for number, (x, condition, is_null, previous) in enumerate(self._rows):
@@ -138,6 +155,26 @@ def _run(network: ModelConfig, moe: MoEConfig | None) -> Callable:
         block = _block(network, moe, parameters)
         x, routing = block(x, _given(network, condition, is_null, previous))
         return x, previous if routing is None else routing.hand_on
+
+    return run
+
+
+@functools.lru_cache(maxsize=8)
+def _cosine(network: ModelConfig, moe: MoEConfig | None) -> Callable:
+    """Jitted: the mean cosine of a block's tokens before and after its feed-forward."""
+
+    @jax.jit
+    def run(parameters, x, condition, is_null, previous) -> jax.Array:
+        block, given = (
+            _block(network, moe, parameters),
+            _given(network, condition, is_null, previous),
+        )
+        after, _, outputs = block.with_outputs(x, given)
+        fed = jnp.zeros_like(outputs.feed_forward)
+        before = block.with_known(x, given, dataclasses.replace(outputs, feed_forward=fed))
+        product = jnp.sum(before * after, axis=-1)
+        norms = jnp.linalg.norm(before, axis=-1) * jnp.linalg.norm(after, axis=-1)
+        return (product / jnp.maximum(norms, 1e-30)).mean()
 
     return run
 

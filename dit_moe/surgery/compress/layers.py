@@ -62,7 +62,10 @@ def _units(network: ModelConfig, parameters: Mapping[str, np.ndarray]) -> Iterat
 
 
 def network_of(
-    old: ModelConfig, parameters: Mapping[str, np.ndarray], units: Sequence[Unit]
+    old: ModelConfig,
+    parameters: Mapping[str, np.ndarray],
+    units: Sequence[Unit],
+    looks: Sequence[object] = (),
 ) -> tuple[ModelConfig, dict[str, np.ndarray]]:
     """The network of these units, and its parameters.
 
@@ -70,13 +73,14 @@ def network_of(
       old: what is no part of the trunk is as there.
       parameters: of the old network, from which the rest is taken.
       units: as many as the old network has, in order.
+      looks: of each unit what else must be equal for neighbours to be one segment; empty: nothing.
 
     Raises:
       ConfigError: the network allows no such mixture.
     """
     found = {path: value for path, value in parameters.items() if stack_of(path) is None}
     segments = []
-    for number, stretch in enumerate(_stretches(units)):
+    for number, stretch in enumerate(_stretches(units, looks)):
         first = stretch[0].segment
         segments.append(dataclasses.replace(first, depth=first.depth * len(stretch)))
         for name in stretch[0].parameters:
@@ -87,14 +91,17 @@ def network_of(
     return dataclasses.replace(old, moe=None, segments=tuple(segments)), found
 
 
-def _stretches(units: Sequence[Unit]) -> list[list[Unit]]:
+def _stretches(units: Sequence[Unit], looks: Sequence[object]) -> list[list[Unit]]:
     """Neighbours that are alike, together."""
     stretches: list[list[Unit]] = []
-    for unit in units:
-        if stretches and stretches[-1][0].segment == unit.segment:
+    last = None
+    for number, unit in enumerate(units):
+        look = unit.segment, looks[number] if looks else None
+        if look == last:
             stretches[-1].append(unit)
         else:
             stretches.append([unit])
+        last = look
     return stretches
 
 

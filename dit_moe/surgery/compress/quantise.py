@@ -1,25 +1,36 @@
-"""Matrices of few bits: which, how many bits each, and by what method."""
+"""Matrices of few bits: by what method, and where a budget is given, how many bits each."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 
-from dit_moe.config import ConfigError, ModelConfig, PackedConfig
+from dit_moe.config import ConfigError
 from dit_moe.config.packed import BITS
-from dit_moe.config.rules import RULES, PositiveInt
-from dit_moe.models.parameters import places, stack_of
-from dit_moe.models.unpacking import packable_paths, packed_parameters
+from dit_moe.config.rules import RULES, Listed, PositiveFloat, PositiveInt, require
+from dit_moe.models.parameters import places
+from dit_moe.models.unpacking import packed_parameters
 from dit_moe.nn.packed import Packed
+from dit_moe.nn.packed_parts import PackedParts
+from dit_moe.surgery.compress.allocation import allocate
+from dit_moe.surgery.compress.bits import (
+    Bits,
+    apart,
+    bits_of,
+    is_feed_forward,
+    kinds_of,
+    mean_bits,
+    spread,
+)
 from dit_moe.surgery.compress.calibration import Calibration
 from dit_moe.surgery.compress.correlations import Seen, Walk, check_seen
 from dit_moe.surgery.compress.rounding import gptq, half_quadratic, nearest
+from dit_moe.surgery.compress.sensitivity import By, items_of, losses, own_parameters
 from dit_moe.surgery.compress.steps import Done, Model, StepSettings
 
 
@@ -29,53 +40,78 @@ def _known(bits: int) -> int:
     return bits
 
 
-Bits = Annotated[int, AfterValidator(_known)]
-"""Of a weight, 2 to 8; 0: it stays as it is."""
+Width = Annotated[int, AfterValidator(_known)]
+"""Bits of a weight, 2 to 8; 0: it stays as it is."""
 
 
 @dataclass(frozen=True, config=RULES, kw_only=True)
 class QuantiseSettings(StepSettings):
-    """Bits of the matrices by what they are; what is not named here stays whole."""
+    """Bits of the matrices by what they are, of feed-forward ones perhaps by a budget; what is not
+    named here stays whole."""
 
     name: Literal["quantise"] = "quantise"
-    bits: Bits = 4
+    bits: Width = 4
     """Of experts, and of the feed-forward networks of dense blocks."""
     method: Literal["nearest", "hqq", "gptq"] = "hqq"
     """`nearest`: round to nearest. `hqq`: the zeros fitted, without data. `gptq`: by the inputs of
     each matrix, of experts those of their own tokens; what runs once an image by `hqq`."""
     group: PositiveInt = 64
     """Inputs that share a scale and a zero."""
-    attention: Bits | None = None
+    attention: Width | None = None
     """Of attention; None: `bits`."""
-    shared: Bits | None = None
+    shared: Width | None = None
     """Of the shared experts, which every token passes; None: `bits`."""
-    modulation: Bits = 8
+    modulation: Width = 8
     """Of adaptive normalisation, which runs once an image."""
+    budget: PositiveFloat | None = None
+    """Mean bits of a weight of experts, shared ones included, and of dense blocks' feed-forward
+    networks, in place of `bits` and `shared`: each matrix of each expert has its own."""
+    choices: Listed[Annotated[int, Field(ge=BITS[0], le=BITS[-1])]] = (2, 3, 4, 6)
+    """What they may have under the budget."""
+    by: By = "error"
+    """Who gets more; see `sensitivity`."""
+
+    def __post_init__(self) -> None:
+        if self.budget is None:
+            return
+        require(
+            self.shared is None,
+            f"shared is {self.shared} with a budget, of which shared experts have their part; "
+            "allowed: none",
+        )
+        least, most = min(self.choices, default=0), max(self.choices, default=0)
+        require(
+            least <= self.budget <= most,
+            f"budget is {self.budget}; allowed: {least} to {most}, the least and most of choices",
+        )
 
     @property
     def needs_calibration(self) -> bool:
-        """GPTQ does."""
-        return self.method == "gptq"
+        """GPTQ does, and some measures of who gets more."""
+        asks = self.budget is not None and self.by in ("error", "use", "importance")
+        return asks or self.method == "gptq"
 
 
 def quantise(model: Model, settings: QuantiseSettings, calibration: Calibration | None) -> Done:
     """Packs the matrices of a model; all else stays to the bit.
 
     Raises:
-      ConfigError: `gptq` cannot see the experts' tokens, or weights are too large for scales.
+      ConfigError: `gptq` cannot see the experts' tokens, the measure of who gets more bits cannot
+        be taken, or weights are too large for scales.
     """
-    network = model.config.model
-    bits = bits_of(network, settings)
+    bits = spread(model.config.model, bits_of(model.config.model, settings))
+    if settings.budget is not None:
+        bits |= _shared_out(model, settings, calibration)
     if not bits:
         return Done(model, {"bits": None})
-    walk = None
+    model, bits = apart(model, bits)
+    network, walk = model.config.model, None
     if settings.method == "gptq":
         assert calibration is not None
-        check_seen(network)
+        check_seen(network, "method is 'gptq'", "method=hqq or method=nearest")
         walk = Walk(network, model.parameters, calibration.batches())
     found, tokens = _round(model, settings, bits, walk)
     parameters = {path: p for path, p in model.parameters.items() if path not in found}
-    weights = 0
     for path, packed in found.items():
         parts = {k: np.asarray(p) for k, p in packed_parameters(path, packed).items()}
         if not all(np.isfinite(part).all() for part in parts.values()):
@@ -84,65 +120,58 @@ def quantise(model: Model, settings: QuantiseSettings, calibration: Calibration 
                 "what made them so"
             )
         parameters |= parts
-        weights += np.prod(packed.shape) * packed.bits
-    kinds = kinds_of(bits, settings.group)
-    mean = weights / sum(np.prod(packed.shape) for packed in found.values())
-    told: dict[str, Any] = {"bits": float(mean), "matrices": {k: bits[k] for k in sorted(bits)}}
+    told: dict[str, Any] = {"bits": mean_bits(network, bits), "matrices": _told(bits)}
     if walk is not None:
         told["tokens"] = tokens
-    return Done(model.of(dataclasses.replace(network, packed=kinds), parameters), told)
+    packed = dataclasses.replace(network, packed=kinds_of(bits, settings.group))
+    return Done(model.of(packed, parameters), told)
 
 
-def bits_of(network: ModelConfig, settings: QuantiseSettings) -> dict[str, int]:
-    """The bits of every matrix that is packed, by path.
-
-    Embeddings, patches in and out, routers, and what mixes or guesses are not among them.
-    """
-    found = {}
-    for path in packable_paths(network):
-        name = path.removeprefix(stack_of(path) or "")
-        if ".router." in name:
-            continue
-        if ".shared." in name:
-            number = settings.bits if settings.shared is None else settings.shared
-        elif ".feed_forward." in name and name.endswith((".w_in", ".w_out")):
-            number = settings.bits
-        elif ".attention." in name:
-            number = settings.bits if settings.attention is None else settings.attention
-        elif name.endswith("modulation.kernel"):
-            number = settings.modulation
-        else:
-            continue
-        if number:
-            found[path] = number
+def _shared_out(model: Model, settings: QuantiseSettings, calibration: Calibration | None) -> Bits:
+    """The bits of the feed-forward matrices by the budget."""
+    assert settings.budget is not None
+    shapes = {path: p.shape for path, p in model.parameters.items() if is_feed_forward(path)}
+    items = items_of(model.config.model, {path: shape[1] for path, shape in shapes.items()})
+    method = nearest if settings.method == "nearest" else half_quadratic
+    choices = sorted(set(settings.choices))
+    error_IxB = losses(
+        model,
+        items,
+        choices,
+        settings.by,
+        calibration,
+        lambda w, bits: method(w, bits, settings.group).weights(),
+    )
+    size_I = np.array([np.prod(shapes[item.path][-2:]) for item in items])
+    bits_I = allocate(error_IxB, size_I, choices, int(settings.budget * size_I.sum()))
+    found = {path: np.zeros(shape[:2], int) for path, shape in shapes.items()}
+    for item, number in zip(items, bits_I, strict=True):
+        found[item.path][item.index] = number
     return found
 
 
-def kinds_of(bits: Mapping[str, int], group: int) -> tuple[PackedConfig, ...]:
-    """What a config says of matrices with these bits, by path."""
-    return tuple(
-        PackedConfig(tuple(path for path in bits if bits[path] == number), number, group)
-        for number in sorted(set(bits.values()))
-    )
+def _told(bits: Bits) -> dict[str, Any]:
+    """By path one number where all are equal, else all of them."""
+    return {
+        path: int(bits[path].max()) if np.ptp(bits[path]) == 0 else bits[path].tolist()
+        for path in sorted(bits)
+    }
 
 
 def _round(
-    model: Model, settings: QuantiseSettings, bits: Mapping[str, int], walk: Walk | None
-) -> tuple[dict[str, Packed], list[list[float]]]:
+    model: Model, settings: QuantiseSettings, bits: Bits, walk: Walk | None
+) -> tuple[dict[str, Packed | PackedParts], list[list[float]]]:
     """The packed matrices by path, and how many tokens each expert of the mixtures was shown."""
-    parts: dict[str, list[Packed]] = {}
+    parts: dict[str, list[Packed | PackedParts]] = {}
     tokens: list[list[float]] = []
     for place in places(model.config.model):
-        own: dict[str, jax.Array] = {
-            path.removeprefix(place.prefix): jnp.asarray(p[place.unit])
-            for path, p in model.parameters.items()
-            if path.startswith(place.prefix)
-        }
+        own = own_parameters(model.parameters, place)
         names = [name for name in own if place.prefix + name in bits]
         looked = [name for name in names if not name.startswith("modulation.")]
         seen = walk.look(place, own, looked) if walk else {}
         for name in names:
-            packed = _packed(own[name], seen.get(name), bits[place.prefix + name], settings)
+            number = bits[place.prefix + name][place.unit]
+            packed = _packed(own[name], seen.get(name), number, settings)
             parts.setdefault(place.prefix + name, []).append(jax.device_get(packed))
             own[name] = packed.weights()
         if walk:
@@ -156,9 +185,27 @@ def _round(
     return found, tokens
 
 
-def _packed(w_DxG: jax.Array, seen: Seen | None, bits: int, settings: QuantiseSettings) -> Packed:
+def _packed(
+    w_DxG: jax.Array, seen: Seen | None, bits: np.ndarray, settings: QuantiseSettings
+) -> Packed | PackedParts:
+    """A matrix, or a stack of experts' of which each has its bits; equal ones are done at once."""
+    h_DxD = None if seen is None else seen.blended()
+    if np.ptp(bits) == 0:
+        return _alike(w_DxG, h_DxD, int(bits.max()), settings)
+    numbers = sorted(set(bits.tolist()), reverse=True)
+    members = [np.flatnonzero(bits == number) for number in numbers]
+    parts = [
+        _alike(w_DxG[own], None if h_DxD is None else h_DxD[own], number, settings)
+        for number, own in zip(numbers, members, strict=True)
+    ]
+    return PackedParts.of(parts, members)
+
+
+def _alike(
+    w_DxG: jax.Array, h_DxD: jax.Array | None, bits: int, settings: QuantiseSettings
+) -> Packed:
     if settings.method == "nearest":
         return nearest(w_DxG, bits, settings.group)
-    if seen is None:
+    if h_DxD is None:
         return half_quadratic(w_DxG, bits, settings.group)
-    return gptq(w_DxG, seen.blended(), bits, settings.group)
+    return gptq(w_DxG, h_DxD, bits, settings.group)
