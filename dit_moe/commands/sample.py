@@ -44,6 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--seed", type=int, default=0, help="of all images together (default: 0)")
     add("--batch_size", type=int, default=64, help="images per pass over all devices (default: 64)")
     add_memory_flag(parser)
+    add("--bits", type=int, help="of a quantised model that is nested (default: all it has)")
     add(
         "--autoencoder",
         metavar="FOLDER|FILE|NAME",
@@ -65,6 +66,7 @@ def run(arguments: argparse.Namespace) -> None:
     sampler = RunSampler(
         arguments.workdir,
         memory=arguments.memory,
+        bits=arguments.bits,
         batch_size=arguments.batch_size,
         num_samples=arguments.num_samples,
         classes=words(arguments.classes),

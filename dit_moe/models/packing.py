@@ -9,8 +9,7 @@ from dit_moe.config import ConfigError, PackedConfig
 from dit_moe.models.patterns import check_patterns, matches
 from dit_moe.nn.feed_forward import Experts
 from dit_moe.nn.linear import Linear
-from dit_moe.nn.packed import PackedMatrix
-from dit_moe.nn.packed_parts import PartedMatrices
+from dit_moe.nn.packed_forms import PackedModule, fresh
 
 _MATRICES = {Linear: ("kernel",), Experts: ("w_in", "w_out")}
 
@@ -34,16 +33,14 @@ def pack_matrices(network: nnx.Module, packed: Sequence[PackedConfig]) -> None:
             setattr(module, name, _packed(path, getattr(module, name)[...], kind))
 
 
-def _packed(path: str, w: jax.Array, kind: PackedConfig) -> PackedMatrix | PartedMatrices:
-    if not kind.experts:
-        return PackedMatrix(w, kind.bits, kind.group)
+def _packed(path: str, w: jax.Array, kind: PackedConfig) -> PackedModule:
     number = w.shape[-3] if path.endswith(_MATRICES[Experts]) else 0
-    if number != len(kind.experts):
+    if kind.experts and number != len(kind.experts):
         raise ConfigError(
             f"config.model.packed has bits for {len(kind.experts)} experts of {path}; allowed: for "
             f"{number}, as many as it has"
         )
-    return PartedMatrices(w, kind.experts, kind.group)
+    return fresh(w, kind)
 
 
 def packable(network: nnx.Module) -> dict[str, tuple[nnx.Module, str]]:

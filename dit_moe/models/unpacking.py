@@ -2,7 +2,8 @@
 
 A matrix of path P is three parameters there: `P.codes`, `P.scale` and `P.zero` (`nn/packed.py`).
 Of experts with unlike bits each part has these, as `P.parts.0` and so on, and `P.place` tells who
-lies where (`nn/packed_parts.py`).
+lies where (`nn/packed_parts.py`); of one with planes the first bits are `P.base`, beside `P.planes`
+and `P.plane_scale` (`nn/packed_planes.py`).
 """
 
 import dataclasses
@@ -16,9 +17,13 @@ from dit_moe.models.dit import DiT
 from dit_moe.models.packing import kind_of, packable
 from dit_moe.models.parameters import Parameters, abstract_parameters
 from dit_moe.nn.packed import Grid, Packed
+from dit_moe.nn.packed_forms import PackedForm
 from dit_moe.nn.packed_parts import PackedParts, bits_of_parts
+from dit_moe.nn.packed_planes import PackedPlanes
 
-CODES, SCALE, ZERO, PLACE = ".codes", ".scale", ".zero", ".place"
+CODES, SCALE, ZERO = ".codes", ".scale", ".zero"
+PARTS, PLACE = ".parts.", ".place"
+BASE, PLANES, PLANE_SCALE = ".base", ".planes", ".plane_scale"
 
 
 def whole_model(model: ModelConfig) -> ModelConfig:
@@ -38,7 +43,7 @@ def packed_kinds(model: ModelConfig) -> dict[str, tuple[PackedConfig, tuple[int,
     return {
         path: (kind, shape)
         for path, (kind, shape) in kinds.items()
-        if kind and (path + CODES in there or path + PLACE in there)
+        if kind and any(path + end in there for end in (CODES, PLACE, PLANES))
     }
 
 
@@ -47,40 +52,44 @@ def packable_paths(model: ModelConfig) -> list[str]:
     return list(packable(nnx.eval_shape(lambda: DiT(whole_model(model), nnx.Rngs(0)))))
 
 
-def packed_parameters(path: str, packed: Packed | PackedParts) -> Parameters:
+def packed_parameters(path: str, packed: PackedForm) -> Parameters:
     """The parameters of the matrix, or stack of matrices, of a path."""
     if isinstance(packed, PackedParts):
         found = {path + PLACE: packed.place}
         for number, part in enumerate(packed.parts):
-            found |= packed_parameters(_part(path, number), part)
+            found |= packed_parameters(f"{path}{PARTS}{number}", part)
         return found
+    if isinstance(packed, PackedPlanes):
+        of_planes = {path + PLANES: packed.planes, path + PLANE_SCALE: packed.scale}
+        return {**packed_parameters(path + BASE, packed.base), **of_planes}
     grid = packed.grid
     return {path + CODES: packed.codes, path + SCALE: grid.scale, path + ZERO: grid.zero}
 
 
-def _part(path: str, number: int) -> str:
-    return f"{path}.parts.{number}"
-
-
 def packed_matrices(
     model: ModelConfig, parameters: Mapping[str, jax.Array]
-) -> dict[str, Packed | PackedParts]:
+) -> dict[str, PackedForm]:
     """The packed matrices among a network's parameters, by path."""
 
-    def matrix(path: str, bits: int, kind: PackedConfig, rows: int) -> Packed:
+    def matrix(path: str, bits: int, group: int, rows: int) -> Packed:
         grid = Grid(parameters[path + SCALE], parameters[path + ZERO])
-        return Packed(parameters[path + CODES], grid, bits, kind.group, rows)
+        return Packed(parameters[path + CODES], grid, bits, group, rows)
 
-    found: dict[str, Packed | PackedParts] = {}
-    for path, (kind, shape) in packed_kinds(model).items():
-        if not kind.experts:
-            found[path] = matrix(path, kind.bits, kind, shape[-2])
-            continue
-        parts = enumerate(bits_of_parts(kind.experts))
-        found[path] = PackedParts(
-            tuple(matrix(_part(path, i), bits, kind, shape[-2]) for i, (bits, _) in parts),
-            parameters[path + PLACE],
-        )
+    found: dict[str, PackedForm] = {}
+    for path, (kind, (*_, rows, _)) in packed_kinds(model).items():
+        if kind.experts:
+            parts = tuple(
+                matrix(f"{path}{PARTS}{number}", bits, kind.group, rows)
+                for number, (bits, _) in enumerate(bits_of_parts(kind.experts))
+            )
+            found[path] = PackedParts(parts, parameters[path + PLACE])
+        elif kind.has_planes:
+            base = matrix(path + BASE, kind.fewest, kind.group, rows)
+            found[path] = PackedPlanes(
+                base, parameters[path + PLANES], parameters[path + PLANE_SCALE]
+            )
+        else:
+            found[path] = matrix(path, kind.bits, kind.group, rows)
     return found
 
 

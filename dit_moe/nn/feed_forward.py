@@ -10,8 +10,7 @@ from flax import nnx
 
 from dit_moe.config.experts import EXPERTS, ExpertKind
 from dit_moe.nn.linear import affine, product
-from dit_moe.nn.packed import Packed, PackedMatrix
-from dit_moe.nn.packed_parts import PackedParts, PartedMatrices
+from dit_moe.nn.packed_forms import PackedForm, PackedModule
 
 _XAVIER = jax.nn.initializers.xavier_uniform(in_axis=-2, out_axis=-1, batch_axis=(0,))
 
@@ -70,9 +69,9 @@ class PackedExperts:
     A back end that asks for one expert at a time never has more of them whole.
     """
 
-    w_in: jax.Array | Packed | PackedParts
+    w_in: jax.Array | PackedForm
     """[E, D, G] float32 or packed."""
-    w_out: jax.Array | Packed | PackedParts
+    w_out: jax.Array | PackedForm
     """[E, F, D] float32 or packed."""
     b_in: jax.Array | None = None
     b_out: jax.Array | None = None
@@ -91,7 +90,7 @@ class PackedExperts:
     def expert(self, index: jax.Array | int, dtype: jnp.dtype) -> ExpertWeights:
         """The weights of one expert, its matrices whole."""
 
-        def own(w: jax.Array | Packed | PackedParts) -> jax.Array:
+        def own(w: jax.Array | PackedForm) -> jax.Array:
             return w[index] if isinstance(w, jax.Array) else w.expert(index)
 
         biases = jax.tree.map(own, (self.b_in, self.b_out))
@@ -101,7 +100,7 @@ class PackedExperts:
     def stack(self, dtype: jnp.dtype) -> ExpertWeights:
         """The weights of all experts, their matrices whole and in a dtype; biases as they are."""
 
-        def whole(w: jax.Array | Packed | PackedParts) -> jax.Array:
+        def whole(w: jax.Array | PackedForm) -> jax.Array:
             return w if isinstance(w, jax.Array) else w.weights()
 
         found = ExpertWeights(
@@ -131,10 +130,9 @@ class Experts(nnx.Module):
         """The parameters in the form that dispatch takes."""
         biases = EXPERTS[self.kind].biases
         b_in, b_out = (self.b_in[...], self.b_out[...]) if biases else (None, None)
-        packed = PackedMatrix | PartedMatrices
-        if isinstance(self.w_in, packed) or isinstance(self.w_out, packed):
+        if isinstance(self.w_in, PackedModule) or isinstance(self.w_out, PackedModule):
             w_in, w_out = (
-                w.packed if isinstance(w, packed) else w[...] for w in (self.w_in, self.w_out)
+                w.packed if isinstance(w, PackedModule) else w[...] for w in (self.w_in, self.w_out)
             )
             return PackedExperts(w_in, w_out, b_in, b_out, self.kind)
         return ExpertWeights(self.w_in[...], self.w_out[...], b_in, b_out, self.kind)

@@ -1,5 +1,6 @@
 """Models from run folders, open folders, the Hugging Face hub, and presets."""
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from dit_moe.config.files import load_json
 from dit_moe.config.presets import preset
 from dit_moe.devices import hosts
 from dit_moe.models.dit import DiT
+from dit_moe.models.fewer_bits import at_bits, check_bits
 from dit_moe.models.frozen import split_learning
 from dit_moe.models.low_rank import merge_on_devices, shapes_and_axes
 from dit_moe.models.parameters import Parameters, abstract_parameters, functional, stack_of
@@ -64,6 +66,7 @@ def load_run(
     checkpoint: str = "newest",
     *,
     pairs: bool = False,
+    bits: int | None = None,
 ) -> Run:
     """Reads config and parameters of a model; says so if much of the average still is its start.
 
@@ -75,10 +78,13 @@ def load_run(
         read; None: the first local device.
       checkpoint: of a run, see `Checkpoints.find`; a folder that is none has but one.
       pairs: whether a model of pairs (`model.pairs`), which denoises no single images, will do.
+      bits: of a quantised model whose matrices are nested, how many they have at most, on the first
+        local device; None: as many as are stored.
 
     Raises:
       ConfigError: if the folder is not a run, has no such checkpoint, or holds the other one alone;
-        if the weights are damaged or not finite; or if the model is of pairs, and may not be.
+        if the weights are damaged or not finite; if the model is of pairs, and may not be; or if it
+        cannot be read at so many bits.
     """
     workdir = locate(workdir)
     check_weights(workdir, ema=ema)
@@ -93,6 +99,8 @@ def load_run(
             f"{workdir} holds a model of pairs (model.pairs); allowed: a model of single images, "
             "or python -m dit_moe.pairs"
         )
+    if bits is not None:
+        check_bits(config.model, bits)
     like = like or on_one_device(abstract_parameters(config.model))
     if additions.holds_additions(workdir) or published.is_published(workdir):
         check_exported(workdir, checkpoint)
@@ -100,6 +108,9 @@ def load_run(
         return Run(config, 0, _onto_base(workdir, config, like))
     if published.is_published(workdir):
         tensors = published.read_tensors(workdir, config.model)
+        if bits is not None:
+            model, parameters = at_bits(config.model, jax.device_put(tensors), bits)
+            return Run(dataclasses.replace(config, model=model), 0, parameters)
         # One by one, so that little is in memory twice.
         return Run(config, 0, {path: _place(tensors.pop(path), p) for path, p in like.items()})
     with Checkpoints(workdir) as checkpoints:
@@ -265,18 +276,19 @@ def _place(array: np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:
     return jax.make_array_from_callback(like.shape, like.sharding, lambda index: array[index])
 
 
-def load(workdir: str | Path, *, ema: bool = True) -> DiT:
+def load(workdir: str | Path, *, ema: bool = True, bits: int | None = None) -> DiT:
     """A model, ready to be called.
 
     Args:
       workdir: a run folder, a folder that `dit_moe.convert` exported, or the name of one on the
         Hugging Face hub, such as "user/name"; what is on this machine goes before.
       ema: the moving average of the parameters rather than the parameters.
+      bits: of a model whose packed matrices are nested, how many they have at most.
 
     Raises:
       ConfigError: if there is no such model, or it has no checkpoint yet.
     """
-    run = load_run(workdir, ema)
+    run = load_run(workdir, ema, bits=bits)
     return functional(run.config.model)(run.parameters)
 
 

@@ -200,6 +200,8 @@ def _metadata(model: ModelConfig) -> dict[str, str]:
             own = shape if unit is None else shape[1:]
             bits = list(kind.experts) or kind.bits
             told[name] = {"bits": bits, "group": kind.group, "shape": own}
+            if kind.nested is not None:
+                told[name] |= {"nested": kind.nested, "least": kind.least}
     return {"packed": json.dumps({"order": ORDER, "matrices": told})}
 
 

@@ -55,6 +55,7 @@ class RunSampler:
       guide_ema: as `ema`, of the guide.
       memory: with a store of experts (streaming/) as `workdir`, what the process may hold, such as
         "4GB"; None: what it needs.
+      bits: of a quantised model whose matrices are nested, how many they have at most.
       steering: what the images are held to. If its file has labels, their classes are the classes
         in turn, unless the request has others.
       losses: what is lowered while samples are drawn, as of `losses.read_losses`.
@@ -75,6 +76,7 @@ class RunSampler:
         guide: str | Path | None = None,
         guide_ema: bool = True,
         memory: str | None = None,
+        bits: int | None = None,
         steering: SteeringRequest | None = None,
         losses: Sequence[str] = (),
         **request: Any,
@@ -98,8 +100,12 @@ class RunSampler:
         self._store = _open_store(workdir, config.model, memory, ema=ema, checkpoint=checkpoint)
         self._losses = read_losses(losses, config.model)
         _check_together(self._store, asked.cache, losses)
+        if self._store is not None and bits is not None:
+            raise ConfigError(
+                f"bits is {bits} with a store of experts, which are whole; allowed: none"
+            )
         if self._store is None:
-            run = load_run(workdir, ema, checkpoint=checkpoint)
+            run = load_run(workdir, ema, checkpoint=checkpoint, bits=bits)
         else:
             run = Run(config, self._store.store.step, self._store.rest)
         chosen = self.request.guidance.guide

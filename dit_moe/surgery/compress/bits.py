@@ -6,6 +6,7 @@ from typing import Protocol
 import numpy as np
 
 from dit_moe.config import ModelConfig, PackedConfig
+from dit_moe.config.packed import Nested
 from dit_moe.models.parameters import abstract_parameters, stack_of
 from dit_moe.models.unpacking import packable_paths
 from dit_moe.surgery.compress.layers import network_of, units_of
@@ -56,7 +57,7 @@ def bits_of(network: ModelConfig, settings: BitsByKind) -> dict[str, int]:
             number = settings.bits
         elif ".attention." in name:
             number = settings.bits if settings.attention is None else settings.attention
-        elif name.endswith("modulation.kernel"):
+        elif is_modulation(name):
             number = settings.modulation
         else:
             continue
@@ -68,6 +69,11 @@ def bits_of(network: ModelConfig, settings: BitsByKind) -> dict[str, int]:
 def is_feed_forward(path: str) -> bool:
     """Whether a matrix is one of experts, shared ones included, or of a dense block's network."""
     return ".feed_forward." in path and path.endswith((".w_in", ".w_out"))
+
+
+def is_modulation(path: str) -> bool:
+    """Whether a matrix is one of adaptive normalisation."""
+    return path.endswith("modulation.kernel")
 
 
 def spread(network: ModelConfig, bits: Mapping[str, int]) -> Bits:
@@ -101,16 +107,26 @@ def _segments(network: ModelConfig) -> list[int]:
     return [i for i, segment in enumerate(network.trunk) for _ in range(segment.repeats)]
 
 
-def kinds_of(bits: Bits, group: int) -> tuple[PackedConfig, ...]:
-    """What a config says of matrices with these bits, which `apart` has parted."""
-    by_look: dict[tuple[int, tuple[int, ...]], list[str]] = {}
+def kinds_of(
+    bits: Bits, group: int, nested: Nested | None = None, least: int = 2
+) -> tuple[PackedConfig, ...]:
+    """What a config says of matrices with these bits, which `apart` has parted.
+
+    Args:
+      bits: of each.
+      group: of all.
+      nested: see `PackedConfig`; not of adaptive normalisation.
+      least: see there.
+    """
+    by_look: dict[tuple[int, tuple[int, ...], bool], list[str]] = {}
     for path, own in bits.items():
         most = int(own.max())
         experts = () if (own == most).all() else _falling(own)
-        by_look.setdefault((most, experts), []).append(path)
+        inside = nested is not None and most > least and not is_modulation(path)
+        by_look.setdefault((most, experts, inside), []).append(path)
     return tuple(
-        PackedConfig(tuple(paths), most, group, experts)
-        for (most, experts), paths in sorted(by_look.items())
+        PackedConfig(tuple(paths), most, group, experts, *((nested, least) if inside else ()))
+        for (most, experts, inside), paths in sorted(by_look.items())
     )
 
 

@@ -11,18 +11,21 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 
 from dit_moe.config import ConfigError
-from dit_moe.config.packed import BITS
+from dit_moe.config.packed import BITS, Nested
 from dit_moe.config.rules import RULES, Listed, PositiveFloat, PositiveInt, require
 from dit_moe.models.parameters import places
 from dit_moe.models.unpacking import packed_parameters
 from dit_moe.nn.packed import Packed
+from dit_moe.nn.packed_forms import PackedForm
 from dit_moe.nn.packed_parts import PackedParts
+from dit_moe.nn.packed_planes import PackedPlanes
 from dit_moe.surgery.compress.allocation import allocate
 from dit_moe.surgery.compress.bits import (
     Bits,
     apart,
     bits_of,
     is_feed_forward,
+    is_modulation,
     kinds_of,
     mean_bits,
     spread,
@@ -70,10 +73,18 @@ class QuantiseSettings(StepSettings):
     """What they may have under the budget."""
     by: By = "error"
     """Who gets more; see `sensitivity`."""
+    nested: Nested | None = None
+    """What has `bits` can be read at fewer, down to `least`: see `PackedConfig`."""
+    least: Annotated[int, Field(ge=BITS[0], le=BITS[-1])] = 2
+    """As few bits as may be read of what is nested."""
 
     def __post_init__(self) -> None:
         if self.budget is None:
             return
+        require(
+            self.nested is None,
+            f"nested is {self.nested!r} with a budget; allowed: one of them",
+        )
         require(
             self.shared is None,
             f"shared is {self.shared} with a budget, of which shared experts have their part; "
@@ -123,8 +134,8 @@ def quantise(model: Model, settings: QuantiseSettings, calibration: Calibration 
     told: dict[str, Any] = {"bits": mean_bits(network, bits), "matrices": _told(bits)}
     if walk is not None:
         told["tokens"] = tokens
-    packed = dataclasses.replace(network, packed=kinds_of(bits, settings.group))
-    return Done(model.of(packed, parameters), told)
+    kinds = kinds_of(bits, settings.group, settings.nested, settings.least)
+    return Done(model.of(dataclasses.replace(network, packed=kinds), parameters), told)
 
 
 def _shared_out(model: Model, settings: QuantiseSettings, calibration: Calibration | None) -> Bits:
@@ -160,9 +171,9 @@ def _told(bits: Bits) -> dict[str, Any]:
 
 def _round(
     model: Model, settings: QuantiseSettings, bits: Bits, walk: Walk | None
-) -> tuple[dict[str, Packed | PackedParts], list[list[float]]]:
+) -> tuple[dict[str, PackedForm], list[list[float]]]:
     """The packed matrices by path, and how many tokens each expert of the mixtures was shown."""
-    parts: dict[str, list[Packed | PackedParts]] = {}
+    parts: dict[str, list[PackedForm]] = {}
     tokens: list[list[float]] = []
     for place in places(model.config.model):
         own = own_parameters(model.parameters, place)
@@ -171,7 +182,7 @@ def _round(
         seen = walk.look(place, own, looked) if walk else {}
         for name in names:
             number = bits[place.prefix + name][place.unit]
-            packed = _packed(own[name], seen.get(name), number, settings)
+            packed = _packed(name, own[name], seen.get(name), number, settings)
             parts.setdefault(place.prefix + name, []).append(jax.device_get(packed))
             own[name] = packed.weights()
         if walk:
@@ -181,17 +192,22 @@ def _round(
     found = {path: jax.tree.map(lambda *u: np.stack(u), *units) for path, units in parts.items()}
     for path in bits.keys() - found.keys():
         whole = jnp.asarray(model.parameters[path])
-        found[path] = _packed(whole, None, bits[path], settings)
+        found[path] = _packed(path, whole, None, bits[path], settings)
     return found, tokens
 
 
 def _packed(
-    w_DxG: jax.Array, seen: Seen | None, bits: np.ndarray, settings: QuantiseSettings
-) -> Packed | PackedParts:
+    name: str, w_DxG: jax.Array, seen: Seen | None, bits: np.ndarray, settings: QuantiseSettings
+) -> PackedForm:
     """A matrix, or a stack of experts' of which each has its bits; equal ones are done at once."""
     h_DxD = None if seen is None else seen.blended()
     if np.ptp(bits) == 0:
-        return _alike(w_DxG, h_DxD, int(bits.max()), settings)
+        number = int(bits.max())
+        planes = (
+            0 if settings.nested != "planes" or is_modulation(name) else number - settings.least
+        )
+        base = _alike(w_DxG, h_DxD, number - max(planes, 0), settings)
+        return base if planes <= 0 else PackedPlanes.of(w_DxG, base, planes)
     numbers = sorted(set(bits.tolist()), reverse=True)
     members = [np.flatnonzero(bits == number) for number in numbers]
     parts = [
