@@ -1,5 +1,6 @@
 """The command that compresses: steps by name, chains that go on, folders that all others read."""
 
+from pathlib import Path
 from typing import Literal
 
 import jax
@@ -11,13 +12,15 @@ from pydantic.dataclasses import dataclass
 import dit_moe
 from dit_moe.commands import compress as command
 from dit_moe.commands import convert, sample
-from dit_moe.config import ConfigError
+from dit_moe.config import Config, ConfigError
+from dit_moe.config.distillation import DistillConfig
 from dit_moe.config.rules import RULES, Listed
 from dit_moe.data.sources import build_sources
 from dit_moe.runs.fingerprint import digest
 from dit_moe.runs.loading import load_run
 from dit_moe.runs.tensor_files import read_safetensors
 from dit_moe.surgery.compress import chain
+from dit_moe.surgery.compress import train as stage
 from dit_moe.surgery.compress.chain import compress
 from dit_moe.surgery.compress.drop import DropSettings
 from dit_moe.surgery.compress.methods import RECIPES, chosen_steps
@@ -298,3 +301,39 @@ def test_calibration_is_the_same_whenever_it_is_asked_for():
     assert calibration.digest == shown(MODEL, batch_size=4).digest
     for other in ({"seed": 1}, {"times": 4}, {"null_share": 0.0}):
         assert shown(MODEL, **{"batch_size": 4, **other}).digest != calibration.digest
+
+
+def test_training_between_stages(run, monkeypatch, tmp_path):
+    """The trainer's own, with the original as teacher; what a signal stopped goes on, nothing of it
+    stays beside the result, and all but the parameters is as the step before left it."""
+    output = tmp_path / "slim"
+    steps = ["slim:hidden=12,by=magnitude", "train:steps=2,batch_size=8,learning_rate=0.01"]
+    flags = [f"--workdir={run}", f"--output={output}", "--steps", *steps]
+    configs = []
+
+    def stopped(config: Config, workdir: Path, **_: object) -> int:
+        configs.append(config)
+        Path(workdir).mkdir()
+        return 2
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "train_run", stopped)
+        assert command.main(flags) == 130
+    assert not output.exists()
+    (config,) = configs
+    assert config.train.distill == DistillConfig(str(run.resolve()), 1.0, 1.0)
+    assert (config.train.steps, config.train.batch_size) == (2, 8)
+    assert config.model.mixtures[0].hidden_ratio == 12 / 16
+    assert command.main(flags) == 0
+    record = read_compressed(output)
+    assert record is not None
+    slimmed, trained = record.steps
+    assert trained.after == slimmed.after
+    assert trained.told == {"teacher": str(run.resolve())}
+    assert not output.with_name("slim.steps").exists()
+    found = load_run(output)
+    assert found.config.train == load_run(run).config.train
+    alone = tmp_path / "alone"
+    compress(run, alone, [parse_step(steps[0])], say=quiet)
+    moved = [k for k, p in load_run(alone).parameters.items() if (p != found.parameters[k]).any()]
+    assert "trunk.segments.0.blocks.1.feed_forward.shared.experts.w_in" in moved

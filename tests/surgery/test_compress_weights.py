@@ -172,7 +172,9 @@ def test_a_neuron_that_gives_nothing_is_worth_nothing_and_goes_without_loss():
     assert done.model.config.model.mixtures[0].hidden_ratio == 15 / 16
 
 
-@pytest.mark.parametrize("moe", [DIT_MOE, GELU], ids=["swiglu", "gelu"])
+@pytest.mark.parametrize(
+    "moe", [DIT_MOE, GELU, PROMOE, UNLIKE], ids=["swiglu", "gelu", "promoe", "unlike"]
+)
 def test_slimmer_experts_are_those_whose_other_neurons_give_nothing(moe):
     model = model_of(moe)
     done = slim(model, SlimSettings(hidden=4, by="magnitude"), None)

@@ -30,6 +30,7 @@ from dit_moe.surgery.compress.record import (
     write_compressed,
 )
 from dit_moe.surgery.compress.steps import Model, StepSettings, apply_step, step_text
+from dit_moe.surgery.compress.train import Ground
 
 Say = Callable[[str], None]
 
@@ -73,11 +74,12 @@ def compress(
             settings = calibration_settings(model.config, **(calibration or {}))
             place = sums or work / "sums"
             shown = functools.cache(lambda: calibrate(model.config, settings, place))
+            ground = Ground(work, folder.resolve())
             first, model, record = _kept(work, model, record, steps, shown)
             if first:
                 say(f"Goes on after step {first} of {len(steps)}, kept in {work}.")
             for number, step in enumerate(steps[first:], start=first + 1):
-                model, record = _done(model, record, step, shown)
+                model, record = _done(model, record, step, shown, ground)
                 say(f"{number}/{len(steps)} {step_text(step)}: {record.after.bytes:,} bytes.")
                 target = output if number == len(steps) else _place(work, number, step)
                 if target != output:
@@ -133,10 +135,14 @@ def _begun(folder: Path, workdir: str | Path, model: Model) -> Compressed:
 
 
 def _done(
-    model: Model, record: Compressed, step: StepSettings, shown: Callable[[], Calibration]
+    model: Model,
+    record: Compressed,
+    step: StepSettings,
+    shown: Callable[[], Calibration],
+    ground: Ground,
 ) -> tuple[Model, Compressed]:
     calibration = shown() if step.needs_calibration else None
-    model, told = apply_step(model, step, calibration)
+    model, told = apply_step(model, step, ground if step.trains else calibration)
     done = StepRecord(**_asked(step, calibration), told=told, after=size_of(model))
     return model, dataclasses.replace(record, steps=(*record.steps, done))
 

@@ -9,11 +9,13 @@ from dit_moe.surgery.compress.slim import SlimSettings, slim
 from dit_moe.surgery.compress.sparsify import SparsifySettings, sparsify
 from dit_moe.surgery.compress.steps import StepSettings, parse_step, register_step
 from dit_moe.surgery.compress.stun import StunSettings, stun
+from dit_moe.surgery.compress.train import TrainSettings, train
 
 register_step(DropSettings)(drop)
 register_step(StunSettings)(stun)
 register_step(SparsifySettings)(sparsify)
 register_step(SlimSettings)(slim)
+register_step(TrainSettings)(train)
 register_step(QuantiseSettings)(quantise)
 
 RECIPES: dict[str, tuple[str, ...]] = {

@@ -1,4 +1,4 @@
-"""Hidden neurons of routed experts away, equally many of each (SlimMoE, Li et al. 2025).
+"""Hidden neurons of experts away, equally many of each (SlimMoE, Li et al. 2025).
 
 A distillation loss against the model itself has no gradient, so that importance is asked of the
 denoising loss. With training between, a chain of smaller steps is better than one (docs).
@@ -25,7 +25,9 @@ _W_OUT = ".feed_forward.experts.w_out"
 
 @dataclass(frozen=True, config=RULES, kw_only=True)
 class SlimSettings(StepSettings):
-    """Every routed expert keeps `hidden` neurons; experts that have no more keep all."""
+    """Every expert keeps `hidden` neurons, the unconditional one too, since one width is stored for
+    both; experts that have no more keep all. Shared ones and groups (`moe.unlike`), which have
+    widths of their own, stay."""
 
     name: Literal["slim"] = "slim"
     hidden: PositiveInt
@@ -69,13 +71,6 @@ def slim(model: Model, settings: SlimSettings, calibration: Calibration | None) 
 
 def _check(network: ModelConfig, settings: SlimSettings) -> None:
     check_sparse(network)
-    for moe in network.mixtures:
-        if moe.unconditional_expert or moe.unlike:
-            what = "an unconditional expert" if moe.unconditional_expert else "groups (moe.unlike)"
-            raise ConfigError(
-                f"the model has {what} beside the routed experts, of which one width is stored; "
-                "allowed: routed experts alone; drop, stun or sparsify"
-            )
     ratio = settings.hidden / network.width
     if int(ratio * network.width) != settings.hidden or not (ratio * network.width).is_integer():
         raise ConfigError(

@@ -18,7 +18,6 @@ from dit_moe.config.registry import Registry
 from dit_moe.config.rules import RULES
 from dit_moe.models.parameters import abstract_parameters
 from dit_moe.models.unpacking import check_whole
-from dit_moe.surgery.compress.calibration import Calibration
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +65,11 @@ class StepSettings:
         """Whether the step asks what the network does with data."""
         return False
 
+    @property
+    def trains(self) -> bool:
+        """Whether the step trains, for which it needs a folder (`train.Ground`)."""
+        return False
+
 
 class Done(NamedTuple):
     """What a step made."""
@@ -76,8 +80,9 @@ class Done(NamedTuple):
     that each layer kept."""
 
 
-Step = Callable[[Model, Any, Calibration | None], Done]
-"""From a model, the step's settings and the calibration, which is there where the settings need it.
+Step = Callable[[Model, Any, Any], Done]
+"""From a model, the step's settings and what these ask for: the calibration, where to train, or
+nothing.
 
 Nothing that it is given may be changed in place. Where nothing is to be done, it returns the model
 that it was given. What does not fit is a `ConfigError`.
@@ -138,11 +143,11 @@ def _value_text(value: object) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
 
-def apply_step(model: Model, settings: StepSettings, calibration: Calibration | None) -> Done:
-    """Does the step of these settings.
+def apply_step(model: Model, settings: StepSettings, asked: Any) -> Done:
+    """Does the step of these settings, with what they ask for; see `Step`.
 
     Raises:
       ConfigError: the step cannot be done with this model; none can with one of packed matrices.
     """
     check_whole(model.config.model, "the model")
-    return _FUNCTIONS[settings.name](model, settings, calibration)
+    return _FUNCTIONS[settings.name](model, settings, asked)
