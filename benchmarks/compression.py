@@ -1,10 +1,11 @@
-"""Compresses a run of the digits by every method and share, and judges each beside the original.
+"""Compresses runs of the digits by every method and share, and judges each beside the original.
 
-Without --workdir a run is trained first. Prints a row for each: bytes, parameters that compute a
-token, the error of the prediction by time (mean square, over that of the original's own
-prediction), the Fréchet distance of samples to the original's of the same seeds and to the training
-pictures, and how many show their class. What is judged is kept in --output, so that the same
-command goes on.
+Without --workdir a run of each of --configs is trained first. Prints a row for each: bytes, mean
+bits, parameters that compute a token, the error of the prediction by time (mean square, over that
+of the original's own prediction), the Fréchet distance of samples to the original's of the same
+seeds and to the training pictures with its standard deviation over seeds, and how many show their
+class. The second row is the original beside itself with the next seed: what is nearer to it than
+that is within its noise. What is judged is kept in --output, so that the same command goes on.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import jax
 import numpy as np
 
 from benchmarks.embedded_judge import EmbeddedJudge
-from dit_moe.config import ConfigError
+from dit_moe.config import ConfigError, ModelConfig
 from dit_moe.config.files import load_file
 from dit_moe.models.parameters import functional
 from dit_moe.runs.loading import Run, load_run
@@ -38,19 +39,40 @@ from eval.classes.judges import train as train_judges
 from eval.metrics import frechet_distance
 from eval.statistics import Gaussian, SmallSetWarning, fit_gaussian
 
+_TRAIN = "train:steps={steps},learning_rate=0.0003,batch_size=64"
+_PART = "train:steps={third},learning_rate=0.0003,batch_size=64"
 # By name, the steps of a share that goes.
-METHODS = {
-    "drop-random": "drop:share={share},by=random",
-    "drop-use": "drop:share={share},by=use",
-    "drop-output": "drop:share={share},by=output",
-    "drop-output-mask": "drop:share={share},by=output,router=mask",
-    "stun": "stun:share={share}",
-    "stun-remap": "stun:share={share},router=remap",
-    "sparsify-magnitude": "sparsify:share={share},by=magnitude",
-    "sparsify-wanda": "sparsify:share={share}",
-    "sparsify-owl": "sparsify:share={share},layers=owl",
-    "slim-fisher": "slim:hidden={hidden}",
+BY_SHARE = {
+    "drop-random": ("drop:share={share},by=random",),
+    "drop-use": ("drop:share={share},by=use",),
+    "drop-output": ("drop:share={share},by=output",),
+    "drop-output-mask": ("drop:share={share},by=output,router=mask",),
+    "stun": ("stun:share={share}",),
+    "stun-remap": ("stun:share={share},router=remap",),
+    "sparsify-magnitude": ("sparsify:share={share},by=magnitude",),
+    "sparsify-wanda": ("sparsify:share={share}",),
+    "sparsify-owl": ("sparsify:share={share},layers=owl",),
+    "slim-fisher": ("slim:hidden={hidden}",),
+    "slim-one-shot": ("slim:hidden={hidden}", _TRAIN),
+    "slim-staged": (
+        "slim:hidden={first}",
+        _PART,
+        "slim:hidden={second}",
+        _PART,
+        "slim:hidden={hidden}",
+        _PART,
+    ),
 }
+# By name, the steps of methods that round all weights.
+ROUNDED = {
+    f"{bits}-bits-{method}": (f"quantise:bits={bits},method={method},group=32",)
+    for bits in (8, 4, 3)
+    for method in ("nearest", "hqq", "gptq")
+} | {
+    f"budget-3-{by}": (f"quantise:budget=3,choices=2,3,4,by={by},method=gptq,attention=3,group=32",)
+    for by in ("error", "use", "first", "outliers", "importance", "random")
+}
+METHODS = {**BY_SHARE, **ROUNDED}
 
 
 class Judge:
@@ -60,17 +82,23 @@ class Judge:
       run: the original.
       samples: of each of the seeds.
       seeds: how many.
+      steps: of the solver; None: as the run's config says.
       held: what the prediction is asked for.
     """
 
-    def __init__(self, run: Run, samples: int, seeds: int, held: Calibration):
-        self.samples, self.seeds, self.held = samples, seeds, held
+    def __init__(self, run: Run, samples: int, seeds: int, steps: int | None, held: Calibration):
+        self.samples, self.seeds, self.steps, self.held = samples, seeds, steps, held
         self.features = EmbeddedJudge("digits")
         self.data = embedded("digits")
         self.classes: Judges = train_judges(self.data)
         self.values = self._predictions(run)
         self.drawn: list[Gaussian] = []
         self.original = self(run)
+
+    def noise(self) -> float:
+        """The distance of the original's samples to its own of the next seed."""
+        pairs = zip(self.drawn, self.drawn[1:] + self.drawn[:1], strict=True)
+        return float(np.mean([frechet_distance(own, other) for own, other in pairs]))
 
     def __call__(self, run: Run) -> dict[str, float]:
         found: dict[str, list[float]] = {"to original": [], "to data": [], "class": []}
@@ -88,13 +116,16 @@ class Judge:
         ]
         thirds = np.array_split(np.array(errors), 3)
         by_time = {f"error {i}": float(part.mean()) for i, part in enumerate(thirds)}
-        return by_time | {name: float(np.mean(values)) for name, values in found.items()}
+        spread = {"spread": float(np.std(found["to data"]))}
+        return by_time | spread | {name: float(np.mean(values)) for name, values in found.items()}
 
     def _draw(self, run: Run) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Images and labels of each seed."""
         sampler, batch = None, min(200, self.samples)
         for seed in range(self.seeds):
-            request = build_request(run.config, num_samples=self.samples, seed=seed)
+            request = build_request(
+                run.config, num_samples=self.samples, seed=seed, steps=self.steps
+            )
             sampler = sampler or build_sampler(run.config, request)
             x = np.concatenate([*generate(sampler, run.parameters, request, batch)])
             yield to_uint8(x), np.asarray(request.labels())
@@ -114,19 +145,29 @@ class Judge:
         ]
 
 
-def measured(folder: Path, share: float, method: str, workdir: Path, judge: Judge) -> dict:
+def steps_of(method: str, share: float, model: ModelConfig, steps: int) -> list[str]:
+    """The steps of a method; neurons in three stages of equal ratio."""
+    full = model.mixtures[0].hidden_ratio * model.width
+    left = [full * (1 - share) ** (stage / 3) for stage in (1, 2, 3)]
+    first, second, hidden = (max(round(number), 1) for number in left)
+    given = {"share": share, "steps": steps, "third": max(steps // 3, 1)}
+    return [
+        text.format(first=first, second=second, hidden=hidden, **given) for text in METHODS[method]
+    ]
+
+
+def measured(folder: Path, texts: list[str], images: int, workdir: Path, judge: Judge) -> dict:
     """Compresses and judges, or reads what was found before."""
     result = folder.with_name(f"{folder.name}.json")
     if not result.exists():
-        run = load_run(workdir)
-        moe = run.config.model.mixtures[0]
-        hidden = max(round((1 - share) * moe.hidden_ratio * run.config.model.width), 1)
-        steps = chosen_steps([METHODS[method].format(share=share, hidden=hidden)])
+        steps = chosen_steps(texts)
         if not (folder / "compressed.json").exists():
-            given = {"images": judge.samples // 4 or 1}
+            given = {"images": images}
             compress(workdir, folder, steps, calibration=given, sums=folder.with_name("sums"))
         record = json.loads((folder / "compressed.json").read_text())
-        found = {**record["steps"][-1]["after"], **judge(load_run(folder))}
+        last = record["steps"][-1]
+        bits = last["told"].get("bits", 32)
+        found = {"bits": bits, **last["after"], **judge(load_run(folder))}
         with atomic(result) as temporary:
             temporary.write_text(json.dumps(found))
     return json.loads(result.read_text())
@@ -143,50 +184,88 @@ def trained(folder: Path, config: str, steps: int, overrides: list[str]) -> Path
     return folder
 
 
-def main() -> None:
+def parse() -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
-    add("--workdir", type=Path, help="a run of the digits; none: one is trained")
-    add("--config", default="configs/digits.py:dit-moe", help="of the run to train")
+    add("--workdir", type=Path, nargs="+", help="runs of the digits; none: they are trained")
+    add(
+        "--configs",
+        nargs="+",
+        default=[f"configs/digits.py:{name}" for name in ("dit-moe", "promoe")],
+        metavar="CONFIG",
+        help="of the runs to train (default: a DiT-MoE and a ProMoE)",
+    )
     add("--train_steps", type=int, default=1200, help="(default: 1200)")
     add("--shares", type=float, nargs="+", default=[0.25, 0.5], help="(default: 0.25 0.5)")
     add("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
+    add("--stage_steps", type=int, default=300, help="of training after slim (default: 300)")
     add("--samples", type=int, default=400, help="of each seed (default: 400)")
     add("--seeds", type=int, default=3, help="(default: 3)")
+    add("--steps", type=int, help="of the solver (default: as the run samples)")
+    add("--images", type=int, default=64, help="of calibration (default: 64)")
     add("--output", type=Path, default=Path("runs/compression"), help="folder of the models")
-    arguments, overrides = parser.parse_known_args()
+    return parser.parse_known_args()
 
-    output: Path = arguments.output
-    workdir = arguments.workdir or trained(
-        output / "run", arguments.config, arguments.train_steps, overrides
-    )
-    run = load_run(workdir)
+
+def main() -> None:
+    arguments, overrides = parse()
+    workdirs = arguments.workdir or [
+        trained(arguments.output / f"run-{number}", config, arguments.train_steps, overrides)
+        for number, config in enumerate(arguments.configs)
+    ]
+    for workdir in workdirs:
+        found = compare(workdir, arguments)
+        print(f"\n{load_run(workdir).config.name}\n")
+        print_table(found)
+
+
+def compare(workdir: Path, arguments: argparse.Namespace) -> dict[str, dict]:
+    """A row for the original, for its noise, and for each method and share."""
+    run, output = load_run(workdir), arguments.output / f"of-{workdir.name}"
     # Not those that the methods see.
-    settings = calibration_settings(run.config, images=min(64, arguments.samples), seed=1)
+    settings = calibration_settings(run.config, images=arguments.images, seed=1)
     held = calibrate(run.config, settings, output / "held")
-    judge = Judge(run, arguments.samples, arguments.seeds, held)
-    size = size_of(read_model(workdir, ema=True), thin=False)
-    found = {"the original": {**dataclasses.asdict(size), **judge.original}}
+    judge = Judge(run, arguments.samples, arguments.seeds, arguments.steps, held)
+    size = dataclasses.asdict(size_of(read_model(workdir, ema=True), thin=False))
+    original = {"bits": 32, **size, **judge.original}
+    found = {"the original": original}
+    found["the original, next seed"] = {**original, "to original": judge.noise()}
     for method in arguments.methods:
-        for share in arguments.shares:
-            name = f"{method}, {share:.0%} away"
-            folder = output / f"{method}-{share}"
+        for share in arguments.shares if method in BY_SHARE else [0.0]:
+            texts = steps_of(method, share, run.config.model, arguments.stage_steps)
+            name = f"{method}, {share:.0%} away" if share else method
             try:
-                found[name] = measured(folder, share, method, workdir, judge)
+                found[name] = measured(
+                    output / f"{method}-{share}", texts, arguments.images, workdir, judge
+                )
             except ConfigError as error:
                 print(f"{name}: {error}", flush=True)
                 continue
             print(f"{name}: {found[name]}", flush=True)
             jax.clear_caches()
-    print(
-        "\n| | bytes | active | error near noise | in the middle | near data | to the original "
-        "| to the data | class shown |\n|---|---|---|---|---|---|---|---|---|"
+    return found
+
+
+def print_table(found: dict[str, dict]) -> None:
+    heads = (
+        "",
+        "bytes",
+        "bits",
+        "active",
+        "error near noise",
+        "in the middle",
+        "near data",
+        "to the original",
+        "to the data",
+        "class shown",
     )
+    print(f"| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
     for name, row in found.items():
         errors = " | ".join(f"{row[f'error {i}']:.2g}" for i in range(3))
         print(
-            f"| {name} | {row['bytes']:,} | {row['active']:,.0f} | {errors} "
-            f"| {row['to original']:.2f} | {row['to data']:.2f} | {row['class']:.1%} |"
+            f"| {name} | {row['bytes']:,} | {row['bits']:.3g} | {row['active']:,.0f} | {errors} "
+            f"| {row['to original']:.3f} | {row['to data']:.2f} ± {row['spread']:.2f} "
+            f"| {row['class']:.1%} |"
         )
 
 

@@ -40,9 +40,9 @@ RUNS = {
     ),
     "compression": (
         "--train_steps 1 --samples 4 --seeds 1 --shares 0.25 --output {folder}/models "
-        "--methods drop-output sparsify-wanda --config.model.width=16 --config.sample.steps=2 "
-        "--config.train.batch_size=8",
-        r"\| sparsify-wanda, 25% away \| [\d,]+ \|",
+        "--methods drop-output 4-bits-nearest --configs {config} --images 4 --steps 2 "
+        "--config.model.width=16 --config.train.batch_size=8",
+        r"\| 4-bits-nearest \| [\d,]+ \| [\d.]+ \|",
     ),
     "convert": ("--preset DiT-S/2", "21 pieces, one of every parameter, are bit-equal"),
     "distillation": (
