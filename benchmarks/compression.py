@@ -124,7 +124,7 @@ class Judge:
         sampler, batch = None, min(200, self.samples)
         for seed in range(self.seeds):
             request = build_request(
-                run.config, num_samples=self.samples, seed=seed, steps=self.steps
+                run.config, num_samples=self.samples, seed=seed, integration={"steps": self.steps}
             )
             sampler = sampler or build_sampler(run.config, request)
             x = np.concatenate([*generate(sampler, run.parameters, request, batch)])

@@ -18,6 +18,7 @@ from dit_moe.config.rules import listing
 from dit_moe.config.verbs import spoken
 from dit_moe.data.classes import model_classes
 from dit_moe.report.chart import Chart, Line, draw, drawable
+from dit_moe.report.compressed import section
 from dit_moe.report.history import told_history
 from dit_moe.report.metrics import Metrics, group, read_metrics
 from dit_moe.report.pictures import data_uri
@@ -67,6 +68,7 @@ def render(workdir: Path, analysis: Path | None, results: Sequence[Path]) -> str
         rows=len(metrics.steps) if metrics else 0,
         grids=_grids(workdir / "samples"),
         history=history,
+        compressed=section(workdir),
         analysis=found,
         titles=TITLES,
         pictures=_pictures(folder, found) if folder and found else [],
