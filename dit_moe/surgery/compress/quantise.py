@@ -14,7 +14,7 @@ from dit_moe.config import ConfigError
 from dit_moe.config.packed import BITS, Nested
 from dit_moe.config.rules import RULES, Listed, PositiveFloat, PositiveInt, require
 from dit_moe.models.parameters import places
-from dit_moe.models.unpacking import packed_parameters
+from dit_moe.models.unpacking import packable_paths, packed_parameters
 from dit_moe.nn.packed import Packed
 from dit_moe.nn.packed_forms import PackedForm
 from dit_moe.nn.packed_parts import PackedParts
@@ -141,7 +141,8 @@ def quantise(model: Model, settings: QuantiseSettings, calibration: Calibration 
 def _shared_out(model: Model, settings: QuantiseSettings, calibration: Calibration | None) -> Bits:
     """The bits of the feed-forward matrices by the budget."""
     assert settings.budget is not None
-    shapes = {path: p.shape for path, p in model.parameters.items() if is_feed_forward(path)}
+    packable = packable_paths(model.config.model)
+    shapes = {path: model.parameters[path].shape for path in packable if is_feed_forward(path)}
     items = items_of(model.config.model, {path: shape[1] for path, shape in shapes.items()})
     method = nearest if settings.method == "nearest" else half_quadratic
     choices = sorted(set(settings.choices))
