@@ -232,6 +232,14 @@ def test_a_feed_forward_that_does_nothing_turns_nothing(original):
     assert min(turns(original, shown(original))) > 1e-3
 
 
+def test_recurrent_experts_stay_whole():
+    """They have matrices of the same names, but none that can be packed."""
+    settings = QuantiseSettings(budget=3, choices=(2, 4), by="first", method="nearest", group=8)
+    told = quantise(model_of(UNLIKE), settings, None).told["matrices"]
+    assert any(".unlike.0.w_in" in path for path in told)
+    assert not any(".unlike.1." in path for path in told)
+
+
 def test_what_is_refused():
     for text, told in (
         ("quantise:budget=9", "budget is 9.0; allowed: 2 to 6"),
