@@ -1,9 +1,10 @@
 """Training between other steps, with the model that the chain began with as the teacher."""
 
 import dataclasses
+import hashlib
 import shutil
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -63,7 +64,8 @@ def train(model: Model, settings: TrainSettings, ground: Ground) -> Done:
     """
     config = _config(model.config, settings, ground)
     # Named by all that decides what comes of it, so that nothing of another chain goes on.
-    own = f"{digest(dict(model.parameters))[:16]}-{step_text(settings).replace('/', '_')}"
+    asked = hashlib.sha256(f"{step_text(settings)} {ground.teacher}".encode()).hexdigest()
+    own = f"{digest(dict(model.parameters))[:16]}-{asked[:16]}"
     start, run = (ground.folder / f"{kind}-{own}" for kind in ("start", "run"))
     if not start.is_dir():
         with new_folder(start) as target:
@@ -84,14 +86,16 @@ def train(model: Model, settings: TrainSettings, ground: Ground) -> Done:
 
 def _config(config: Config, settings: TrainSettings, ground: Ground) -> Config:
     """That of the run, for so many steps from where the model is."""
-    chosen = {
+    chosen: dict[str, Any] = {
         name: value
         for name in ("learning_rate", "batch_size")
         if (value := getattr(settings, name)) is not None
     }
     distill = DistillConfig(str(ground.teacher), settings.coefficient, settings.stop_at)
-    quiet = {"sample_every": 0, "validate_every": 0, "evaluate": EvaluateConfig()}
-    plain = {"lora": None, "freeze": (), "learn": (), "post_hoc_ema": ()}
+    quiet: dict[str, Any] = {"sample_every": 0, "validate_every": 0, "evaluate": EvaluateConfig()}
+    plain: dict[str, Any] = {"lora": None, "freeze": (), "learn": (), "post_hoc_ema": ()}
+    # A few steps must move the average, whose start is another model.
+    plain["ema_warmup"] = True
     own = dataclasses.replace(
         config.train,
         steps=settings.steps,
