@@ -93,8 +93,8 @@ class PackedExperts:
         def own(w: jax.Array | PackedForm) -> jax.Array:
             return w[index] if isinstance(w, jax.Array) else w.expert(index)
 
-        biases = jax.tree.map(own, (self.b_in, self.b_out))
-        found = ExpertWeights(own(self.w_in), own(self.w_out), *biases, self.activation)
+        b_in, b_out = (None if b is None else b[index] for b in (self.b_in, self.b_out))
+        found = ExpertWeights(own(self.w_in), own(self.w_out), b_in, b_out, self.activation)
         return jax.tree.map(lambda w: w.astype(dtype), found)
 
     def stack(self, dtype: jnp.dtype) -> ExpertWeights:

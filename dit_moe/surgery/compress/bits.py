@@ -125,7 +125,14 @@ def kinds_of(
         inside = nested is not None and most > least and not is_modulation(path)
         by_look.setdefault((most, experts, inside), []).append(path)
     return tuple(
-        PackedConfig(tuple(paths), most, group, experts, *((nested, least) if inside else ()))
+        PackedConfig(
+            tuple(paths),
+            most,
+            group,
+            experts,
+            nested=nested if inside else None,
+            least=least if inside else None,
+        )
         for (most, experts, inside), paths in sorted(by_look.items())
     )
 

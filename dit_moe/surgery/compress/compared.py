@@ -76,7 +76,7 @@ def _write(workdir: Path, original: Path, target: Path) -> None:
     runs = [load_run(folder, has_average(folder)) for folder in (original, workdir)]
     settings = calibration_settings(runs[0].config, images=IMAGES, times=TIMES, seed=1)
     calibration = calibrate(runs[0].config, settings, target)
-    error, changed = compare(*runs, calibration)
+    error, changed = compare(runs[0], runs[1], calibration)
     told = Compared(str(original), calibration.places, error, changed)
     write_record(target / FILE, told)
     drawn = [next(iter(sampler.batches())) for sampler in samplers]

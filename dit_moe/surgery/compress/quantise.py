@@ -158,7 +158,7 @@ def _shared_out(model: Model, settings: QuantiseSettings, calibration: Calibrati
     bits_I = allocate(error_IxB, size_I, choices, int(settings.budget * size_I.sum()))
     found = {path: np.zeros(shape[:2], int) for path, shape in shapes.items()}
     for item, number in zip(items, bits_I, strict=True):
-        found[item.path][item.index] = number
+        found[item.path][item.at] = number
     return found
 
 

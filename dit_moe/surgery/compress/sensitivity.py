@@ -28,7 +28,7 @@ class Item(NamedTuple):
     """A matrix of one expert of one block, whose bits are asked for."""
 
     path: str
-    index: tuple[int, ...]
+    at: tuple[int, ...]
     """In the leading axes of the stack: unit, expert."""
     block: int
     """Number of its block."""
@@ -101,7 +101,7 @@ def measured(
             stack = whole[item.path]
             changed = {
                 **whole,
-                item.path: stack.at[item.index].set(rounded(stack[item.index], bits)),
+                item.path: stack.at[item.at].set(rounded(stack[item.at], bits)),
             }
             for (x, t_N, y_N, time), value in zip(rows, known, strict=True):
                 share = len(x) / images_T[time]
@@ -127,7 +127,7 @@ def _by_use(model: Model, items: Sequence[Item], calibration: Calibration | None
             shares[block][place.moe.num_experts :] = 1.0  # guidance multiplies what it errs by
     return np.array(
         [
-            shares[i.block][i.index[1]]
+            shares[i.block][i.at[1]]
             if ".feed_forward.experts." in i.path and i.block in shares
             else 1.0
             for i in items
@@ -140,7 +140,7 @@ def _by_place(model: Model, items: Sequence[Item], _: Calibration | None) -> np.
 
 
 def _by_outliers(model: Model, items: Sequence[Item], _: Calibration | None) -> np.ndarray:
-    return np.array([outlier_score(model.parameters[i.path][i.index]) for i in items])
+    return np.array([outlier_score(model.parameters[i.path][i.at]) for i in items])
 
 
 def outlier_score(w_DxG: np.ndarray) -> float:
