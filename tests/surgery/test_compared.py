@@ -92,7 +92,7 @@ def test_the_page_of_a_compressed_folder(small, tmp_path, monkeypatch):
     assert not found.missing
     for cell in (c for row in found.rows for c in row):
         assert f"<td>{cell}</td>" in text
-    assert [row[-1] for row in found.rows] == ["32", "4.42"]
+    assert [row[-1] for row in found.rows] == ["32", "5.47"]
     assert found.picture is not None
     assert found.picture[1] in text
     told = compared(small, small / "compared").compared
