@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +15,11 @@ from dit_moe.models.parameters import functional
 from dit_moe.models.unpacking import packed_matrices, unpacked
 from dit_moe.nn.packed import packed_bytes
 from dit_moe.runs.loading import load_run
+from dit_moe.runs.model_folder import write_model
 from dit_moe.runs.tensor_files import read_metadata
 from dit_moe.surgery.compress.allocation import allocate
-from dit_moe.surgery.compress.chain import write_model
 from dit_moe.surgery.compress.methods import chosen_steps
 from dit_moe.surgery.compress.quantise import QuantiseSettings, quantise
-from dit_moe.surgery.compress.record import Compressed, size_of
 from dit_moe.surgery.compress.rounding import nearest
 from dit_moe.surgery.compress.sensitivity import items_of, losses, measured, outlier_score, turns
 from dit_moe.surgery.compress.steps import Done, Model
@@ -145,11 +145,15 @@ def test_every_expert_is_rounded_with_its_bits(original):
     assert seen == {2, 4}
 
 
+def write(model: Model, folder: Path) -> None:
+    folder.mkdir()
+    told = {"step": 0, "ema": True, "name": folder.name}
+    write_model(folder, folder, model.config, model.parameters, **told)
+
+
 def test_kept_and_read_again(uneven, tmp_path):
     """The metadata tell each expert's bits; places that are no places are refused."""
-    size = size_of(uneven.model)
-    record = Compressed("a run", "ema", 0, "0", size)
-    write_model(tmp_path / "small", uneven.model, record, name="small")
+    write(uneven.model, tmp_path / "small")
     run = load_run(tmp_path / "small")
     assert run.config.model == uneven.model.config.model
     for path, p in uneven.model.parameters.items():
@@ -162,7 +166,7 @@ def test_kept_and_read_again(uneven, tmp_path):
         for k, p in uneven.model.parameters.items()
     }
     broken = dataclasses.replace(uneven.model, parameters=wrong)
-    write_model(tmp_path / "broken", broken, record, name="broken")
+    write(broken, tmp_path / "broken")
     with pytest.raises(ConfigError, match=r"place in .*gives experts the places .*allowed: 0 to 3"):
         load_run(tmp_path / "broken")
 

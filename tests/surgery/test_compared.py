@@ -13,7 +13,8 @@ from dit_moe.commands import report
 from dit_moe.models.parameters import functional
 from dit_moe.report.compressed import section
 from dit_moe.runs.loading import Run, load_run
-from dit_moe.runs.open_folder import write_beside, write_tensors
+from dit_moe.runs.model_folder import write_beside
+from dit_moe.runs.open_folder import write_tensors
 from dit_moe.surgery.compress import compared as module
 from dit_moe.surgery.compress.compared import compare, compared
 from dit_moe.surgery.compress.quantise import QuantiseSettings, quantise
@@ -75,7 +76,7 @@ def small(tmp_path_factory):
     model, whole = model_of(None), folder / "whole"
     whole.mkdir()
     write_tensors(whole, model.parameters, model.config.model, ema=True)
-    write_beside(whole, model.config, None, None)
+    write_beside(whole, whole, model.config)
     flags = [f"--workdir={whole}", f"--output={folder / 'small'}", "--steps=quantise:group=8"]
     assert command.main(flags) == 0
     return folder / "small"

@@ -9,7 +9,8 @@ from dit_moe.commands import sample
 from dit_moe.config import ConfigError
 from dit_moe.models.unpacking import packed_kinds
 from dit_moe.runs.loading import load_run
-from dit_moe.runs.open_folder import write_beside, write_tensors
+from dit_moe.runs.model_folder import write_beside
+from dit_moe.runs.open_folder import write_tensors
 from dit_moe.surgery.compress.methods import chosen_steps
 from dit_moe.surgery.compress.quantise import QuantiseSettings, quantise
 from dit_moe.surgery.compress.steps import Model
@@ -21,7 +22,7 @@ from tests.tiny import DIT_MOE, PROMOE
 def run(tmp_path_factory):
     folder, model = tmp_path_factory.mktemp("whole"), model_of(PROMOE)
     write_tensors(folder, model.parameters, model.config.model, ema=True)
-    write_beside(folder, model.config, None, None)
+    write_beside(folder, folder, model.config)
     return folder
 
 

@@ -18,7 +18,8 @@ from dit_moe.config.rules import RULES, NonNegativeFloat, NonNegativeInt, Positi
 from dit_moe.runs.checkpoints import TrainingError
 from dit_moe.runs.fingerprint import digest
 from dit_moe.runs.loading import load_run
-from dit_moe.runs.open_folder import write_beside, write_tensors
+from dit_moe.runs.model_folder import write_beside
+from dit_moe.runs.open_folder import write_tensors
 from dit_moe.storage.files import new_folder
 from dit_moe.surgery.compress.steps import Done, Model, StepSettings, step_text
 from dit_moe.training.loop import train as train_run
@@ -70,7 +71,7 @@ def train(model: Model, settings: TrainSettings, ground: Ground) -> Done:
     if not start.is_dir():
         with new_folder(start) as target:
             write_tensors(target, model.parameters, model.config.model, ema=model.ema)
-            write_beside(target, model.config, model.latent_space, model.classes)
+            write_beside(target, ground.teacher, model.config)
     try:
         stopped_by = train_run(config, run, init_from=str(start))
     except TrainingError as error:
