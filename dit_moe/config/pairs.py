@@ -2,7 +2,7 @@
 
 from pydantic.dataclasses import dataclass
 
-from dit_moe.config.rules import RULES, PositiveInt
+from dit_moe.config.rules import RULES, PositiveInt, Probability
 
 
 @dataclass(frozen=True, config=RULES)
@@ -21,6 +21,10 @@ class PairsConfig:
     adapt_second: bool = True
     """The second images have additions to the attention to themselves too, and a condition of their
     own: they are no natural images, such as the network knows."""
+    given: Probability = 0.0
+    """Share of a training batch's pairs of which one image, in turn the first and the second, is
+    given without noise while the other learns. Of the rest both learn, each at a time of its own,
+    which is all that UniCon does."""
 
     @property
     def members(self) -> "tuple[tuple[PairsConfig, float], ...]":

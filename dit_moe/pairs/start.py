@@ -9,14 +9,15 @@ from dit_moe.config.files import from_dict, to_dict
 
 LEARN = ("*.joint.*", "second_condition")
 """What is for pairs alone (models/dit.py, nn/joint_attention.py)."""
-_RANK = 64
+_RANK, _GIVEN = 64, 0.5
 
 
 def pairs_config(base: Config, kind: str, pair_path: Sequence[str] = ()) -> Config:
     """The base's config, with images in pairs and all but the additions frozen.
 
-    A batch has as many pairs as the base's had images. Times are drawn evenly: others come too
-    rarely near 0, where an image is that is given. What draws or teaches single images is off.
+    A batch has as many pairs as the base's had images, and of half of them one image is given, as
+    either is drawn of the other. Times are drawn evenly: others come too rarely near 0. What draws
+    or teaches single images is off.
 
     Args:
       base: of the run that is started from.
@@ -48,6 +49,8 @@ def pairs_config(base: Config, kind: str, pair_path: Sequence[str] = ()) -> Conf
     values: dict[str, Any] = to_dict(config)
     values["name"] = f"{base.name}-{kind}"
     values["train"]["learn"] = LEARN
-    values["model"]["pairs"] = dataclasses.asdict(PairsConfig(min(_RANK, base.model.width)))
+    values["model"]["pairs"] = dataclasses.asdict(
+        PairsConfig(min(_RANK, base.model.width), given=_GIVEN)
+    )
     values["data"] |= {"pair": kind, "pair_path": pair_path}
     return from_dict(values)

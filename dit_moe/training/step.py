@@ -22,6 +22,7 @@ from dit_moe.runs.ema_tracks import update_tracks
 from dit_moe.runs.optimizer import build_optimizer, build_schedule, updates_done
 from dit_moe.runs.state import TrainState
 from dit_moe.training.distillation import with_teacher
+from dit_moe.training.given_pairs import beside_given, learning_rows
 
 Metrics = dict[str, Any]
 """Arrays by name; what is of MoE layers is a `moe.statistics.ByLayer`."""
@@ -155,6 +156,10 @@ def _build_loss(
         if bind_teacher is not None:
             assert train.distill is not None
             network = with_teacher(network, bind_teacher(teaching), train.distill.coefficient)
+        if model.pairs is not None and model.pairs.given:
+            learning = learning_rows(len(y_N), model.pairs.given)
+            network = beside_given(network, x_NxHxWxC, y_N, learning)
+            key_N, x_NxHxWxC, y_N = key_N[learning], x_NxHxWxC[learning], y_N[learning]
         value, (metrics, prediction) = measure(network, key_N, x_NxHxWxC, y_N)
         statistics = layer_statistics(prediction.routing, mixtures)
         metrics |= {f"moe/{name}": value for name, value in statistics.items()}

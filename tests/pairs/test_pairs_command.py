@@ -43,6 +43,7 @@ def test_the_run_is_the_base_with_pairs(folder):
     base, config = (load_json(folder / name / "config.json") for name in ("digits", "run"))
     assert config.model.pairs is not None
     assert (config.model.pairs.rank, config.data.pair) == (16, "edges")
+    assert config.model.pairs.given == 0.5
     assert (config.train.batch_size, config.train.steps) == (32, 2)
     assert dataclasses.replace(config.model, pairs=None) == base.model
     before = load_run(folder / "digits").parameters

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -10,11 +11,13 @@ import pytest
 from dit_moe.config import ConfigError, DataConfig, PairsConfig, RectifiedFlowConfig
 from dit_moe.diffusion.rectified_flow import RectifiedFlow
 from dit_moe.models.parameters import abstract_parameters
+from dit_moe.models.prediction import Prediction
 from dit_moe.nn.embeddings import drop_labels_of_pairs
 from dit_moe.runs.loading import load_kept, load_run
 from dit_moe.runs.state import abstract_state
+from dit_moe.training.given_pairs import beside_given, learning_rows
 from dit_moe.training.loop import train
-from dit_moe.training.step import image_keys, in_parts
+from dit_moe.training.step import build_step, image_keys, in_parts
 from tests.tiny import DIT_MOE, tiny
 from tests.training.test_training import one_device
 
@@ -115,3 +118,57 @@ def test_times_of_a_pair_are_independent():
     t_N = RectifiedFlow(RectifiedFlowConfig()).draw_times(image_keys(jax.random.key(0), 4000))
     first, second = np.asarray(t_N).reshape(-1, 2).T
     assert abs(np.corrcoef(first, second)[0, 1]) < 0.06
+
+
+def test_which_images_are_given():
+    """In turn the first and the second one, of so many pairs."""
+    np.testing.assert_array_equal(learning_rows(12, 0.5), np.delete(np.arange(12), [2, 7, 10]))
+    np.testing.assert_array_equal(learning_rows(6, 1.0), [1, 2, 5])
+    np.testing.assert_array_equal(learning_rows(6, 0.0), np.arange(6))
+    for share in (0.2, 0.55, 0.9):
+        given = np.setdiff1d(np.arange(400), learning_rows(400, share))
+        assert len(given) == pytest.approx(200 * share, abs=1)
+        assert len(np.unique(given // 2)) == len(given)
+        assert abs((given % 2).mean() - 0.5) < 0.02
+
+
+def test_what_is_given_has_no_noise_and_no_loss():
+    """The network sees it as it is, at time 0; the loss is the mean over the others, each with the
+    time and noise of its key."""
+    flow, learning = RectifiedFlow(RectifiedFlowConfig()), learning_rows(8, 0.5)
+    key_N, asked = image_keys(jax.random.key(0), 8), []
+    x = jax.random.normal(jax.random.key(1), (8, 4, 4, 1))
+    y_N = np.arange(8)
+
+    def network(z, t_N, y_N):
+        asked.append((z, t_N, y_N))
+        return Prediction(value=z * t_N[:, None, None, None], routing=(), losses={})
+
+    beside = beside_given(network, x, jnp.asarray(y_N), learning)
+    loss, _ = flow.loss(beside, key_N[learning], x[learning], y_N[learning])
+    flow.loss(network, key_N, x, y_N)
+    (z, t_N, seen_N), (all_z, all_t, _) = asked
+    given = np.setdiff1d(np.arange(8), learning)
+    assert len(given) == 2
+    np.testing.assert_array_equal(z[given], x[given])
+    assert not np.any(t_N[given])
+    np.testing.assert_array_equal(seen_N, y_N)
+    np.testing.assert_array_equal(z[learning], all_z[learning])
+    np.testing.assert_array_equal(t_N[learning], all_t[learning])
+    noise = (all_z - (1 - all_t)[:, None, None, None] * x) / all_t[:, None, None, None]
+    error = np.asarray((z * t_N[:, None, None, None] - (noise - x)) ** 2)[learning]
+    assert loss == pytest.approx(error.mean(), rel=1e-4)
+
+
+def test_a_step_gives_images_where_the_config_says_so():
+    config, programs = of_pairs(), []
+    x, y_N = jnp.zeros((32, 8, 8, 1)), jnp.zeros(32, jnp.int32)
+    state = abstract_state(config.model, config.train, one_device())
+    for share in (0.0, 0.5):
+        pairs = dataclasses.replace(config.model.pairs, given=share)
+        model = dataclasses.replace(config.model, pairs=pairs)
+        step = jax.jit(build_step(model, config.objective, config.train, 0))
+        programs.append(step.lower(state, x, y_N).as_text())
+    # Half of the 8 pairs of a part have one image that learns.
+    assert "tensor<12x8x8x1xf32>" in programs[1]
+    assert "tensor<12x8x8x1xf32>" not in programs[0]
