@@ -52,7 +52,8 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Trains; returns the exit code."""
     # After the arguments are parsed: JAX takes seconds to import.
     from dit_moe.config.files import override
-    from dit_moe.text.config import TextConfig, of_files, plain
+    from dit_moe.text.config import TextConfig
+    from dit_moe.text.start import of_files, plain
     from dit_moe.text.training import train_on_texts
 
     config = of_files(TextConfig(), arguments.data, arguments.heldout)

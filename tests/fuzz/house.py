@@ -278,7 +278,7 @@ STUBS = {
     "jax.distributed.initialize": _begin,
     "dit_moe.sampling.sampler.generate": _blank,
     "dit_moe.pairs.draw.build_pairs_sampler": _blank_pairs,
-    "dit_moe.text.training.fresh_state": _begin,
+    "dit_moe.text.session.fresh_state": _begin,
     "dit_moe.text.writer.build_sampler": _blank_texts,
     "dit_moe.sampling.run_sampler.function_evaluations": lambda *_: 1,
     "dit_moe.sampling.caches.rows_of_evaluations": lambda *_: (np.ones(9, int), np.ones(0, int)),

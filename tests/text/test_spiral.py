@@ -11,8 +11,9 @@ from flax import nnx
 
 from dit_moe.config import ConfigError, MoEConfig
 from dit_moe.config.routers import TopKRouterConfig
-from dit_moe.text.config import TextConfig, TextDiffusionConfig, TextModelConfig, plain
+from dit_moe.text.config import TextConfig, TextDiffusionConfig, TextModelConfig
 from dit_moe.text.network import SpiralText, functional, init_parameters
+from dit_moe.text.start import plain
 
 V, N = 11, 2
 MODEL = TextModelConfig(
