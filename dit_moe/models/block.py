@@ -94,6 +94,15 @@ class Block(nnx.Module):
         shift_a, scale_a, *_ = self._modulations(given)
         return modulate(x_NxSxD, shift_a, scale_a)
 
+    def would_route(self, x_NxSxD: jax.Array, given: Given) -> Routing:
+        """How the mixture would route tokens [N, S, D] as they are, without this block's attention
+        and under its own modulation."""
+        assert isinstance(self.feed_forward, MoELayer)
+        _, _, _, shift_f, scale_f, _ = self._modulations(given)
+        h_NxSxD = modulate(x_NxSxD, shift_f, scale_f)
+        n, s, d = h_NxSxD.shape
+        return self.feed_forward.decide(h_NxSxD.reshape(n * s, d), _conditioning(given, s))
+
     def _modulations(self, given: Given) -> list[jax.Array]:
         """Shift, scale and gate of the attention, then of the feed-forward: each [N, D]."""
         return jnp.split(self.modulation(jax.nn.silu(given.condition)), 6, axis=-1)
@@ -107,12 +116,15 @@ class Block(nnx.Module):
         if not isinstance(self.feed_forward, MoELayer):
             return self.feed_forward(h_NxSxD), None
         n, s, d = h_NxSxD.shape
-        is_null_T = jnp.repeat(given.is_null, s)
-        conditioning = Conditioning(is_null_T, s, given.train, given.previous, given.decided)
-        h_TxD, routing = self.feed_forward(h_NxSxD.reshape(n * s, d), conditioning)
+        h_TxD, routing = self.feed_forward(h_NxSxD.reshape(n * s, d), _conditioning(given, s))
         if self.guess is not None and given.train:
             if routing.hidden is None:
                 raise ValueError("the router's settings tell of a guess, but it has no hidden")
             guess_TxF = self.guess(routing.hidden)
             routing = dataclasses.replace(routing, hidden=None, guess=guess_TxF)
         return h_TxD.reshape(n, s, d), routing
+
+
+def _conditioning(given: Given, tokens_per_image: int) -> Conditioning:
+    is_null_T = jnp.repeat(given.is_null, tokens_per_image)
+    return Conditioning(is_null_T, tokens_per_image, given.train, given.previous, given.decided)

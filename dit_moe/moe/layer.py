@@ -65,9 +65,7 @@ class MoELayer(nnx.Module):
 
     def __call__(self, x_TxD: jax.Array, conditioning: Conditioning) -> tuple[jax.Array, Routing]:
         """Maps tokens [T, D] to [T, D] in the dtype of x, and tells how they were routed."""
-        routing = route(self.config, self.router, x_TxD, conditioning)
-        if self.stand_in is not None:
-            routing = self.ranges.stood_in(routing, self.stand_in[...])
+        routing = self.decide(x_TxD, conditioning)
         if routing.mixes is not None:
             y_TxD = _through_slots(x_TxD, routing.mixes, self.experts.bank(), self.travel)
             routing = dataclasses.replace(routing, mixes=None)
@@ -78,6 +76,13 @@ class MoELayer(nnx.Module):
         if self.shared is not None:
             y_TxD = self._mixed(x_TxD, y_TxD, self.shared(x_TxD))
         return y_TxD, routing
+
+    def decide(self, x_TxD: jax.Array, conditioning: Conditioning) -> Routing:
+        """How tokens [T, D] are routed; no expert computes anything."""
+        routing = route(self.config, self.router, x_TxD, conditioning)
+        if self.stand_in is not None:
+            routing = self.ranges.stood_in(routing, self.stand_in[...])
+        return routing
 
     def _through_groups(self, x_TxD: jax.Array, routing: Routing, per_image: int) -> jax.Array:
         """What the routed experts of all groups give together."""

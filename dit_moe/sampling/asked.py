@@ -40,7 +40,8 @@ def experts_asked(store: Store, config: Config, request: Request, caches: Caches
     # A network that guides itself asks too, at its own times.
     unknown = (caches is not None and schedule is None) or request.guidance.guide == "self_contrast"
     if alike or unknown:
-        one = order_of(store, model, computed_ExU.any(axis=0)[None], null_E.any()[None])
+        any_1xU = np.any(computed_ExU, axis=0, keepdims=True)
+        one = order_of(store, model, any_1xU, np.any(null_E, keepdims=True))
         return Asked(one, "pass of the network")
     return Asked(order_of(store, model, computed_ExU, null_E), "batch")
 

@@ -57,6 +57,7 @@ def test_what_is_not_computed_is_not_read(moe, cache, guidance, tmp_path):
     make_store(tmp_path / "model", tmp_path / "store", ema=False)
     request = request_of(config, cache, **guidance)
     caches = open_caches(config, request)
+    assert caches is not None
     opened = open_store(tmp_path / "store", config.model, ema=False)
     sampler = build_sampler(config, request, network=lambda model: streamed(model, opened.source))
     order = experts_asked(opened.store, config, request, caches).order
