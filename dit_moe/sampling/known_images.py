@@ -84,37 +84,7 @@ def read_steering(request: SteeringRequest, model: ModelConfig) -> Steering:
                 f"{name} is {str(getattr(request, name))!r} with steer {steer!r}; allowed: only "
                 f"with steer {owner!r}"
             )
-    height, width, channels = model.image_shape
-    description: dict[str, object] = {"steer": steer, "steer_strength": strength}
-    match steer:
-        case "inpaint":
-            if request.mask is None:
-                raise ConfigError(
-                    "steer is 'inpaint' without mask; allowed: with a picture, white is new"
-                )
-            known = read_mask(request.mask, height, width)
-            measurement, shape = Mask(jnp.asarray(known)), model.image_shape
-            description["mask"] = digest(known)
-        case "super_resolution":
-            factor = 2 if request.factor is None else request.factor
-            allowed = [d for d in divisors(math.gcd(height, width)) if d > 1]
-            if factor not in allowed:
-                listed = ", ".join(map(str, allowed))
-                raise ConfigError(
-                    f"factor is {factor}; allowed: a divisor of image_size "
-                    f"{size_text(model.image_size)} ({listed})"
-                )
-            measurement = BlockMean(factor)
-            shape = (height // factor, width // factor, channels)
-            description["factor"] = factor
-        case _:
-            if channels != 3:
-                raise ConfigError(
-                    f"steer is {steer!r} but the model has {channels} "
-                    f"channel{'s' * (channels > 1)}; allowed: a model with 3"
-                )
-            measurement = (ChannelMean if steer == "colorize" else Luma)(channels)
-            shape = (height, width, 1)
+    measurement, shape, told = _measured(request, model)
     if request.images is None:
         raise ConfigError(
             f"steer is {steer!r} without steer_images; allowed: with an .npz or a folder of images"
@@ -130,8 +100,43 @@ def read_steering(request: SteeringRequest, model: ModelConfig) -> Steering:
             f"steer_images has images of {_size(x.shape[1:])}; allowed: {' or '.join(sizes)}"
         )
     check_labels(found, "steer_images", model)
-    description["steer_images"] = digest(pictures)
+    asked = {"steer": steer, "steer_strength": strength}
+    description = {**asked, **told, "steer_images": digest(pictures)}
     return Steering(measurement, strength, x, label_M, classes, description)
+
+
+def _measured(
+    request: SteeringRequest, model: ModelConfig
+) -> tuple[Measurement, tuple[int, int, int], dict[str, object]]:
+    """What is known of an image: how it is measured, the shape of it, and what is told of that."""
+    height, width, channels = model.image_shape
+    match request.steer:
+        case "inpaint":
+            if request.mask is None:
+                raise ConfigError(
+                    "steer is 'inpaint' without mask; allowed: with a picture, white is new"
+                )
+            known = read_mask(request.mask, height, width)
+            return Mask(jnp.asarray(known)), model.image_shape, {"mask": digest(known)}
+        case "super_resolution":
+            factor = 2 if request.factor is None else request.factor
+            allowed = [d for d in divisors(math.gcd(height, width)) if d > 1]
+            if factor not in allowed:
+                listed = ", ".join(map(str, allowed))
+                raise ConfigError(
+                    f"factor is {factor}; allowed: a divisor of image_size "
+                    f"{size_text(model.image_size)} ({listed})"
+                )
+            shape = (height // factor, width // factor, channels)
+            return BlockMean(factor), shape, {"factor": factor}
+        case steer:
+            if channels != 3:
+                raise ConfigError(
+                    f"steer is {steer!r} but the model has {channels} "
+                    f"channel{'s' * (channels > 1)}; allowed: a model with 3"
+                )
+            kind = ChannelMean if steer == "colorize" else Luma
+            return kind(channels), (height, width, 1), {}
 
 
 def _size(shape: tuple[int, ...]) -> str:

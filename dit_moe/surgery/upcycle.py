@@ -83,7 +83,6 @@ def upcycle_run(
 def check(old: Config, new: Config) -> None:
     """Raises a ConfigError that says why `old` cannot become `new`, if so."""
     check_whole(old.model, "the run to upcycle")
-    moe = new.model.moe
     for name, model in (("config.model", new.model), ("the run to upcycle", old.model)):
         if model.segments:
             raise ConfigError(f"{name} has segments; allowed: one mixture for all layers, in moe")
@@ -92,8 +91,27 @@ def check(old: Config, new: Config) -> None:
             "config.model.pregate is a router before the trunk; allowed: none, or the experts that "
             "--cut makes"
         )
+    moe, source = new.model.moe, old.model.moe
     if moe is None:
         raise ConfigError("config.model.moe is none; allowed: a mixture of experts")
+    _check_copies(moe)
+    if source is not None:
+        _check_source(source)
+    check_network(old, new, "upcycle")
+    _check_weights(moe)
+    if source is None:
+        _check_parts(new.model, moe)
+        return
+    for field in ("expert", "hidden_ratio", "shared_hidden_ratio", "shared_mix", "every"):
+        a, b = getattr(source, field), getattr(moe, field)
+        if a != b:
+            raise ConfigError(
+                f"config.model.moe.{field} is {b!r}; allowed: {a!r}, as in the run to upcycle"
+            )
+
+
+def _check_copies(moe: MoEConfig) -> None:
+    """Refuses a mixture whose experts cannot all be copies of one network."""
     if moe.cheap_experts:
         raise ConfigError(
             f"config.model.moe.cheap_experts is {', '.join(moe.cheap_experts)}; allowed: none, as "
@@ -107,40 +125,38 @@ def check(old: Config, new: Config) -> None:
             f"config.model.moe.unlike has {kinds}; allowed: none, as all experts become copies of "
             "one network"
         )
-    source = old.model.moe
-    if source is not None and (source.total_experts, source.router.name) != (1, "top_k"):
+
+
+def _check_source(source: MoEConfig) -> None:
+    """Refuses an old mixture that is more than one feed-forward."""
+    if (source.total_experts, source.router.name) != (1, "top_k"):
         raise ConfigError(
             f"the run to upcycle has {source.total_experts} experts per layer and router "
             f"{source.router.name!r}; allowed: a dense run, or a single expert and router 'top_k'"
         )
-    if source is not None and source.router.weight_sum(source) != 1:
+    if source.router.weight_sum(source) != 1:
         raise ConfigError(
             "the run to upcycle has a single expert beside cheap ones or with another gate than "
             "'softmax', whose weight is not 1; allowed: neither"
         )
-    check_network(old, new, "upcycle")
-    if moe.router.weight_sum(moe) is None:
-        if moe.router.chooser == "nobody":
-            raise ConfigError(
-                f"config.model.moe.router.name is {moe.router.name!r}, whose experts see mixes of "
-                "tokens, which the run to upcycle never saw; allowed: a router by which experts "
-                "see tokens, such as 'top_k'"
-            )
-        field = "gate" if hasattr(moe.router, "gate") else "activation"
-        raise ConfigError(
-            f"config.model.moe.router.{field} is {getattr(moe.router, field, None)!r} with router "
-            f"{moe.router.name!r}, whose weights sum to nothing that is known beforehand; "
-            "allowed: softmax or sigmoid with router prototype, or router top_k"
-        )
-    if source is None:
-        _check_parts(new.model, moe)
+
+
+def _check_weights(moe: MoEConfig) -> None:
+    """Refuses a router of which it is not known what a token's weights sum to."""
+    if moe.router.weight_sum(moe) is not None:
         return
-    for field in ("expert", "hidden_ratio", "shared_hidden_ratio", "shared_mix", "every"):
-        a, b = getattr(source, field), getattr(moe, field)
-        if a != b:
-            raise ConfigError(
-                f"config.model.moe.{field} is {b!r}; allowed: {a!r}, as in the run to upcycle"
-            )
+    if moe.router.chooser == "nobody":
+        raise ConfigError(
+            f"config.model.moe.router.name is {moe.router.name!r}, whose experts see mixes of "
+            "tokens, which the run to upcycle never saw; allowed: a router by which experts see "
+            "tokens, such as 'top_k'"
+        )
+    field = "gate" if hasattr(moe.router, "gate") else "activation"
+    raise ConfigError(
+        f"config.model.moe.router.{field} is {getattr(moe.router, field, None)!r} with router "
+        f"{moe.router.name!r}, whose weights sum to nothing that is known beforehand; allowed: "
+        "softmax or sigmoid with router prototype, or router top_k"
+    )
 
 
 def check_network(old: Config, new: Config, way: str) -> None:
