@@ -21,6 +21,7 @@ from pydantic.dataclasses import dataclass
 from dit_moe.config import ConfigError, ModelConfig, MoEConfig
 from dit_moe.config.rules import RULES, NonNegativeInt, PositiveInt
 from dit_moe.models.parameters import abstract_parameters, places
+from dit_moe.models.unpacking import PLACE
 from dit_moe.runs.open_folder import STORE
 from dit_moe.runs.teacher import held_as
 from dit_moe.storage.records import check_format, read_json, read_record
@@ -119,6 +120,9 @@ def layers_of(model: ModelConfig, dtype: str) -> tuple[Layer, ...]:
     """The layers whose experts are stored, in the order of the network, without checksums.
 
     Experts that compute whole images (recurrent ones) are of the rest.
+
+    Raises:
+      ConfigError: experts of a layer have unlike bits, and so no block of one size.
     """
     stored, layers = stored_parameters(model, dtype), []
     for place in places(model):
@@ -128,6 +132,11 @@ def layers_of(model: ModelConfig, dtype: str) -> tuple[Layer, ...]:
                 for p, like in stored.items()
                 if p.startswith(f"{path}.")
             }
+            if any(name.endswith(PLACE) for name in own):
+                raise ConfigError(
+                    "config.model.packed has experts of unlike bits (its field experts), whose "
+                    "blocks in a store would be unlike; allowed: the same bits for all experts"
+                )
             leaves = tuple(
                 Leaf(name, str(like.dtype), like.shape[2:]) for name, like in own.items()
             )

@@ -9,16 +9,17 @@ import numpy as np
 from dit_moe.config import Config, MoEConfig, PackedConfig
 from dit_moe.models.parameters import Parameters, init_parameters
 from dit_moe.models.unpacking import packed_kinds, packed_parameters, whole_model
-from dit_moe.nn.packed import Packed, range_grid
+from dit_moe.nn.packed_forms import fresh
 from dit_moe.runs.model_folder import write_beside
 from dit_moe.runs.open_folder import write_tensors
 from tests.tiny import tiny
 
 PACKED = (
     PackedConfig(("*.experts.w_in",), 3, 6),
+    PackedConfig(("*feed_forward.experts.w_out",), 4, 6, nested="planes", least=2),
     PackedConfig(("*.attention.*.kernel",), 8, 64),
 )
-"""Some matrices and not all; of the experts one of two."""
+"""Some matrices and not all, in two forms."""
 W_IN = "trunk.segments.0.blocks.0.feed_forward.experts.w_in"
 
 
@@ -42,9 +43,7 @@ def write_model(folder: Path, config: Config, largest: float | None = None) -> P
         for path, value in init_parameters(whole_model(config.model), jax.random.key(0)).items()
     }
     for path, (kind, _) in packed_kinds(config.model).items():
-        w, bits, group = parameters.pop(path), kind.bits, kind.group
-        packed = Packed.of(w, range_grid(w, bits, group), bits, group)
-        parameters |= packed_parameters(path, packed)
+        parameters |= packed_parameters(path, fresh(parameters.pop(path), kind).packed)
     if largest is not None:
         parameters[W_IN] = parameters[W_IN].at[1, 2, 3, 4].set(largest)
     folder.mkdir(parents=True)

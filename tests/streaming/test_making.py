@@ -84,6 +84,15 @@ def test_bytes_of_packed_experts(tmp_path):
         assert size <= layer.block < size + 64 * len(layer.leaves) + PAGE
 
 
+def test_experts_of_unlike_bits_are_refused(tmp_path, capsys):
+    kinds = (PackedConfig(("*feed_forward.experts.w_in",), 4, 6, experts=(4, 4, 3, 3)),)
+    write_model(tmp_path / "model", packed(DIT_MOE, kinds))
+    line = ["--workdir", str(tmp_path / "model"), "--output", str(tmp_path / "store")]
+    assert command.main([*line, "--parameters", "raw"]) == 2
+    assert "has experts of unlike bits (its field experts)" in capsys.readouterr().err
+    assert not (tmp_path / "store").exists()
+
+
 def test_of_a_run_and_its_additions(tmp_path):
     settings = {"steps": 2, "learning_rate": 0.05, "ema_decay": 0.5}
     train(tiny(DIT_MOE, **settings), tmp_path / "plain")
