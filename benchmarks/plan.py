@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--fsdp", type=int, default=1)
     parser.add_argument("--expert", type=int, default=1)
     parser.add_argument("--averages_on_host", action="store_true")
+    parser.add_argument("--moments_on_host", action="store_true")
     parser.add_argument("--topology", help="of a TPU, such as v5e:2x2, with fsdp x expert chips")
     arguments = parser.parse_args()
     sizes = {"fsdp": arguments.fsdp, "expert": arguments.expert}
@@ -75,6 +76,7 @@ def main() -> None:
             config.train,
             batch_size=arguments.batch_size * count,
             averages_on_host=arguments.averages_on_host,
+            moments_on_host=arguments.moments_on_host,
         )
         mesh = dataclasses.replace(config.mesh, data=1, **sizes)
         for remat in arguments.remat:

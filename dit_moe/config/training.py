@@ -68,6 +68,8 @@ class TrainConfig:
     averages_on_host: bool = False
     """Keeps all moving averages in the memory of the accelerator's host: they come and go at every
     step, and leave room for a larger batch."""
+    moments_on_host: bool = False
+    """The same for the optimiser's moments."""
     log_every: PositiveInt = 100
     checkpoint_every: PositiveInt = 10_000
     keep_checkpoints: PositiveInt = 3

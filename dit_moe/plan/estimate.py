@@ -19,6 +19,7 @@ from dit_moe.plan.flops import dispatch_in_rounds, image_flops, recomputed_flops
 from dit_moe.plan.memory import (
     abstract_mesh,
     device_bytes,
+    host_bytes,
     parameter_bytes,
     teacher_bytes,
 )
@@ -44,6 +45,8 @@ class Estimate:
     device: Device | None
     parts: Mapping[str, float]
     """Bytes of one device; see `memory.device_bytes`."""
+    host_bytes: float
+    """What a host keeps for one device; see `memory.host_bytes`."""
     flops_per_image: float
     """Model FLOPs of training on one image; see `training_flops`."""
     hardware_flops_per_image: float
@@ -95,9 +98,12 @@ class Estimate:
         if train.accumulation > 1:
             batch += f" in {train.accumulation} parts"
         parts = ", ".join(f"{name} {size / 1e9:.3g}" for name, size in self.parts.items())
+        on_host = (
+            f", {self.host_bytes / 1e9:.3g} GB of its host's memory" if self.host_bytes else ""
+        )
         text = (
             f"{self.config.name} on {self.num_devices} x {title}, mesh {shape}, {batch}: "
-            f"{self.bytes_per_device / 1e9:.3g} GB a device ({parts}); "
+            f"{self.bytes_per_device / 1e9:.3g} GB a device ({parts}){on_host}; "
             f"{self.flops_per_image / 1e9:,.4g} GFLOPs a training image"
         )
         if self.teacher_flops_per_image:
@@ -113,6 +119,8 @@ class Estimate:
                 f"; predicted: {span(*self.seconds)} s a step, "
                 f"{span(*self.images_per_second)} images/s"
             )
+            if self.host_bytes:
+                text += ", without what goes to the host and back"
             if self.rounds is not None:
                 text += f"; {self.rounds.sentence()}"
         return text
@@ -168,6 +176,7 @@ def estimate(
         mesh=dict(mesh.shape),
         device=device,
         parts=parts,
+        host_bytes=host_bytes(model, train, mesh),
         flops_per_image=flops,
         hardware_flops_per_image=hardware,
         teacher_flops_per_image=of_teacher,

@@ -21,7 +21,8 @@ def check_host_memory(plan: Estimate) -> None:
     if jax.default_backend() != "cpu":
         return
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    needed = jax.local_device_count() * sum(plan.parts[name] for name in _STATE)
+    each = plan.host_bytes + sum(plan.parts[name] for name in _STATE)
+    needed = jax.local_device_count() * each
     if needed > memory:
         raise ConfigError(
             f"config.model needs {needed / 1e9:,.4g} GB for parameters, averages and optimizer; "

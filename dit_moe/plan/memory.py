@@ -108,7 +108,7 @@ def device_bytes(
       fused_attention: see `flops.recomputed_flops`.
 
     Returns:
-      parameters, EMA, optimizer: the state; exact. The EMA is 0 where it is on the host.
+      parameters, EMA, optimizer: the state; exact. What is on the host (`host_bytes`) is 0 here.
       gradients: float32, in shards like the parameters that learn; twice with accumulation.
       merged: with `train.lora` alone, matrices with their additions in them, and their gradients.
       activations: what is kept for the backward pass, see `saved_bytes`.
@@ -117,7 +117,6 @@ def device_bytes(
       batch: noisy input, target and noise included.
     """
     parameters = parameter_bytes(model, mesh, train)
-    averaged = parameters.learning if train.averages_what_learns else parameters.stored
     part_images = train.batch_size / train.accumulation / mesh.size
     expert_parallel = dispatch_in_rounds(model, mesh.shape)
     saved = saved_bytes(model, fused_attention=fused_attention, expert_parallel=expert_parallel)
@@ -135,16 +134,31 @@ def device_bytes(
     height, width, _ = model.image_shape
     pixels = height * width * (model.channels * 3 + model.out_channels)
     merged = {} if train.lora is None else {"merged": 2 * parameters.merged}
+    averages, moments = _state_bytes(parameters, train)
     return {
         "parameters": parameters.stored,
-        "EMA": 0 if train.averages_on_host else (1 + len(train.post_hoc_ema)) * averaged,
-        "optimizer": parameters.learning * (1.5 if train.first_moment_dtype == "bfloat16" else 2),
+        "EMA": 0 if train.averages_on_host else averages,
+        "optimizer": 0 if train.moments_on_host else moments,
         "gradients": parameters.learning * (1 if train.accumulation == 1 else 2),
         **merged,
         "activations": part_images * saved,
         "working set": part_images * recomputed + weights,
         "batch": train.batch_size / mesh.size * pixels * FLOAT32,
     }
+
+
+def host_bytes(model: ModelConfig, train: TrainConfig, mesh: AbstractMesh) -> float:
+    """Bytes that a host keeps of the state for each of its devices, which they come from and go
+    back to at every step (`train.averages_on_host`, `train.moments_on_host`); exact."""
+    averages, moments = _state_bytes(parameter_bytes(model, mesh, train), train)
+    return averages * train.averages_on_host + moments * train.moments_on_host
+
+
+def _state_bytes(parameters: ParameterBytes, train: TrainConfig) -> tuple[float, float]:
+    """Of all moving averages, and of the optimiser's moments."""
+    averaged = parameters.learning if train.averages_what_learns else parameters.stored
+    halves = 1.5 if train.first_moment_dtype == "bfloat16" else 2
+    return (1 + len(train.post_hoc_ema)) * averaged, halves * parameters.learning
 
 
 def teacher_bytes(

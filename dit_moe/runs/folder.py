@@ -30,6 +30,7 @@ _FREE_ON_RESUME = (
     "model.backward_rounds",
     "model.exchange_within",
     "train.averages_on_host",
+    "train.moments_on_host",
     "train.distill.teacher",
     "train.evaluate.",
     "train.log_every",

@@ -7,9 +7,10 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from dit_moe.config import ModelConfig, TrainConfig
+from dit_moe.devices.host_memory import HOST_MEMORY
 from dit_moe.devices.mesh import parameter_shardings, replicated
 from dit_moe.models.frozen import split_learning
 from dit_moe.models.low_rank import init_additions, merge_on_devices, shapes_and_axes
@@ -105,8 +106,8 @@ def _averaged(parameters: dict[str, T], train: TrainConfig) -> dict[str, T]:
 def state_shardings(model: ModelConfig, train: TrainConfig, mesh: Mesh) -> TrainState:
     """The sharding of every leaf of the state, as a state of shardings.
 
-    Averages and the optimiser's moments live where their parameters live, or averages in the
-    memory of that device's host (`train.averages_on_host`).
+    Averages and the optimiser's moments live where their parameters live, or in the memory of that
+    device's host (`train.averages_on_host`, `train.moments_on_host`).
     """
     parameters, axes = shapes_and_axes(model, train.lora)
     by_path = parameter_shardings(mesh, parameters, axes)
@@ -114,14 +115,14 @@ def state_shardings(model: ModelConfig, train: TrainConfig, mesh: Mesh) -> Train
     optimizer = build_optimizer(train)
     moments = optax.tree_map_params(
         optimizer,
-        lambda _, sharding: sharding,
+        lambda _, sharding: _on_host(sharding) if train.moments_on_host else sharding,
         jax.eval_shape(optimizer.init, split_learning(parameters, train)[0]),
         split_learning(by_path, train)[0],
         transform_non_params=lambda _: everywhere,
     )
     averages = _averaged(by_path, train)
     if train.averages_on_host:
-        averages = {path: s.with_memory_kind("pinned_host") for path, s in averages.items()}
+        averages = {path: _on_host(sharding) for path, sharding in averages.items()}
     return TrainState(
         step=everywhere,  # pyright: ignore[reportArgumentType]
         parameters=by_path,  # pyright: ignore[reportArgumentType]
@@ -131,3 +132,7 @@ def state_shardings(model: ModelConfig, train: TrainConfig, mesh: Mesh) -> Train
             map(str, train.post_hoc_ema), averages
         ),
     )
+
+
+def _on_host(sharding: NamedSharding) -> NamedSharding:
+    return sharding.with_memory_kind(HOST_MEMORY)

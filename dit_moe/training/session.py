@@ -15,6 +15,7 @@ from dit_moe.data.pipeline import Batch, device_batches
 from dit_moe.data.sources import Source, build_sources
 from dit_moe.devices import hosts
 from dit_moe.devices.accelerators import find_device
+from dit_moe.devices.host_memory import check_memory_kinds
 from dit_moe.devices.mesh import batch_sharding, build_mesh, check_mesh, replicated
 from dit_moe.models.low_rank import is_addition
 from dit_moe.models.parameters import Parameters
@@ -175,6 +176,7 @@ def build_parts(config: Config) -> Parts:
         )
     mesh = build_mesh(config.mesh)
     check_mesh(mesh, config.model)
+    check_memory_kinds(config.train, mesh.local_devices)
     plan = estimate(config, mesh.shape, find_device(jax.devices()[0].device_kind))
     check_host_memory(plan)
     sources = build_sources(config.data, config.model)

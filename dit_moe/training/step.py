@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +17,11 @@ from dit_moe.models.parameters import Parameters, functional, router_prefixes
 from dit_moe.moe.routing import Routing
 from dit_moe.moe.statistics import layer_statistics
 from dit_moe.nn.embeddings import drop_labels, drop_labels_of_pairs
-from dit_moe.runs.ema_start import decay_of_step
-from dit_moe.runs.ema_tracks import update_tracks
-from dit_moe.runs.optimizer import build_optimizer, build_schedule, updates_done
+from dit_moe.runs.optimizer import build_schedule, updates_done
 from dit_moe.runs.state import TrainState
 from dit_moe.training.distillation import with_teacher
 from dit_moe.training.given_pairs import beside_given, learning_rows
+from dit_moe.training.update import build_update
 
 Metrics = dict[str, Any]
 """Arrays by name; what is of MoE layers is a `moe.statistics.ByLayer`."""
@@ -79,7 +78,7 @@ def build_step(
 def build_finish(train: TrainConfig) -> Callable[..., tuple[TrainState, Metrics]]:
     """The end of a step: the function from (state, gradient, metrics, what routers keep, whether
     the data are finite) to (state, metrics); see `build_step`."""
-    update, schedule = _build_update(train), build_schedule(train)
+    update, schedule = build_update(train), build_schedule(train)
 
     def finish(
         state: TrainState,
@@ -195,33 +194,6 @@ def _build_gradients(
         return mean, (mean_of_parts(metrics), router_state)
 
     return gradients
-
-
-def _build_update(config: TrainConfig) -> Callable[..., TrainState]:
-    """The optimiser's update of parameters and averages; the step's number stays."""
-    optimizer = build_optimizer(config)
-
-    def update(state: TrainState, gradient: Parameters, router_state: Parameters) -> TrainState:
-        learning, frozen = split_learning(state.parameters, config)
-        updates, optimizer_state = optimizer.update(gradient, state.optimizer, learning)
-        learning = cast(Parameters, optax.apply_updates(learning, updates))
-        beside = {**router_state, **frozen}
-        parameters = {**learning, **beside}
-        averages, number = (state.ema, state.tracks), state.step + 1
-        decay = decay_of_step(config, number)
-        if config.averages_on_host:
-            averages = jax.device_put(averages, jax.memory.Space.Device)
-        ema, tracks = averages
-        # Of all parameters, or of some.
-        ema = {path: decay * e + (1 - decay) * parameters[path] for path, e in ema.items()}
-        ema |= {path: p for path, p in beside.items() if path in ema}
-        averages = ema, update_tracks(tracks, parameters, number)
-        if config.averages_on_host:
-            averages = jax.device_put(averages, jax.memory.Space.Host)
-        ema, tracks = averages
-        return TrainState(state.step, parameters, ema, optimizer_state, tracks)
-
-    return update
 
 
 def router_state_of(routings: Sequence[Routing], prefixes: Sequence[str]) -> Parameters:

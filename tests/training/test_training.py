@@ -249,11 +249,12 @@ def test_resume_is_exact(step, tmp_path, monkeypatch, undisturbed, compiled_once
 
 
 @pytest.mark.usefixtures("in_a_terminal")
-def test_averages_on_the_host_change_no_number(tmp_path, monkeypatch):
+def test_averages_and_moments_on_the_host_change_no_number(tmp_path, monkeypatch):
     config = tiny(None, post_hoc_ema=(0.1,), sample_every=4)
     config = dataclasses.replace(config, sample=dataclasses.replace(config.sample, steps=2))
     on_host = dataclasses.replace(
-        config, train=dataclasses.replace(config.train, averages_on_host=True)
+        config,
+        train=dataclasses.replace(config.train, averages_on_host=True, moments_on_host=True),
     )
     assert train(config, tmp_path / "device") is None
     with monkeypatch.context() as patch:
@@ -262,7 +263,9 @@ def test_averages_on_the_host_change_no_number(tmp_path, monkeypatch):
     assert train(on_host, tmp_path / "host") is None
     expected = final_state(config, tmp_path / "device")
     actual = final_state(on_host, tmp_path / "host")
-    kinds = {a.sharding.memory_kind for a in jax.tree.leaves((actual.ema, actual.tracks))}
+    moments = [a for a in jax.tree.leaves(actual.optimizer) if a.ndim]
+    kept = jax.tree.leaves((actual.ema, actual.tracks, moments))
+    kinds = {a.sharding.memory_kind for a in kept}
     assert kinds == {"pinned_host"}
     assert actual.parameters["patch_in.bias"].sharding.memory_kind != "pinned_host"
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(actual), jax.device_get(expected))
