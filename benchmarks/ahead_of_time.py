@@ -52,12 +52,11 @@ def compile_case(name: str, mesh_text: str, side: int) -> bool:
     from benchmarks.plan import compile_step
     from dit_moe.config import MeshConfig, TrainConfig
     from dit_moe.config.presets import preset
-    from dit_moe.devices.mesh import build_mesh, check_mesh
+    from dit_moe.devices.mesh import build_mesh, check_mesh, in_words
     from dit_moe.runs.state import abstract_state
 
     config = preset(name)
-    data, fsdp, expert = (int(size) for size in mesh_text.split("x"))
-    mesh_config = MeshConfig(data=data, fsdp=fsdp, expert=expert)
+    mesh_config = MeshConfig(*map(int, mesh_text.split("x")))
     mesh = build_mesh(mesh_config)
     image_size = side * config.model.patch_size
     config = dataclasses.replace(
@@ -72,10 +71,10 @@ def compile_case(name: str, mesh_text: str, side: int) -> bool:
     state = abstract_state(config.model, config.train, mesh)
     memory = compiled.memory_analysis()
     total = sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(state))
-    print(f"\n{name}, mesh {data} x {fsdp} x {expert} ({mesh.size} devices), {side**2} tokens")
-    share = total / (fsdp * expert)
+    print(f"\n{name}, mesh {in_words(mesh.shape)} ({mesh.size} devices), {side**2} tokens")
+    share = total * mesh.shape["data"] / mesh.size
     print(f"  state {memory.argument_size_in_bytes / 1e9:.3f} GB a device")
-    print(f"  ratio to total / (fsdp x expert): {memory.argument_size_in_bytes / share:.3f}")
+    print(f"  ratio to an even share: {memory.argument_size_in_bytes / share:.3f}")
     print(f"  temporaries {memory.temp_size_in_bytes / 1e9:.3f} GB")
     hlo = compiled.as_text()
     assert hlo is not None

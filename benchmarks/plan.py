@@ -6,6 +6,7 @@ Nothing is run. With `--topology` it is compiled for a TPU that is not there, by
 
 import argparse
 import dataclasses
+import math
 from collections.abc import Sequence
 from unittest import mock
 
@@ -15,7 +16,7 @@ from jax.experimental import topologies
 
 from dit_moe.config import Config
 from dit_moe.config.presets import preset
-from dit_moe.devices.mesh import batch_sharding, build_mesh
+from dit_moe.devices.mesh import batch_sharding, build_mesh, in_words
 from dit_moe.plan.memory import abstract_mesh, device_bytes
 from dit_moe.runs.state import abstract_state
 from dit_moe.training.step import build_step
@@ -52,12 +53,13 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--fsdp", type=int, default=1)
     parser.add_argument("--expert", type=int, default=1)
+    parser.add_argument("--tensor", type=int, default=1)
     parser.add_argument("--averages_on_host", action="store_true")
     parser.add_argument("--moments_on_host", action="store_true")
-    parser.add_argument("--topology", help="of a TPU, such as v5e:2x2, with fsdp x expert chips")
+    parser.add_argument("--topology", help="of a TPU, such as v5e:2x2, with as many chips")
     arguments = parser.parse_args()
-    sizes = {"fsdp": arguments.fsdp, "expert": arguments.expert}
-    count = arguments.fsdp * arguments.expert
+    sizes = {axis: getattr(arguments, axis) for axis in ("fsdp", "expert", "tensor")}
+    count = math.prod(sizes.values())
     jax.config.update("jax_num_cpu_devices", count)
     devices = None
     if arguments.topology:
@@ -65,7 +67,7 @@ def main() -> None:
 
     place = arguments.topology or "CPU"
     print(
-        f"{place}, fsdp {arguments.fsdp} x expert {arguments.expert}, {arguments.dtype}, "
+        f"{place}, {in_words(sizes)}, {arguments.dtype}, "
         f"{arguments.batch_size} images each; GB of a device:"
     )
     print("| model | remat | state | on its host | temporaries | over the plan |")

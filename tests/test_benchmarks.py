@@ -73,7 +73,7 @@ RUNS = {
     ),
     "traffic": (
         "--presets DiT-MoE-S/2-8E2A --devices 16 --images 1",
-        r"\| DiT-MoE-S/2-8E2A \| 16 \| 2 x 1 x 8 \|",
+        r"\| DiT-MoE-S/2-8E2A \| 16 \| 2 x 1 x 8 x 1 \|",
     ),
     "solvers": (
         "--config {config} --samples 16 --solvers heun dopri5 --evaluations 2",

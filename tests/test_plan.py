@@ -321,7 +321,7 @@ def test_experts_that_choose_from_the_batch_work_in_rounds():
         assert dispatch_in_rounds(preset(name).model, abstract_mesh(shape).shape) == rounds
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1), (8, 1, 1), (2, 2, 2), (1, 1, 4)])
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (8, 1, 1, 1), (2, 2, 2, 1), (1, 1, 2, 2)])
 @pytest.mark.parametrize("moe", [None, DIT_MOE, PROMOE])
 def test_state_is_exact(moe, shape):
     first_moment = "bfloat16" if moe is PROMOE else "float32"
@@ -348,8 +348,8 @@ def test_state_is_exact(moe, shape):
 def test_memory_of_the_compiled_step(lora):
     model = dataclasses.replace(SMALL, depth=SHALLOW + 1)
     config = Config(name="small", model=model, train=TrainConfig(batch_size=8, lora=lora))
-    device = np.asarray(jax.devices()[:1]).reshape(1, 1, 1)
-    mesh = Mesh(device, AXES, axis_types=(AxisType.Auto,) * 3)
+    device = np.asarray(jax.devices()[:1]).reshape([1] * len(AXES))
+    mesh = Mesh(device, AXES, axis_types=(AxisType.Auto,) * len(AXES))
     x = jax.ShapeDtypeStruct((8, 32, 32, 4), jnp.float32, sharding=batch_sharding(mesh))
     y = jax.ShapeDtypeStruct((8,), jnp.int32, sharding=batch_sharding(mesh))
     with jax.set_mesh(mesh):
@@ -464,6 +464,13 @@ def test_command(capsys):
         assert out.startswith(
             "DiT-MoE-S/2-8E2A@256 on 8 x TPU v5e, mesh data 2 x fsdp 1 x expert 4, batch 256: "
         )
+    sizes = ["--expert", "4", "--tensor", "2", "--config.train.moments_on_host=true"]
+    assert main([*arguments, *sizes]) == 0
+    out = capsys.readouterr().out
+    assert "mesh data 1 x fsdp 1 x expert 4 x tensor 2, batch 256" in out
+    assert "optimizer 0," in out
+    assert " GB of its host's memory; " in out
+    assert " images/s, without what goes to the host and back" in out
     assert main(["--config", "configs/digits.py", "--batch_size", "64"]) == 0
     assert "batch 64" in capsys.readouterr().out
 

@@ -162,7 +162,7 @@ COSTS = Costs(exchange_alpha=1e-5, exchange_beta=2e-11, expert_alpha=1e-5, exper
 def test_the_rounds_of_a_run_by_hand():
     config = preset("DiT-MoE-S/2-8E2A")
     train, mesh = TrainConfig(batch_size=256), abstract_mesh({"data": 2, "expert": 8})
-    found = rounds_of(config.model, train, mesh, COSTS, gradients=6e-4)
+    found = rounds_of(config.model, train, mesh, COSTS, gradients=6e-4, inside=0.0)
     assert found is not None
     sent = 16 * 256 * 2 * 384 * 4 * 7 / 8  # images, tokens, experts of a token; 12 layers
     flops = 16 * 256 * 2 * 2 * 3 * 384 * 1536
@@ -175,15 +175,15 @@ def test_the_rounds_of_a_run_by_hand():
     # Arithmetic and links take their time in any case.
     assert found.best >= 12 * max(4 * flops * 4e-15, 5 * sent * 2e-11)
     # Where gradients fill the links anyway, fewer rounds are best.
-    filled = rounds_of(config.model, train, mesh, COSTS, gradients=6e-3)
+    filled = rounds_of(config.model, train, mesh, COSTS, gradients=6e-3, inside=0.0)
     assert filled is not None
     assert filled.backward < found.backward
     again = dataclasses.replace(config.model, remat="full")
-    twice = rounds_of(again, train, mesh, COSTS, gradients=6e-4)
+    twice = rounds_of(again, train, mesh, COSTS, gradients=6e-4, inside=0.0)
     assert twice is not None
     assert twice.plain == pytest.approx(found.plain + 12 * one)
-    assert rounds_of(config.model, train, abstract_mesh({"data": 8}), COSTS, 0.0) is None
-    assert rounds_of(preset("DiT-S/2").model, train, mesh, COSTS, 0.0) is None
+    assert rounds_of(config.model, train, abstract_mesh({"data": 8}), COSTS, 0.0, 0.0) is None
+    assert rounds_of(preset("DiT-S/2").model, train, mesh, COSTS, 0.0, 0.0) is None
 
 
 def test_the_plan_tells_of_rounds_by_measured_costs(tmp_path, monkeypatch, capsys):

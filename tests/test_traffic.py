@@ -44,3 +44,24 @@ def test_the_bytes_of_a_step():
     assert found.gathered == pytest.approx(3 * (parameters.used - parameters.stored))
     assert found.reduced == pytest.approx(2 * parameters.stored * 7 / 8)
     assert traffic(config.model, TrainConfig(batch_size=256), abstract_mesh({})).tokens == 0
+
+
+def test_the_bytes_of_slices():
+    """Of 8 experts on 4 devices each, written out: rows go to three more, and of what a device
+    stores it gives three quarters away for its own slice."""
+    config, train = preset("DiT-MoE-XL/2-8E2A"), TrainConfig(batch_size=256)
+    whole, sliced = (
+        abstract_mesh({"data": 32 // (2 * n), "expert": 2, "tensor": n}) for n in (1, 4)
+    )
+    found = traffic(config.model, train, sliced)
+    rows = 8 * 256 * 2 * 28  # images, tokens, experts of a token, layers
+    assert found.slices == pytest.approx(5 * rows * 1152 * 4 * 3)
+    assert found.tokens == traffic(config.model, train, whole).tokens
+    # Four experts of three matrices and four times the width, over both axes.
+    stored = 28 * 4 * 3 * 4 * 1152**2 * 4 / 4
+    on_four, on_one = (parameter_bytes(config.model, mesh) for mesh in (sliced, whole))
+    assert on_four.swapped == pytest.approx(stored * 3 / 4)
+    assert on_one.used - on_four.used == pytest.approx(3 * stored)
+    moved = on_four.used - on_four.stored + on_four.swapped
+    assert found.gathered == pytest.approx(3 * moved)
+    assert traffic(config.model, train, whole).slices == on_one.swapped == 0

@@ -36,6 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--data", type=int, metavar="N", help="size of the mesh axis data")
     add("--fsdp", type=int, metavar="N", help="size of the mesh axis fsdp")
     add("--expert", type=int, metavar="N", help="size of the mesh axis expert")
+    add("--tensor", type=int, metavar="N", help="size of the mesh axis tensor")
     add("--batch_size", type=int, metavar="N", help="images per step (default: the config's)")
     add(
         "--costs",

@@ -15,9 +15,11 @@ class MeshConfig:
     """Parts of every parameter's width; devices gather a layer when they compute it."""
     expert: int = 1
     """Parts of every layer's experts; tokens travel to them. A divisor of model.moe.num_experts."""
+    tensor: int = 1
+    """Parts of every expert's hidden units; tokens go to all of them. A divisor of these."""
 
     def __post_init__(self) -> None:
-        sizes = {name: getattr(self, name) for name in ("data", "fsdp", "expert")}
+        sizes = {name: getattr(self, name) for name in ("data", "fsdp", "expert", "tensor")}
         for name, size in sizes.items():
             require(
                 size == -1 or 0 < size <= MAX_SIZE,

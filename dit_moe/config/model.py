@@ -116,9 +116,10 @@ class ModelConfig:
     load is even, so that links and arithmetic may overlap (`dit_moe.plan` tells how many pay)."""
     backward_rounds: Rounds = 1
     """The same of the backward pass."""
-    exchange_within: PositiveInt = 1
+    exchange_within: PositiveInt | None = 1
     """Devices of a host along a mesh's axis "expert" that goes beyond it: tokens then travel in two
-    steps, inside of hosts and between them, with fewer messages (docs/scale.md). 1: directly."""
+    steps, inside of hosts and between them, with fewer messages (docs/scale.md). 1: directly.
+    None: in training, as many as the mesh has there."""
 
     def __post_init__(self) -> None:
         require(

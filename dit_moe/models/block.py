@@ -59,7 +59,8 @@ class Block(nnx.Module):
             Attention(config, rngs) if pairs is None else JointAttention(config, pairs, rngs)
         )
         if moe is not None:
-            travel = Travel(config.forward_rounds, config.backward_rounds, config.exchange_within)
+            within = config.exchange_within or 1
+            travel = Travel(config.forward_rounds, config.backward_rounds, within)
             self.feed_forward = MoELayer(moe, width, rngs, travel, routes=config.pregate is None)
         else:
             hidden = int(config.mlp_ratio * width)

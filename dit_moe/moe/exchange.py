@@ -1,4 +1,5 @@
-"""How rows get from every device of the axis "expert" to every other, and back."""
+"""How rows get from every device of the axis "expert" to every other, and back; and from one device
+to those that hold the other slices of its experts, along the axis "tensor"."""
 
 from typing import NamedTuple
 
@@ -6,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-EXPERT_AXIS = "expert"
+EXPERT_AXIS, TENSOR_AXIS = "expert", "tensor"
 
 
 class Travel(NamedTuple):
@@ -26,6 +27,26 @@ DIRECT = Travel()
 def expert_shards() -> int:
     """Over how many devices the current mesh splits the experts; 1 without a mesh or the axis."""
     return jax.sharding.get_abstract_mesh().shape.get(EXPERT_AXIS, 1)
+
+
+def expert_slices() -> int:
+    """Over how many devices the current mesh splits each expert; 1 without a mesh or the axis."""
+    return jax.sharding.get_abstract_mesh().shape.get(TENSOR_AXIS, 1)
+
+
+def to_slices(rows_SxC: jax.Array) -> jax.Array:
+    """What this device and its neighbours along "tensor", L of them, have: [L S, C, ...]."""
+    if expert_slices() == 1:
+        return rows_SxC
+    return lax.all_gather(rows_SxC, TENSOR_AXIS, tiled=True)
+
+
+def from_slices(rows_RxC: jax.Array) -> jax.Array:
+    """The sums over these devices of what they made of this one's rows: [L S, C, ...] to
+    [S, C, ...]."""
+    if expert_slices() == 1:
+        return rows_RxC
+    return lax.psum_scatter(rows_RxC, TENSOR_AXIS, tiled=True)
 
 
 def exchange_in_two_steps(rows_SxC: jax.Array, within: int) -> jax.Array:

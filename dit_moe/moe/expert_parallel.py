@@ -1,7 +1,10 @@
 """Expert parallelism: tokens travel to the devices that hold their experts, and back.
 
 Runs inside `jax.shard_map` over the whole mesh. Every device owns a share of the tokens, and the
-device at place i of the axis "expert" owns experts i E_loc to (i + 1) E_loc of the stack.
+device at place i of the axis "expert" owns experts i E_loc to (i + 1) E_loc of the stack. Of these,
+the L devices along the axis "tensor" have a slice of the hidden units each: rows go to the device
+at the same place of "tensor", which shows them to the L, and their outputs are summed on the way
+back.
 
 Nothing is dropped, and shapes are static, although any number of assignments may want one device:
 they travel in rounds. In a round every device sends every other at most `round_rows` rows. Even
@@ -35,10 +38,14 @@ from dit_moe.moe.dispatch import BACKENDS, resolve_backend
 from dit_moe.moe.exchange import (
     DIRECT,
     EXPERT_AXIS,
+    TENSOR_AXIS,
     Travel,
     exchange,
     exchange_in_two_steps,
     expert_shards,
+    expert_slices,
+    from_slices,
+    to_slices,
 )
 from dit_moe.moe.experts.bank import ExpertBank
 from dit_moe.moe.routing import Routing
@@ -75,9 +82,9 @@ def expert_specs(experts: ExpertWeights) -> ExpertWeights:
     Split over the experts where their number allows it, otherwise over the width alone.
     """
     if experts.w_in.shape[0] % expert_shards() == 0:
-        first, width = EXPERT_AXIS, FSDP_AXIS
+        first, width = EXPERT_AXIS, (FSDP_AXIS, TENSOR_AXIS)
     else:
-        first, width = None, (EXPERT_AXIS, FSDP_AXIS)
+        first, width = None, (EXPERT_AXIS, FSDP_AXIS, TENSOR_AXIS)
     return dataclasses.replace(
         experts,
         w_in=PartitionSpec(first, width),
@@ -88,14 +95,17 @@ def expert_specs(experts: ExpertWeights) -> ExpertWeights:
 
 
 def own_experts(experts: ExpertWeights, num_experts: int) -> ExpertWeights:
-    """This device's experts, whole, from its part by `expert_specs`; inside `shard_map`.
+    """This device's experts, or slices of them, from its part by `expert_specs`; inside
+    `shard_map`.
 
     No device ever holds all experts. Backward, gradients are scattered over "fsdp" and summed over
     "data".
 
     Returns:
-        [E_loc, ...]. Experts of zeros, to which nothing is routed, fill the last device up.
+        [E_loc, ...], of the hidden units the L-th part. Experts of zeros, to which nothing is
+        routed, fill the last device up. The biases of the output are on the first of L alone.
     """
+    matrices = experts.kind.in_matrices
     shards, axes = expert_shards(), jax.sharding.get_abstract_mesh().axis_names
     missing = -num_experts % shards
 
@@ -106,24 +116,61 @@ def own_experts(experts: ExpertWeights, num_experts: int) -> ExpertWeights:
         return lax.pcast(w, tuple(axis for axis in axes if axis not in differs), to="varying")
 
     def own(w: jax.Array, width: int) -> jax.Array:
-        w = lax.all_gather(vary(w, EXPERT_AXIS, FSDP_AXIS), FSDP_AXIS, axis=width, tiled=True)
+        w = lax.all_gather(w, FSDP_AXIS, axis=width, tiled=True)
         return lax.all_to_all(fill(w), EXPERT_AXIS, 0, width, tiled=True) if missing else w
+
+    def stored(w: jax.Array) -> jax.Array:
+        return vary(w, EXPERT_AXIS, FSDP_AXIS, TENSOR_AXIS)
 
     def own_b_in(b_in: jax.Array) -> jax.Array:
         """Its axis is no width of the model, so that only experts split it, or nothing."""
         if not missing:
-            return vary(b_in, EXPERT_AXIS)
+            return _slice_of_hidden(vary(b_in, EXPERT_AXIS), matrices)
         num_local = (num_experts + missing) // shards
         first = lax.axis_index(EXPERT_AXIS) * num_local
-        return lax.dynamic_slice_in_dim(fill(vary(b_in)), first, num_local)
+        b_in = lax.dynamic_slice_in_dim(fill(vary(b_in)), first, num_local)
+        return _slice_of_hidden(b_in, matrices)
+
+    def own_b_out(b_out: jax.Array) -> jax.Array:
+        b_out = own(_whole_over_slices(stored(b_out)), 1)
+        return b_out if expert_slices() == 1 else b_out * (lax.axis_index(TENSOR_AXIS) == 0)
 
     return dataclasses.replace(
         experts,
-        w_in=own(experts.w_in, 1),
-        w_out=own(experts.w_out, 2),
+        w_in=own(_swap_for_slice(stored(experts.w_in), 2, 1, matrices), 1),
+        w_out=own(_swap_for_slice(stored(experts.w_out), 1, 2, 1), 2),
         b_in=None if experts.b_in is None else own_b_in(experts.b_in),
-        b_out=None if experts.b_out is None else own(experts.b_out, 1),
+        b_out=None if experts.b_out is None else own_b_out(experts.b_out),
     )
+
+
+def _swap_for_slice(w: jax.Array, hidden: int, width: int, matrices: int) -> jax.Array:
+    """From a part of the width to a slice of the hidden units of each of so many matrices that lie
+    side by side; the arguments are the axes of the two."""
+    slices = expert_slices()
+    if slices == 1:
+        return w
+    before, units, after = w.shape[:hidden], w.shape[hidden] // matrices, w.shape[hidden + 1 :]
+    w = w.reshape(*before, matrices, slices, units // slices, *after)
+    to = width if width < hidden else width + 2
+    w = lax.all_to_all(w, TENSOR_AXIS, hidden + 1, to, tiled=True)
+    return w.reshape(*w.shape[:hidden], matrices * units // slices, *w.shape[hidden + 3 :])
+
+
+def _slice_of_hidden(b_ExG: jax.Array, matrices: int) -> jax.Array:
+    """The same of a bias, which has no width."""
+    slices = expert_slices()
+    if slices == 1:
+        return b_ExG
+    b_ExMxLxU = b_ExG.reshape(len(b_ExG), matrices, slices, -1)
+    own = lax.dynamic_index_in_dim(b_ExMxLxU, lax.axis_index(TENSOR_AXIS), 2, keepdims=False)
+    return own.reshape(len(b_ExG), -1)
+
+
+def _whole_over_slices(b_ExD: jax.Array) -> jax.Array:
+    if expert_slices() == 1:
+        return b_ExD
+    return lax.all_gather(b_ExD, TENSOR_AXIS, axis=1, tiled=True)
 
 
 def dispatch_to_shards(
@@ -182,14 +229,18 @@ def round_rows(usual: int, most: int, shards: int, rounds: int = 1) -> int:
 
 @flax.struct.dataclass
 class Plan:
-    """What one device sends and receives; S devices along the axis with E experts each."""
+    """What one device sends and receives; S devices along the axis with E experts each, of which L
+    have slices."""
 
     order: jax.Array
     """[A] int32: the assignment at each place when sorted by expert, and so by device."""
     sent: jax.Array
     """[S] int32: how many of them go to each device."""
+    received: jax.Array
+    """[S] int32: how many come from each."""
     bound: jax.Array
-    """[S, E] int32: what each device sends here is sorted by expert; where each expert ends."""
+    """[L S, E] int32: what each device sends here, or to another slice of these experts, is sorted
+    by expert; where each expert ends."""
     largest: jax.Array
     """int32 scalar, the same on all devices of the mesh: the most that any sends to another."""
 
@@ -204,22 +255,25 @@ def make_plan(expert_A: jax.Array, num_local: int, axes: tuple[str, ...]) -> Pla
     order_A, size_E = sort_by_expert(expert_A, shards * num_local)
     size_SxE = size_E.reshape(shards, num_local)
     sent_S = size_SxE.sum(axis=1)
+    bound_SxE = jnp.cumsum(lax.all_to_all(size_SxE, EXPERT_AXIS, 0, 0), axis=1)
     return Plan(
         order=order_A,
         sent=sent_S,
-        bound=jnp.cumsum(lax.all_to_all(size_SxE, EXPERT_AXIS, 0, 0), axis=1),
+        received=bound_SxE[:, -1],
+        bound=to_slices(bound_SxE),
         largest=lax.pmax(sent_S.max(), axes),
     )
 
 
 @flax.struct.dataclass
 class _Round:
-    """The part of a plan that travels in one round, in S slots of C rows."""
+    """The part of a plan that travels in one round, in S slots of C rows; R = L S arrive, those of
+    the other slices among them."""
 
     assignment: jax.Array
     """[S, C] int32: what is sent; A where a row is unused."""
     expert: jax.Array
-    """[S, C] int32: the local expert of each row that arrives; E where it is unused."""
+    """[R, C] int32: the local expert of each row that arrives; E where it is unused."""
     sent: jax.Array
     """[S] int32: rows in use of each slot that is sent."""
     received: jax.Array
@@ -228,12 +282,13 @@ class _Round:
     within: int = flax.struct.field(pytree_node=False)
 
     def there(self, rows_SxC: jax.Array) -> jax.Array:
-        """Slot s of the result is what device s had in its slot for this device: [S, C, ...]."""
-        return self._exchange(rows_SxC, self.sent, self.received)
+        """[S, C, ...] to [R, C, ...], of which slot s of S is what device s had in its slot for
+        this device, or for the L-th slice of its experts."""
+        return to_slices(self._exchange(rows_SxC, self.sent, self.received))
 
-    def back(self, rows_SxC: jax.Array) -> jax.Array:
-        """The inverse of `there`."""
-        return self._exchange(rows_SxC, self.received, self.sent)
+    def back(self, rows_RxC: jax.Array) -> jax.Array:
+        """The way back; of what all slices made of a row, the sum."""
+        return self._exchange(from_slices(rows_RxC), self.received, self.sent)
 
     def _exchange(self, rows_SxC: jax.Array, sent_S: jax.Array, received_S: jax.Array) -> jax.Array:
         if 1 < self.within < len(sent_S):
@@ -252,7 +307,7 @@ def _round(plan: Plan, number: jax.Array, backend: str, pace: Pace) -> _Round:
         assignment=jnp.where(place_C < plan.sent[:, None], assignment_SxC, num),
         expert=jnp.sum(place_C[:, None] >= plan.bound[:, None], axis=-1, dtype=jnp.int32),
         sent=jnp.clip(plan.sent - first, 0, rows),
-        received=jnp.clip(plan.bound[:, -1] - first, 0, rows),
+        received=jnp.clip(plan.received - first, 0, rows),
         backend=backend,
         within=pace.within,
     )

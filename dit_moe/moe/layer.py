@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec
 from dit_moe.config import ConfigError, ExpertGroup, MoEConfig
 from dit_moe.moe.assignments import ExpertRanges, arrange_by_image
 from dit_moe.moe.dispatch import dispatch, resolve_backend
-from dit_moe.moe.exchange import DIRECT, Travel, expert_shards
+from dit_moe.moe.exchange import DIRECT, Travel, expert_shards, expert_slices
 from dit_moe.moe.expert_parallel import dispatch_to_shards, expert_specs, own_experts
 from dit_moe.moe.experts.bank import ExpertBank
 from dit_moe.moe.experts.cheap import CheapExperts
@@ -150,19 +150,20 @@ def _dispatch_over_mesh(
 ) -> jax.Array:
     """Dispatch on the devices of the current mesh, each with its own tokens.
 
-    Experts are where the axis "expert" puts them, and tokens travel to them; without that axis
-    every device has all experts. A token has `top_k` experts on average, of which this share is
-    among these. `travel` says how they travel.
+    Experts are where the axis "expert" puts them, slices of them where "tensor" does, and tokens
+    travel to them; without these axes every device has all experts. A token has `top_k` experts on
+    average, of which this share is among these. `travel` says how they travel.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return dispatch(x_TxD, routing, experts)
     plain = isinstance(experts, ExpertWeights)
-    if not plain and expert_shards() > 1:
-        raise ConfigError(
-            f"config.mesh.expert is {expert_shards()} with packed experts, which lie whole on "
-            "every device; allowed: 1"
-        )
+    for axis, parts in (("expert", expert_shards()), ("tensor", expert_slices())):
+        if not plain and parts > 1:
+            raise ConfigError(
+                f"config.mesh.{axis} is {parts} with packed experts, which lie whole on every "
+                "device; allowed: 1"
+            )
     num_experts = experts.num_experts
     routing = arrange_by_image(routing, num_experts)
     routing = dataclasses.replace(
@@ -171,7 +172,8 @@ def _dispatch_over_mesh(
     # Without travel there is nothing that rounds could overlap.
     travel = travel if expert_shards() > 1 else DIRECT
     # Where tokens have slots for more experts than they use, rounds hold the memory of those used.
-    in_rounds = expert_shards() > 1 or len(routing.token) > top_k * len(x_TxD)
+    apart = expert_shards() * expert_slices() > 1
+    in_rounds = apart or len(routing.token) > top_k * len(x_TxD)
 
     def local(x_TxD: jax.Array, routing: Routing, experts: ExpertBank) -> jax.Array:
         first = jax.lax.axis_index(mesh.axis_names) * x_TxD.shape[0]

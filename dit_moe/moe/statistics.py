@@ -8,7 +8,7 @@ import numpy as np
 
 from dit_moe.config import MoEConfig
 from dit_moe.moe.assignments import ExpertRanges
-from dit_moe.moe.exchange import expert_shards
+from dit_moe.moe.exchange import expert_shards, expert_slices
 from dit_moe.moe.losses import assignment_counts
 from dit_moe.moe.routing import Routing
 
@@ -104,8 +104,8 @@ def expert_traffic(routing: Routing, spread: Sequence[np.ndarray]) -> dict[str, 
         owner_E[own] = np.arange(len(own)) // -(-len(own) // shards)
 
     def layer(routing: Routing) -> dict[str, jax.Array]:
-        # Tokens are split over all devices, whose last axis is "expert".
-        home_A = routing.token // device_tokens % shards
+        # Tokens are split over all devices, whose last axes are "expert" and "tensor".
+        home_A = routing.token // device_tokens // expert_slices() % shards
         owner_A = jnp.asarray(owner_E)[jnp.minimum(routing.expert, len(owner_E) - 1)]
         routed_A = owner_A < shards
         count_S = assignment_counts(owner_A, shards)

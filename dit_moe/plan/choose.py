@@ -12,7 +12,7 @@ from dit_moe.config.files import load_file, override
 from dit_moe.config.presets import preset
 from dit_moe.config.rules import MAX_SIZE
 from dit_moe.devices.accelerators import DEVICES, Device
-from dit_moe.devices.mesh import fill_sizes
+from dit_moe.devices.mesh import fill_sizes, in_words
 from dit_moe.plan.estimate import Estimate, estimate, span
 from dit_moe.plan.rounds import Costs
 from dit_moe.storage.records import read_record
@@ -86,9 +86,8 @@ def _sizes(mesh: Mapping[str, int], num_devices: int) -> dict[str, int]:
     """Sizes whose product is the number of devices; -1, and data if not given, takes the rest."""
     sizes = fill_sizes({"data": -1, **mesh}, num_devices)
     if min(sizes.values()) < 1 or math.prod(sizes.values()) != num_devices:
-        wanted = " x ".join(f"{axis} {size}" for axis, size in mesh.items())
         raise ConfigError(
-            f"the mesh is {wanted} on {num_devices} devices; allowed: positive sizes whose "
+            f"the mesh is {in_words(mesh)} on {num_devices} devices; allowed: positive sizes whose "
             f"product is {num_devices}, or divides it where data is not given"
         )
     return sizes
@@ -160,7 +159,7 @@ def _cell(config: Config, device: Device, num_devices: int) -> str:
     e = choose(config, device, num_devices)
     if not e.fits or e.seconds is None:
         return "does not fit"
-    mesh = " x ".join(str(size) for size in e.mesh.values())
+    mesh = " x ".join(str(e.mesh[axis]) for axis in ("data", "fsdp", "expert"))
     parts = e.config.train.accumulation
     return (
         f"{mesh}{f', {parts} parts' if parts > 1 else ''}: {e.bytes_per_device / 1e9:.2g} GB, "

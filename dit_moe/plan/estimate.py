@@ -2,8 +2,9 @@
 
 The time is a prediction from data sheets. Compute runs at a fixed share of the peak, the update of
 the state at the memory's bandwidth, and collectives at that of the links: parameters are gathered
-over fsdp and expert in the forward and again in the backward pass and their gradients scattered
-back, gradients are then summed over data, and the tokens of routed experts travel over expert.
+over fsdp, expert and tensor in the forward and again in the backward pass and their gradients
+scattered back, gradients are then summed over data, and the tokens of routed experts travel over
+expert and to all of tensor.
 """
 
 import math
@@ -12,9 +13,10 @@ from dataclasses import dataclass
 
 from jax.sharding import AbstractMesh
 
-from dit_moe.config import Config, ConfigError, ModelConfig, TrainConfig
+from dit_moe.config import Config, ConfigError, ModelConfig, TrainConfig, divisors
+from dit_moe.config.rules import listing
 from dit_moe.devices.accelerators import Device
-from dit_moe.devices.mesh import check_mesh
+from dit_moe.devices.mesh import check_mesh, in_words
 from dit_moe.plan.flops import dispatch_in_rounds, image_flops, recomputed_flops
 from dit_moe.plan.memory import (
     abstract_mesh,
@@ -91,7 +93,6 @@ class Estimate:
 
     def sentence(self) -> str:
         """All of it in one sentence."""
-        shape = " x ".join(f"{axis} {size}" for axis, size in self.mesh.items())
         title = "device" if self.device is None else self.device.title
         train = self.config.train
         batch = f"batch {train.batch_size}"
@@ -101,6 +102,7 @@ class Estimate:
         on_host = (
             f", {self.host_bytes / 1e9:.3g} GB of its host's memory" if self.host_bytes else ""
         )
+        shape = in_words(self.mesh)
         text = (
             f"{self.config.name} on {self.num_devices} x {title}, mesh {shape}, {batch}: "
             f"{self.bytes_per_device / 1e9:.3g} GB a device ({parts}){on_host}; "
@@ -154,10 +156,12 @@ def estimate(
     mesh = abstract_mesh(mesh_shape)
     check_mesh(mesh, model)
     if train.batch_size % (train.accumulation * mesh.size):
+        fewer = [n for n in divisors(train.batch_size // train.accumulation) if n < mesh.size]
         raise ConfigError(
             f"config.train.batch_size is {train.batch_size} with accumulation "
             f"{train.accumulation} on {mesh.size} devices; allowed: a multiple of "
-            f"{train.accumulation * mesh.size}"
+            f"{train.accumulation * mesh.size}, or, for a run that has begun, {listing(fewer)} "
+            "devices (such as CUDA_VISIBLE_DEVICES shows)"
         )
     fused = _fused_attention(model, device)
     flops = training_flops(model, train)
@@ -198,7 +202,6 @@ def _step_seconds(
     device: Device,
     flops_per_image: float,
 ) -> tuple[float, float]:
-    data, fsdp, expert = (mesh.shape[axis] for axis in ("data", "fsdp", "expert"))
     compute = train.batch_size / mesh.size * flops_per_image
     compute /= UTILISATION * device.peak(model.dtype)
     # Reads parameters, averages, two moments and gradients; writes all but the last.
@@ -206,15 +209,19 @@ def _step_seconds(
     compute += (2 * copies + 1) * learning / device.memory_bandwidth
 
     sent = traffic(model, train, mesh)
-    links = _link_seconds(device, sent.gathered, fsdp * expert, stride=1)
-    links += _link_seconds(device, sent.reduced, data, stride=fsdp * expert)
-    links += sent.tokens * _exchange_beta(device, expert)
+    data, tensor = mesh.shape["data"], mesh.shape["tensor"]
+    shards = mesh.size // data
+    links = _link_seconds(device, sent.gathered, shards, stride=1)
+    links += _link_seconds(device, sent.reduced, data, stride=shards)
+    links += sent.tokens * _exchange_beta(device, mesh)
+    links += _link_seconds(device, sent.slices, tensor, stride=1)
     return max(compute, links), compute + links
 
 
-def _exchange_beta(device: Device, members: int) -> float:
+def _exchange_beta(device: Device, mesh: AbstractMesh) -> float:
     """Seconds for a byte that a device sends to the others along the axis "expert"."""
-    beyond = max(0.0, 1 - device.domain / members)  # of these bytes, for other hosts
+    inside = max(device.domain // mesh.shape["tensor"], 1)
+    beyond = max(0.0, 1 - inside / mesh.shape["expert"])  # of these bytes, for other hosts
     return 1 / device.interconnect + beyond / device.network
 
 
@@ -223,15 +230,16 @@ def _rounds(
 ) -> Rounds | None:
     """With costs by the data sheet where none were measured."""
     reduced = traffic(model, train, mesh).reduced / train.accumulation
-    stride = mesh.shape["fsdp"] * mesh.shape["expert"]
-    gradients = _link_seconds(device, reduced, mesh.shape["data"], stride)
+    data = mesh.shape["data"]
+    gradients = _link_seconds(device, reduced, data, mesh.size // data)
     costs = costs or Costs(
         exchange_alpha=EXCHANGE_LATENCY,
-        exchange_beta=_exchange_beta(device, mesh.shape["expert"]),
+        exchange_beta=_exchange_beta(device, mesh),
         expert_alpha=EXPERT_LATENCY,
         expert_beta=1 / (UTILISATION * device.peak(model.dtype)),
     )
-    return rounds_of(model, train, mesh, costs, gradients)
+    inside = _link_seconds(device, 1.0, mesh.shape["tensor"], stride=1)
+    return rounds_of(model, train, mesh, costs, gradients, inside)
 
 
 def _link_seconds(device: Device, size: float, members: int, stride: int) -> float:

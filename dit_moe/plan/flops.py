@@ -137,10 +137,11 @@ def recomputed_flops(model: ModelConfig, *, fused_attention: bool, expert_parall
 
 
 def dispatch_in_rounds(model: ModelConfig, mesh_shape: Mapping[str, int]) -> bool:
-    """Whether experts run as in moe/expert_parallel.py: on several devices with an axis "expert",
-    or where experts choose from the whole batch, so that devices have shares of any size."""
+    """Whether experts run as in moe/expert_parallel.py: where the mesh splits them, or, on several
+    devices, where they choose from the whole batch, so that devices have shares of any size."""
     of_batch = any(moe.router.chooser == "batch" for moe in model.mixtures)
-    return mesh_shape["expert"] > 1 or (of_batch and math.prod(mesh_shape.values()) > 1)
+    apart = mesh_shape["expert"] * mesh_shape["tensor"] > 1
+    return apart or (of_batch and math.prod(mesh_shape.values()) > 1)
 
 
 def _step_products(model: ModelConfig) -> float:

@@ -45,7 +45,9 @@ class ParameterBytes:
     """Of these, the matrices that have additions."""
     used: float
     """What it computes with in a whole step: all of the network, but for the experts of other
-    devices."""
+    devices, and other slices of its own."""
+    swapped: float
+    """Of the stored, what it gives to others for its slices of experts."""
     unit_used: float
     """The same of one unit of blocks, the largest, which is what exists at a time."""
     unit_learning: float
@@ -68,10 +70,10 @@ def parameter_bytes(
     """
     parameters, axes = _parameters(model, train.lora)
     shardings = parameter_shardings(mesh, parameters, axes)
-    shards = mesh.shape["expert"]
+    shards, slices = mesh.shape["expert"], mesh.shape["tensor"]
     learns = split_learning(parameters, train)[0]
     gains = matrices_of(parameters)
-    stored = learning = merged = used = 0.0
+    stored = learning = merged = used = swapped = 0.0
     units: dict[str, float] = collections.defaultdict(float)
     learning_units = units.copy()
     for path, parameter in parameters.items():
@@ -84,13 +86,16 @@ def parameter_bytes(
         size = parameter.size * FLOAT32
         if "expert" in axes[path]:
             experts = parameter.shape[axes[path].index("expert")]
-            size *= math.ceil(experts / shards) / experts  # a shared expert is on every device
+            # One alone is shared: it is whole on every device.
+            own = math.ceil(experts / shards) / slices if experts > 1 else 1
+            size *= own / experts
+            swapped += shard * (experts > 1) * (slices - 1) / slices
         used += size
         if (stack := stack_of(path)) is not None:
             units[stack] += size / parameter.shape[0]
             learning_units[stack] += size / parameter.shape[0] * (path in learns or path in gains)
     largest, largest_learning = max(units.values()), max(learning_units.values())
-    return ParameterBytes(stored, learning, merged, used, largest, largest_learning)
+    return ParameterBytes(stored, learning, merged, used, swapped, largest, largest_learning)
 
 
 _parameters = functools.cache(shapes_and_axes)
@@ -126,8 +131,11 @@ def device_bytes(
         - _unit_bytes(model, segment, model.remat, fused_attention, expert_parallel)
         for segment in model.trunk
     )
+    # Rows of the devices with other slices, their gradients, and what is made of them.
+    rows = max((moe.travelling(model.num_tokens) for moe in model.mixtures), default=0.0)
+    shown = 3 * (mesh.shape["tensor"] - 1) * model.num_tokens * rows * model.width * itemsize(model)
     weights = parameters.unit_learning  # the gradients of one unit
-    if mesh.shape["fsdp"] * mesh.shape["expert"] > 1 or model.dtype != "float32":
+    if in_shards(mesh) or model.dtype != "float32":
         # Gathered after the cast, which "none" keeps.
         copied = parameters.used if model.remat == "none" else parameters.unit_used
         weights += copied * itemsize(model) / FLOAT32
@@ -142,9 +150,14 @@ def device_bytes(
         "gradients": parameters.learning * (1 if train.accumulation == 1 else 2),
         **merged,
         "activations": part_images * saved,
-        "working set": part_images * recomputed + weights,
+        "working set": part_images * (recomputed + shown) + weights,
         "batch": train.batch_size / mesh.size * pixels * FLOAT32,
     }
+
+
+def in_shards(mesh: AbstractMesh) -> bool:
+    """Whether devices gather the parameters that they compute with."""
+    return mesh.size > mesh.shape["data"]
 
 
 def host_bytes(model: ModelConfig, train: TrainConfig, mesh: AbstractMesh) -> float:
@@ -182,7 +195,7 @@ def teacher_bytes(
         for path, p in parameters.items()
     )
     gathered = 0.0
-    if mesh.shape["fsdp"] * mesh.shape["expert"] > 1:
+    if in_shards(mesh):
         gathered = parameter_bytes(teacher, mesh).unit_used * itemsize(teacher) / FLOAT32
     part_images = train.batch_size / train.accumulation / mesh.size
     unit = max(

@@ -29,11 +29,17 @@ class Costs:
     device: str = ""
     """Where they were measured."""
 
-    def layer(self, exchanges: float, sent: float, products: float, flops: float) -> Layer:
-        """The operations of a layer, of so many collectives on each way and grouped products."""
+    def layer(
+        self, exchanges: float, sent: float, products: float, flops: float, slices: float
+    ) -> Layer:
+        """The operations of a layer, of so many collectives on each way and grouped products;
+        `slices` are the seconds of links inside a host that rows to other slices take."""
+        inside = Operation(exchanges * self.exchange_alpha, 1.0, slices)
         return Layer(
             Operation(exchanges * self.exchange_alpha, self.exchange_beta, sent),
             Operation(products * self.expert_alpha, self.expert_beta, flops),
+            gather=inside,
+            scatter=inside,
         )
 
 
@@ -62,6 +68,7 @@ def rounds_of(
     mesh: AbstractMesh,
     costs: Costs,
     gradients: float,
+    inside: float,
 ) -> Rounds | None:
     """The best numbers of rounds for a run; None where no tokens travel.
 
@@ -75,18 +82,21 @@ def rounds_of(
       mesh: of the run.
       costs: of its devices.
       gradients: seconds that summing the gradients takes in each part of the batch.
+      inside: seconds for a byte that a device sends to the others along the axis "tensor".
     """
-    expert, layers = mesh.shape["expert"], len(model.mixtures)
-    if expert == 1 or not any(moe.travelling(model.num_tokens) for moe in model.mixtures):
+    expert, tensor = mesh.shape["expert"], mesh.shape["tensor"]
+    layers = len(model.mixtures)
+    if expert * tensor == 1 or not any(moe.travelling(model.num_tokens) for moe in model.mixtures):
         return None
     images = train.batch_size / train.accumulation / mesh.size
     there, back = [], []
     for moe in model.mixtures:
         rows = images * model.num_tokens * moe.travelling(model.num_tokens)
-        sent = rows * model.width * itemsize(model) * (expert - 1) / expert
+        size = rows * model.width * itemsize(model)
+        sent, slices = size * (expert - 1) / expert, size * (tensor - 1) * inside
         flops = images * group_flops(model, moe, whole_images=False)
-        there.append(costs.layer(1, sent, 1, flops))
-        back.append(costs.layer(2.5, 1.5 * sent, 3, 3 * flops))
+        there.append(costs.layer(1, sent, 1, flops, slices))
+        back.append(costs.layer(2.5, 1.5 * sent, 3, 3 * flops, 1.5 * slices))
     forward = choose(there)
     backward = choose(back, [gradients / layers] * layers)
     passes = 2 if model.remat == "full" else 1

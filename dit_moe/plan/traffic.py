@@ -16,11 +16,14 @@ class Traffic(NamedTuple):
     """Bytes of a device in a step."""
 
     gathered: float
-    """Parameters over fsdp and expert, forward and again backward, and their gradients back."""
+    """Parameters over fsdp, expert and tensor, forward and again backward, and their gradients
+    back."""
     reduced: float
     """Gradients over data: a ring's all-reduce is a scatter and a gather."""
     tokens: float
     """Rows to the experts of other devices and back, of an even load."""
+    slices: float
+    """The same rows to the other slices of their experts, and the sums back."""
 
 
 class Exchange(NamedTuple):
@@ -42,15 +45,18 @@ def traffic(model: ModelConfig, train: TrainConfig, mesh: AbstractMesh) -> Traff
       train: batch, accumulation and what learns.
       mesh: axes as in devices/mesh.py.
     """
-    data, expert = mesh.shape["data"], mesh.shape["expert"]
+    data, expert, tensor = (mesh.shape[axis] for axis in ("data", "expert", "tensor"))
     parameters = parameter_bytes(model, mesh, train)
     learning = parameters.learning / parameters.stored
     # In the dtype of the computation: XLA casts before it gathers.
-    gathered = (2 + learning) * train.accumulation * (parameters.used - parameters.stored)
+    moved = parameters.used - parameters.stored + parameters.swapped
+    gathered = (2 + learning) * train.accumulation * moved
+    rows = journeys(model) * row_bytes(model, train, mesh)
     return Traffic(
         gathered=gathered * itemsize(model) / FLOAT32,
         reduced=2 * train.accumulation * parameters.learning * (data - 1) / data,
-        tokens=journeys(model) * row_bytes(model, train, mesh) * (expert - 1) / expert,
+        tokens=rows * (expert - 1) / expert,
+        slices=rows * (tensor - 1),
     )
 
 

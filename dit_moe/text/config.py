@@ -164,6 +164,7 @@ _OF_IMAGES = (
     "evaluate",
     "learn",
     "lora",
+    "moments_on_host",
     "post_hoc_ema",
     "post_hoc_ema_every",
     "sample_every",

@@ -16,7 +16,13 @@ from dit_moe.data.sources import Source, build_sources
 from dit_moe.devices import hosts
 from dit_moe.devices.accelerators import find_device
 from dit_moe.devices.host_memory import check_memory_kinds
-from dit_moe.devices.mesh import batch_sharding, build_mesh, check_mesh, replicated
+from dit_moe.devices.mesh import (
+    batch_sharding,
+    build_mesh,
+    check_mesh,
+    replicated,
+    with_neighbours,
+)
 from dit_moe.models.low_rank import is_addition
 from dit_moe.models.parameters import Parameters
 from dit_moe.models.unpacking import check_whole
@@ -109,6 +115,8 @@ def open_session(
     check_override(override_resume)
     parts = build_parts(config)
     settings, mesh = config.train, parts.mesh
+    # What the mesh decides is no part of the run: config.json has what was asked for.
+    running = dataclasses.replace(config, model=with_neighbours(config.model, mesh))
     with contextlib.ExitStack() as held, jax.set_mesh(mesh), Interrupt() as interrupt:
         judging = open_judging(
             config, parts.sources, mesh, workdir, build_judge, lambda: interrupt.signal is not None
@@ -135,7 +143,7 @@ def open_session(
             sources=parts.sources,
             first_step=first_step,
             state=state,
-            step=_compiled(config, like, parts, teaching, first_step),
+            step=_compiled(running, like, parts, teaching, first_step),
             stream=device_batches(
                 parts.sources,
                 config.data,
@@ -146,7 +154,7 @@ def open_session(
             ),
             checkpoints=checkpoints,
             milestones=Milestones(config, parts.request, space, mesh, workdir),
-            validation=Validation(config, parts.heldout, mesh) if parts.heldout else None,
+            validation=Validation(running, parts.heldout, mesh) if parts.heldout else None,
             judging=judging,
             window=Window(settings.batch_size, parts.plan.flops_per_image, parts.plan.peak),
             skips=Skips(settings.max_skipped, hosts.say),

@@ -14,7 +14,7 @@ from flax import nnx
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from dit_moe.config import ConfigError, MeshConfig
+from dit_moe.config import EXPERTS, ConfigError, MeshConfig
 from dit_moe.devices.mesh import build_mesh, check_mesh, parameter_shardings
 from dit_moe.models.dit import DiT
 from dit_moe.models.watched import moe_layers
@@ -37,10 +37,12 @@ AXES = {
 }
 # Mesh sizes, experts (9 and 5 do not divide: the last is an unconditional one), activation, dtype.
 SETUPS = {
-    "8 devices for 8 experts": ((1, 1, 8), 8, "swiglu", jnp.float32),
-    "all axes": ((2, 2, 2), 8, "swiglu", jnp.float32),
-    "5 experts on 2 devices": ((2, 2, 2), 5, "gelu", jnp.float32),
-    "9 experts on 4 devices": ((1, 2, 4), 9, "gelu", jnp.bfloat16),
+    "8 devices for 8 experts": ((1, 1, 8, 1), 8, "swiglu", jnp.float32),
+    "all axes": ((2, 2, 2, 1), 8, "swiglu", jnp.float32),
+    "5 experts on 2 devices": ((2, 2, 2, 1), 5, "gelu", jnp.float32),
+    "9 experts on 4 devices": ((1, 2, 4, 1), 9, "gelu", jnp.bfloat16),
+    "slices of 8 experts": ((1, 2, 2, 2), 8, "swiglu", jnp.float32),
+    "slices of 5 experts on 2 devices": ((1, 1, 2, 4), 5, "gelu", jnp.float32),
 }
 LOADS = ["uniform", "zipf", "all to the first", "all to the last", "none", "all weights 0"]
 
@@ -131,7 +133,7 @@ def collectives(program: jax.stages.Compiled, kind: str) -> list[tuple[int, ...]
 
 @pytest.mark.parametrize("setup", SETUPS)
 def test_tokens_travel_and_no_device_gathers_the_experts(setup: str) -> None:
-    (_, _, shards), num_experts, activation, _ = SETUPS[setup]
+    (*_, shards, slices), num_experts, activation, _ = SETUPS[setup]
     (_, _, weights, _), run = compiled(setup)
     num = TOKENS * TOP_K // 8  # assignments of a device
     slot = (1, round_rows(num, num, shards), WIDTH)
@@ -139,12 +141,38 @@ def test_tokens_travel_and_no_device_gathers_the_experts(setup: str) -> None:
     assert collectives(run, "all-to-all").count(slot) == 5 * shards
 
     stack = (num_experts, WIDTH, HIDDEN * (2 if activation == "swiglu" else 1))
-    share = num_experts * WIDTH * stack[2] // shards
-    assert all(math.prod(shape) <= share for shape in collectives(run, "all-gather"))
+    share = num_experts * WIDTH * stack[2] // shards // slices
+    shown = (slices * shards, *slot[1:])
+    gathers = [shape for shape in collectives(run, "all-gather") if shape != shown]
+    assert all(math.prod(shape) <= share for shape in gathers)
     # The search does find such a gather where there is one.
     everywhere = NamedSharding(weights.w_in.mesh, PartitionSpec())
     whole = jax.jit(jnp.copy, in_shardings=weights.w_in, out_shardings=everywhere)
     assert stack in collectives(whole.lower(jnp.ones(stack)).compile(), "all-gather")
+
+
+@pytest.mark.parametrize("setup", [setup for setup in SETUPS if "slices" in setup])
+def test_slices_of_experts_travel_as_counted(setup: str) -> None:
+    """Rows to the devices with other slices and sums back, and parts of the width for slices of the
+    hidden units: bytes as the closed forms have them."""
+    (_, fsdp, shards, slices), num_experts, activation, _ = SETUPS[setup]
+    _, run = compiled(setup)
+    num = TOKENS * TOP_K // 8
+    slot = (shards, round_rows(num, num, shards), WIDTH)
+    shown = (slices * slot[0], *slot[1:])
+    # Forward: there and back. Backward: tokens and gradients there, gradients back.
+    assert collectives(run, "all-gather").count(shown) == 3
+    assert collectives(run, "reduce-scatter").count(slot) == 2
+
+    per_expert = EXPERTS[activation].in_matrices * HIDDEN * WIDTH, HIDDEN * WIDTH
+    by_expert = num_experts if num_experts % shards else num_experts // shards
+    split = shards * fsdp * slices if num_experts % shards else fsdp * slices
+    parts = [by_expert * size // split // slices for size in per_expert]
+    swaps = [s for s in collectives(run, "all-to-all") if len(s) == 5]
+    # Each forward and, of its gradient, backward; to all but itself.
+    for part in parts:
+        assert sum(math.prod(s) == part for s in swaps) == 2 * slices * parts.count(part)
+    assert len(swaps) == 4 * slices
 
 
 @pytest.mark.parametrize(

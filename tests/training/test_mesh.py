@@ -27,7 +27,13 @@ from dit_moe.config import (
     TopKRouterConfig,
 )
 from dit_moe.config.presets import preset
-from dit_moe.devices.mesh import batch_sharding, build_mesh, check_mesh, parameter_shardings
+from dit_moe.devices.mesh import (
+    batch_sharding,
+    build_mesh,
+    check_mesh,
+    parameter_shardings,
+    with_neighbours,
+)
 from dit_moe.diffusion.integrate import build_objective
 from dit_moe.models.parameters import (
     Parameters,
@@ -67,7 +73,7 @@ def _with(router: RouterConfig, expert: str = "swiglu") -> MoEConfig:
     return dataclasses.replace(DIT_MOE, router=router, expert=expert)
 
 
-BEFORE = "before the trunk"
+BEFORE, SLICED = "before the trunk", "slices of experts"
 NETWORKS = {
     "tokens choose": in_segments(
         DIT_MOE,
@@ -82,6 +88,7 @@ NETWORKS = {
     "the batch": in_segments(DIFFMOE, RACE),
     "cheap experts and slots": in_segments(ADAMOE, MOE_PLUS_PLUS, SOFT_MOE),
     "unlike experts and a pyramid": (*in_segments(HECTO, UNLIKE), *PYRAMID),
+    SLICED: in_segments(DIT_MOE, PROMOE, UNLIKE),
     BEFORE: (SegmentConfig(2, _with(TopKRouterConfig(bias="share"))),),
 }
 """Networks that together have every router and every kind of experts."""
@@ -115,7 +122,12 @@ def evaluated(model: ModelConfig, parameters: Parameters, mesh: Mesh) -> dict[st
 
 
 @pytest.mark.parametrize(
-    ("name", "sizes"), [*((name, (2, 2, 2)) for name in NETWORKS), ("the batch", (4, 2, 1))]
+    ("name", "sizes"),
+    [
+        *((name, (2, 2, 2)) for name in NETWORKS if name != SLICED),
+        ("the batch", (4, 2, 1)),
+        (SLICED, (1, 2, 2, 2)),
+    ],
 )
 def test_experts_on_several_devices_change_no_numbers(name, sizes):
     """Losses, metrics and what routers keep to 1e-5 of their array's largest, and gradients, in
@@ -144,7 +156,7 @@ def test_the_networks_have_every_router_and_kind_of_experts():
     assert {kind for moe in mixtures for kind in moe.cheap_experts} == set(CHEAP_EXPERTS)
 
 
-@pytest.mark.parametrize("sizes", [(1, 2, 4), (1, 4, 2)])
+@pytest.mark.parametrize("sizes", [(1, 2, 4, 1), (1, 4, 2, 1), (1, 2, 2, 2)])
 @pytest.mark.parametrize("name", ["DiT-MoE-S/2-8E2A", "ProMoE-S/2"])
 def test_a_device_stores_its_share(name, sizes):
     """Parameters, EMA and optimiser: an eighth of the bytes, expert or not."""
@@ -158,12 +170,12 @@ def test_a_device_stores_its_share(name, sizes):
         share = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves)
         assert total / 8 <= share < 1.15 * total / 8
     w_in = next(v for k, v in state.parameters.items() if k.endswith("feed_forward.experts.w_in"))
-    fsdp, expert = sizes[1:]
+    _, fsdp, expert, tensor = sizes
     _, num_experts, width, inner = w_in.shape
     by_expert = 1 if num_experts % expert else expert
     shape = (num_experts // by_expert, width // (8 // by_expert), inner)
     assert w_in.sharding.shard_shape(w_in.shape)[1:] == shape
-    assert fsdp * expert == 8
+    assert fsdp * expert * tensor == 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,13 +188,47 @@ class Device:
     platform: str = "cpu"
 
 
-@pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2), (1, 1, 8)])
+@pytest.mark.parametrize("sizes", [(8, 1, 1, 1), (2, 2, 2, 1), (1, 1, 4, 2)])
 def test_a_process_has_a_contiguous_part_of_the_batch(sizes):
     devices = [Device(id, process_index=id // 2 % 4) for id in (5, 2, 7, 0, 3, 1, 4, 6)]
     mesh = build_mesh(MeshConfig(*sizes), devices)
     assert mesh.devices.shape == sizes
     order = [(device.process_index, device.id) for device in mesh.devices.flat]
     assert order == [(id // 2, id) for id in range(8)]
+
+
+def test_processes_of_unlike_sizes_are_refused():
+    devices = [Device(id, process_index=id // 5) for id in range(8)]
+    with pytest.raises(ConfigError, match="some processes have 3 devices and some 5; allowed: as"):
+        build_mesh(MeshConfig(), devices)
+
+
+@dataclasses.dataclass(frozen=True)
+class SliceDevice(Device):
+    """One that tells which devices fast links join."""
+
+    slice_index: int = 0
+
+
+@pytest.mark.parametrize(
+    ("sizes", "devices", "expected"),
+    [
+        ((1, 1, 8), [Device(id, id // 4) for id in range(8)], 4),
+        ((1, 1, 4, 2), [Device(id, id // 4) for id in range(8)], 2),
+        ((2, 1, 4), [Device(id, id // 4) for id in range(8)], 1),
+        ((1, 1, 8), [Device(id, id) for id in range(8)], 1),
+        # A process for each of a host's two, and several hosts that share a network of their own.
+        ((1, 1, 8), [SliceDevice(id, id, slice_index=id // 2) for id in range(8)], 2),
+        ((1, 1, 8), [SliceDevice(id, id // 4) for id in range(8)], 1),
+    ],
+)
+def test_neighbours_are_found_where_the_experts_go_beyond_a_host(sizes, devices, expected):
+    mesh = build_mesh(MeshConfig(*sizes), devices)
+    model = tiny(dataclasses.replace(DIT_MOE, num_experts=8)).model
+    assert with_neighbours(model, mesh) is model
+    open_model = dataclasses.replace(model, exchange_within=None)
+    check_mesh(mesh, open_model)
+    assert with_neighbours(open_model, mesh).exchange_within == expected
 
 
 @pytest.mark.parametrize(
@@ -201,6 +247,16 @@ def test_a_process_has_a_contiguous_part_of_the_batch(sizes):
             {"fsdp": 4, "expert": 2},
             "config.mesh.fsdp is 4 and config.mesh.expert 2 with model.width 20 on 8 devices; "
             "allowed: a product of the two among 1, 2, 4",
+        ),
+        (
+            {"data": 1, "expert": 2, "tensor": 4},
+            "config.mesh.fsdp is 1, expert 2 and tensor 4 with model.width 20 on 8 devices; "
+            "allowed: a product of the three among 1, 2, 4",
+        ),
+        (
+            {"tensor": 8},
+            "config.mesh.tensor is 8 with experts of 20 hidden units on 8 devices; "
+            "allowed: 1, 2, 4",
         ),
     ],
 )
@@ -246,11 +302,8 @@ def test_a_state_saved_on_eight_devices_goes_on_elsewhere(tmp_path):
         with Checkpoints(tmp_path, keep=1) as checkpoints:
             checkpoints.save(state)
     _, expected = losses(state, mesh)
-    for sizes in [(1, 1, 1), (1, 1, 2), (1, 4, 1)]:
-        data, fsdp, expert = sizes
-        other = build_mesh(
-            MeshConfig(data=data, fsdp=fsdp, expert=expert), jax.devices()[: math.prod(sizes)]
-        )
+    for sizes in [(1, 1, 1, 1), (1, 1, 2, 1), (1, 4, 1, 1), (1, 1, 2, 4)]:
+        other = build_mesh(MeshConfig(*sizes), jax.devices()[: math.prod(sizes)])
         with Checkpoints(tmp_path) as checkpoints:
             like = abstract_state(config.model, config.train, other)
             restored = checkpoints.restore(3, like)
