@@ -170,9 +170,9 @@ def _dispatch_over_mesh(
         routing, losses={}, metrics={}, next_state={}, hand_on={}, hidden=None
     )
     # Without travel there is nothing that rounds could overlap.
-    travel = travel if expert_shards() > 1 else DIRECT
-    # Where tokens have slots for more experts than they use, rounds hold the memory of those used.
     apart = expert_shards() * expert_slices() > 1
+    travel = travel if apart else DIRECT
+    # Where tokens have slots for more experts than they use, rounds hold the memory of those used.
     in_rounds = apart or len(routing.token) > top_k * len(x_TxD)
 
     def local(x_TxD: jax.Array, routing: Routing, experts: ExpertBank) -> jax.Array:
