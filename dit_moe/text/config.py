@@ -147,7 +147,7 @@ class TextDataConfig:
 
 
 _DEFAULT_TRAINING = TrainConfig(
-    steps=4000,
+    steps=1500,
     batch_size=128,
     learning_rate=1e-3,
     warmup_steps=200,

@@ -48,6 +48,8 @@ def train_on_texts(
 def _advance(session: TextSession) -> None:
     session.state, metrics = session.step(session.state, *next(session.stream))
     session.window.add(metrics)
+    if session.bar.n == session.bar.initial:
+        session.bar.unpause()  # compiling tells nothing of how long the rest will take
     session.bar.update()
 
 
