@@ -1,8 +1,7 @@
 """The memory of the hosts, as far as devices read and write it."""
 
 from collections.abc import Sequence
-
-import jax
+from typing import Any
 
 from dit_moe.config import ConfigError, TrainConfig
 
@@ -10,7 +9,7 @@ HOST_MEMORY = "pinned_host"
 """JAX's name of the kind of memory."""
 
 
-def check_memory_kinds(train: TrainConfig, devices: Sequence[jax.Device]) -> None:
+def check_memory_kinds(train: TrainConfig, devices: Sequence[Any]) -> None:
     """Checks that devices reach the memory of their hosts, where the config keeps state there.
 
     Raises:

@@ -12,10 +12,11 @@ from dit_moe.config import ConfigError, ExpertGroup, MoEConfig
 from dit_moe.moe.assignments import ExpertRanges, arrange_by_image
 from dit_moe.moe.dispatch import dispatch, resolve_backend
 from dit_moe.moe.exchange import DIRECT, Travel, expert_shards, expert_slices
-from dit_moe.moe.expert_parallel import dispatch_to_shards, expert_specs, own_experts
+from dit_moe.moe.expert_parallel import dispatch_to_shards
 from dit_moe.moe.experts.bank import ExpertBank
 from dit_moe.moe.experts.cheap import CheapExperts
 from dit_moe.moe.experts.recurrent import RecurrentExperts
+from dit_moe.moe.own_experts import expert_specs, own_experts
 from dit_moe.moe.routers import build_router
 from dit_moe.moe.routers.by_image import Decided, route
 from dit_moe.moe.routing import Conditioning, Routing

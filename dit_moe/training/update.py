@@ -1,7 +1,7 @@
 """The optimiser's update of parameters and averages, wherever these lie."""
 
 from collections.abc import Callable
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import jax
 import optax
@@ -27,12 +27,12 @@ def build_update(config: TrainConfig) -> Callable[[TrainState, Parameters, Param
     """
     optimizer = build_optimizer(config)
 
-    def moments_to(space: jax.memory.Space, state: optax.OptState) -> optax.OptState:
+    def moments_to(space: Any, state: optax.OptState) -> optax.OptState:
         if not config.moments_on_host:
             return state
         return optax.tree_map_params(optimizer, lambda m: jax.device_put(m, space), state)
 
-    def averages_to(space: jax.memory.Space, averages: T) -> T:
+    def averages_to(space: Any, averages: T) -> T:
         return jax.device_put(averages, space) if config.averages_on_host else averages
 
     def update(state: TrainState, gradient: Parameters, router_state: Parameters) -> TrainState:
