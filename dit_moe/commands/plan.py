@@ -11,6 +11,7 @@ examples:
   python -m dit_moe.plan --config configs/promoe.py:XL/2@512 --device v5p --devices 64 --fsdp 16
   python -m dit_moe.plan --preset DiT-XL/2 --devices 8 --config.model.dtype=bfloat16
   python -m dit_moe.plan --preset DiT-MoE-S/2-8E2A --memory 1GB --disk auto
+  python -m dit_moe.plan --preset DiT-MoE-G/2-16E2A --tiers 0.5
   python -m dit_moe.plan --table --config.model.dtype=bfloat16
 
 Without mesh sizes, here or in the config's mesh, the plainest mesh that fits is taken: the fewest
@@ -51,6 +52,13 @@ def main(argv: list[str] | None = None) -> int:
         metavar="auto|GB/S",
         help="with --memory: GB/s that the disk reads (default: auto, measured in this folder)",
     )
+    add(
+        "--tiers",
+        type=float,
+        metavar="SHARE",
+        help="what SE-MoE would keep on devices, hosts and disks with this share of the experts in "
+        "use at a time",
+    )
     arguments, overrides = parser.parse_known_args(argv)
     return run_command(lambda: run(arguments, overrides))
 
@@ -64,18 +72,18 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> None:
 
     if arguments.batch_size is not None:
         overrides = [*overrides, f"--config.train.batch_size={arguments.batch_size}"]
-    if arguments.memory is not None:
-        print(_streaming(arguments, overrides))
-        return
+    training = ("device", "devices", *AXES, "costs")
     if arguments.table:
-        asked = ("device", "devices", *AXES, "costs")
-        given = [name for name in asked if getattr(arguments, name) is not None]
-        if given:
-            raise ConfigError(
-                f"{given[0]} is given with --table, whose devices and meshes are its own; allowed: "
-                "with --preset or --config"
-            )
+        _refuse(arguments, "table", *training, "memory", "disk", "tiers")
         print(table(overrides))
+        return
+    if arguments.tiers is not None:
+        _refuse(arguments, "tiers", *training, "memory", "disk")
+        print(_tiers(arguments, overrides))
+        return
+    if arguments.memory is not None:
+        _refuse(arguments, "memory", *training)
+        print(_streaming(arguments, overrides))
         return
     if arguments.disk is not None:
         raise ConfigError(f"disk is {arguments.disk!r} without memory; allowed: with --memory")
@@ -90,6 +98,26 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> None:
         costs=arguments.costs,
     )
     print(found)
+
+
+def _refuse(arguments: argparse.Namespace, asked: str, *others: str) -> None:
+    """Refuses flags that have no meaning beside the one that is asked for."""
+    from dit_moe.config import ConfigError
+
+    given = [name for name in others if getattr(arguments, name) is not None]
+    if given:
+        raise ConfigError(
+            f"{given[0]} is given with --{asked}, which it says nothing of; allowed: one of the two"
+        )
+
+
+def _tiers(arguments: argparse.Namespace, overrides: list[str]) -> str:
+    """What a scheme takes that moves experts between devices, hosts and disks."""
+    from dit_moe.plan import tiers
+    from dit_moe.plan.choose import chosen_config
+
+    config = chosen_config(arguments.preset, arguments.config, overrides)
+    return tiers.told(config.model, arguments.tiers)
 
 
 def _streaming(arguments: argparse.Namespace, overrides: list[str]) -> str:

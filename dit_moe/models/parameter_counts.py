@@ -19,20 +19,23 @@ class ParameterCounts:
     active: float
     """Those that compute a token: of a stack of experts the share that `computed_experts` tells, an
     average where experts choose tokens or some are cheap; all others count whole."""
+    routed: int
+    """Those of the experts among which a router chooses."""
 
 
 @functools.cache
 def parameter_counts(model: ModelConfig) -> ParameterCounts:
     """Counts them, without memory for them."""
     routed = {f"{p.prefix}{_ROUTED}": p.moe for p in places(model) if p.moe is not None}
-    total, active = 0, 0.0
+    total, chosen, active = 0, 0, 0.0
     for path, parameter in abstract_parameters(whole_model(model)).items():
         moe = next((moe for prefix, moe in routed.items() if path.startswith(prefix)), None)
         total += parameter.size
+        chosen += parameter.size * (moe is not None)
         active += parameter.size * (
             1.0 if moe is None else moe.computed_experts / moe.total_experts
         )
-    return ParameterCounts(total, active)
+    return ParameterCounts(total, active, chosen)
 
 
 def sparsity(model: ModelConfig) -> float:
