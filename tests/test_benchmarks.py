@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks import report, sample_beside_torch, train_step
+from dit_moe.config import DataConfig
 from dit_moe.config.presets import preset
+from dit_moe.training.loop import train
+from tests.tiny import DIT_MOE, tiny
 from tests.xla import with_devices
 
 ROOT = Path(__file__).parent.parent
@@ -64,6 +67,10 @@ RUNS = {
     ),
     "rematerialisation": ("--config {config} --repeats 1", r"full +[\d.]+ +[\d.]+"),
     "sample": ("--config {config} --batch_size 2 --repeats 1", r"\| unipc 16 \| 16 \| [\d.]+ \|"),
+    "sample_large": (
+        "--preset DiT-MoE-S/2-8E2A --memory 1GB --images 1 --steps 1 --folder {folder}/store",
+        r"1 images in 1 steps: \d+ s with compiling; store 0\.\d+ GB; peak",
+    ),
     "streaming": ("--folder {folder}/store --images 1", r"\| 57 \| 340 \| [\d.]+ \| [\d.]+ \|"),
     "text": (
         "--seeds 0 --models plain --sampling_steps 2 --output {folder}/runs --config.train.steps=1 "
@@ -92,6 +99,7 @@ WITH_TORCH = {
     "moe_layer": (RUNS["moe_layer"][0], r"zipf \|.*\|.*\|.*\| +[\d.]+ +[\d.]+"),
 }
 ELSEWHERE = {
+    "foresight",  # below
     "kill",  # in training/test_checkpoint.py
     "report",  # below
     "sample_beside_torch",  # below
@@ -144,6 +152,14 @@ def test_prints_its_table(name, tmp_path):
 @pytest.mark.parametrize("name", WITH_TORCH)
 def test_prints_its_table_beside_torch(name, tmp_path):
     check(name, *WITH_TORCH[name], tmp_path)
+
+
+@pytest.mark.slow
+def test_foresight(tmp_path):
+    run = tmp_path / "run"
+    train(dataclasses.replace(tiny(DIT_MOE, steps=1), data=DataConfig(source="digits")), run)
+    row = r"\| both \| [\d.]+% \| \d+ of \d+ \|"
+    check("foresight", f"--workdir {run} --steps 2", row, tmp_path)
 
 
 def test_every_benchmark_is_run():
