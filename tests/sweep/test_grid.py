@@ -227,4 +227,11 @@ def test_the_grids_that_come_with_the_package():
     counts = {
         path.name: len(expand(read_grid(path))) for path in ROOT.glob("configs/sweeps/*.toml")
     }
-    assert counts == {"digits.toml": 69, "experts.toml": 15, "patches.toml": 18}
+    assert counts == {
+        "contrastive.toml": 30,
+        "digits.toml": 69,
+        "experts.toml": 15,
+        "fashion.toml": 69,
+        "patches.toml": 18,
+        "sparsity.toml": 54,
+    }

@@ -438,10 +438,10 @@ def test_two_processes_take_one_decision(tmp_path):
 
 @pytest.mark.slow
 def test_kills_lose_nothing():
-    script = Path(__file__).parents[2] / "benchmarks" / "kill.py"
     environment = {key: v for key, v in os.environ.items() if key != "XLA_FLAGS"}
     result = subprocess.run(
-        [sys.executable, str(script), "--kills", "4"],
+        [sys.executable, "-m", "benchmarks.kill", "--kills", "4"],
+        cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
         env=environment,
