@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from dit_moe.commands.text_flags import add_writer_flags, open_writer
+from dit_moe.commands.text_flags import add_writer_flags, described, open_writer
 from dit_moe.config.command_line import command_parser, run_command
 
 EPILOG = """\
@@ -49,13 +49,6 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"of {len(pairs):,} pairs at step {writer.run.step:,}.")
     if arguments.output is None:
         return
-    record = {
-        "workdir": str(arguments.workdir),
-        "step": writer.run.step,
-        "parameters": arguments.parameters,
-        "pairs": len(pairs),
-        **{name: getattr(arguments, name) for name in ("steps", "clamp", "seed", "candidates")},
-        **found,
-    }
+    record = {**described(arguments, writer), "pairs": len(pairs), **found}
     with atomic(arguments.output) as temporary:
         temporary.write_text(json.dumps(record, indent=2) + "\n")

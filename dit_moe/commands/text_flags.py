@@ -29,6 +29,16 @@ def add_writer_flags(parser: argparse.ArgumentParser) -> None:
     add_checkpoint_flag(parser)
 
 
+def described(arguments: argparse.Namespace, writer: "TextWriter") -> dict[str, object]:
+    """What texts depend on beside their sources, ready for JSON."""
+    plain = ("parameters", "steps", "clamp", "seed", "candidates")
+    return {
+        "workdir": str(arguments.workdir),
+        "step": writer.run.step,
+        **{name: getattr(arguments, name) for name in plain},
+    }
+
+
 def open_writer(arguments: argparse.Namespace) -> "TextWriter":
     """The run, made ready to write.
 

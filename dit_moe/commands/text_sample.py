@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from dit_moe.commands.text_flags import add_writer_flags, open_writer
+from dit_moe.commands.text_flags import add_writer_flags, described, open_writer
 from dit_moe.config.command_line import command_parser, run_command
 
 EPILOG = """\
@@ -50,10 +50,7 @@ def run(arguments: argparse.Namespace) -> None:
     texts = [answer.text.replace("\t", " ").replace("\n", " ") for answer in answers]
     pairs = [TextPair(*pair) for pair in zip(sources, texts, strict=True)]
     description = {
-        "workdir": str(arguments.workdir),
-        "step": writer.run.step,
-        "parameters": arguments.parameters,
-        **{name: getattr(arguments, name) for name in ("steps", "clamp", "seed", "candidates")},
+        **described(arguments, writer),
         "texts": [
             {"source": source, "text": answer.text, "candidates": answer.candidates}
             for source, answer in zip(sources, answers, strict=True)

@@ -52,6 +52,12 @@ def require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
+def check_seed(seed: int, name: str = "seed") -> None:
+    """Raises a `ConfigError` unless a number can be a seed, as of `Seed`; the message calls it
+    `name`."""
+    require(0 <= seed < 2**32, f"{name} is {seed}; allowed: 0 to {2**32 - 1}")
+
+
 def listing(values: Sequence[object], limit: int = 12) -> str:
     """The values with commas, cut after `limit` of them."""
     texts = [str(v) for v in values]

@@ -120,6 +120,11 @@ class TrainConfig:
             f"post_hoc_ema is {', '.join(map(str, self.post_hoc_ema))} with learn; allowed: none",
         )
 
+    def validates_after(self, number: int) -> bool:
+        """Whether the loss on held-out data, where there are any, is measured after this step."""
+        every = self.checkpoint_every if self.validate_every is None else self.validate_every
+        return number % every == 0 or number == self.steps
+
     @property
     def averages_what_learns(self) -> bool:
         """Averages are kept of what learns alone: all else is the model's that the run started

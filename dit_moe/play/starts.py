@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dit_moe.config import ConfigError
+from dit_moe.config.rules import check_seed
 from dit_moe.diffusion.integrate import start_noise
 from dit_moe.sampling.request import Request
 from dit_moe.sampling.sampler import image_keys
@@ -66,8 +67,7 @@ def walk(
     number = request.num_samples
     if number < 2:
         raise ConfigError(f"number of pictures is {number}; allowed: 2 or more for a walk")
-    if not 0 <= seed < 2**32:
-        raise ConfigError(f"seed at the end is {seed}; allowed: 0 to {2**32 - 1}")
+    check_seed(seed, "seed at the end")
     way_N = jnp.linspace(0.0, 1.0, number)
     here = request.classes[0]
     key_N = image_keys(request.seed, jnp.zeros(number, int))

@@ -117,12 +117,7 @@ def load_run(
         step = checkpoints.find(checkpoint)
         kept = _restore_kept(checkpoints, step, config, like, ema)
     parameters = merge_on_devices(kept, config.train.lora) if config.train.lora else kept
-    wrong = [path for path, is_finite in _finite(parameters).items() if not is_finite]
-    if wrong:
-        raise ConfigError(
-            f"{wrong[0]} and {len(wrong) - 1} more parameters of {workdir} at step {step:,} hold "
-            "numbers that are not finite; allowed: a checkpoint from before the training failed"
-        )
+    check_finite(parameters, f"{workdir} at step {step:,}")
     if not (ema and _averaged_here(workdir, step)):
         return Run(config, step, parameters)
     if warning := start_warning(config.train, step):
@@ -259,6 +254,24 @@ def _everywhere(like: Mapping[str, jax.ShapeDtypeStruct]) -> jax.sharding.Shardi
         return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
     assert isinstance(sharding, jax.sharding.Sharding)
     return sharding
+
+
+def check_finite(parameters: Parameters, place: str) -> None:
+    """Checks that a checkpoint's parameters are those of a network that can compute something.
+
+    Args:
+      parameters: by dotted path.
+      place: where they were found, for the message.
+
+    Raises:
+      ConfigError: some are not finite.
+    """
+    wrong = [path for path, is_finite in _finite(parameters).items() if not is_finite]
+    if wrong:
+        raise ConfigError(
+            f"{wrong[0]} and {len(wrong) - 1} more parameters of {place} hold numbers that are not "
+            "finite; allowed: a checkpoint from before the training failed"
+        )
 
 
 @jax.jit

@@ -14,6 +14,7 @@ from dit_moe.config import (
     require,
 )
 from dit_moe.config.caching import CacheSettings, parse_cache
+from dit_moe.config.rules import check_seed
 from dit_moe.sampling.guides import check_guidance
 
 MAX_SAMPLES = 10**8
@@ -76,8 +77,7 @@ def build_request(
     if not 1 <= num_samples <= MAX_SAMPLES:
         raise ConfigError(f"num_samples is {num_samples}; allowed: 1 to {MAX_SAMPLES}")
     checked = check_guidance(config.model, config.sample.guidance.updated(**guidance or {}))
-    if not 0 <= seed < 2**32:
-        raise ConfigError(f"seed is {seed}; allowed: 0 to {2**32 - 1}")
+    check_seed(seed)
     cache = parse_cache(cache) if isinstance(cache, str) else cache
     require(
         cache is None or solver.time_grid is not None or solver.solver == "ancestral",

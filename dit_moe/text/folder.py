@@ -4,13 +4,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import numpy as np
 
 from dit_moe.config import ConfigError
 from dit_moe.config.files import read_config
 from dit_moe.models.parameters import Parameters
 from dit_moe.runs.checkpoints import Checkpoints, on_one_device
 from dit_moe.runs.ema_start import start_warning
+from dit_moe.runs.loading import check_finite
 from dit_moe.text.config import TextConfig
 from dit_moe.text.network import init_parameters
 from dit_moe.text.vocabulary import Vocabulary, read_vocabulary
@@ -49,12 +49,7 @@ def load_text_run(workdir: Path, *, ema: bool = True, checkpoint: str = "newest"
     with Checkpoints(workdir) as checkpoints:
         step = checkpoints.find(checkpoint)
         parameters = checkpoints.restore_parameters(step, on_one_device(shapes), ema)
-    wrong = [path for path, value in parameters.items() if not np.isfinite(value).all()]
-    if wrong:
-        raise ConfigError(
-            f"{wrong[0]} of {workdir} at step {step:,} holds numbers that are not finite; allowed: "
-            "a checkpoint from before the training failed"
-        )
+    check_finite(parameters, f"{workdir} at step {step:,}")
     if ema and (warning := start_warning(config.train, step)):
         print(f"{workdir}: {warning}")
     return TextRun(config, vocabulary, step, parameters)

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from dit_moe.runs.checkpoints import TrainingError
 from dit_moe.runs.history import check_override
 from dit_moe.runs.optimizer import updates_done
 from dit_moe.text.config import TextConfig
@@ -39,9 +38,7 @@ def train_on_texts(
             _record(session, number, last=last)
             if last:
                 break
-        newest, step = session.checkpoints.newest_on_disk(), int(session.state.step)
-        if newest != step:
-            raise TrainingError(f"the last state, of step {step:,}, could not be saved")
+        session.checkpoints.check_newest(int(session.state.step))
     return stopped_by or None
 
 
@@ -57,7 +54,7 @@ def _record(session: TextSession, number: int, *, last: bool) -> None:
     """Writes what is due after step `number`: metrics and a checkpoint."""
     train = session.config.train
     save = number % train.checkpoint_every == 0 or last
-    validate = session.validation is not None and session.validation.due(number)
+    validate = session.validation is not None and train.validates_after(number)
     if number % train.log_every == 0 or save or validate:
         _log(session, number, validate=validate)
     # A state whose own loss was not finite may be of no use: it replaces no checkpoint.

@@ -28,9 +28,6 @@ class TextValidation:
 
     def __init__(self, config: TextConfig, heldout: Tokens, tokens: int):
         train = config.train
-        every = train.validate_every
-        self._every = train.checkpoint_every if every is None else every
-        self._steps = train.steps
         stream = batches(heldout, train.batch_size, _SEED)
         self._batches = [*itertools.islice(stream, train.validation_batches)]
         bind = functional(config, tokens)
@@ -40,10 +37,6 @@ class TextValidation:
             return text_loss(bind(parameters), key, *batch)[1].metrics
 
         self._loss = loss
-
-    def due(self, number: int) -> bool:
-        """Whether to measure after step `number`."""
-        return number % self._every == 0 or number == self._steps
 
     def measure(self, parameters: Parameters) -> dict[str, float]:
         """The metrics by name, with a prefix."""

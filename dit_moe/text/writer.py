@@ -10,6 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from dit_moe.config import require
+from dit_moe.config.rules import check_seed
 from dit_moe.text.best import best_candidate
 from dit_moe.text.data import source_tokens
 from dit_moe.text.folder import TextRun, load_text_run
@@ -61,7 +62,7 @@ class TextWriter:
         require(
             1 <= batch_size <= MAX_BATCH, f"batch_size is {batch_size}; allowed: 1 to {MAX_BATCH}"
         )
-        require(0 <= seed < 2**32, f"seed is {seed}; allowed: 0 to {2**32 - 1}")
+        check_seed(seed)
         self.run: TextRun = load_text_run(workdir, ema=ema, checkpoint=checkpoint)
         tokens = len(self.run.vocabulary)
         self._sample = jax.jit(build_sampler(self.run.config, tokens, steps, clamp=clamp))
@@ -75,32 +76,29 @@ class TextWriter:
           ConfigError: a source is longer than the model takes.
         """
         utility = sentence_bleu() if self._candidates > 1 else _never
-        drawn = [self._draw(sources, number) for number in range(self._candidates)]
+        config = self.run.config
+        source_NxS = source_tokens(
+            sources, self.run.vocabulary, config.model, cut_off=config.data.cut_off
+        )
+        drawn = [self._draw(source_NxS, number) for number in range(self._candidates)]
         return [
             Answer(candidates[best_candidate(candidates, utility)], candidates)
             for candidates in zip(*drawn, strict=True)
         ]
 
-    def _draw(self, sources: Sequence[str], number: int) -> list[str]:
+    def _draw(self, source_NxS: np.ndarray, number: int) -> list[str]:
         """Candidate `number` of every source."""
-        config, vocabulary, _, parameters = (
-            self.run.config,
-            self.run.vocabulary,
-            self.run.step,
-            self.run.parameters,
-        )
-        rows = source_tokens(sources, vocabulary, config.model, cut_off=config.data.cut_off)
-        size = min(self._batch_size, len(rows))
+        size = min(self._batch_size, len(source_NxS))
         key = jax.random.fold_in(jax.random.key(self._seed), number)
         texts: list[str] = []
-        for first in tqdm(range(0, len(rows), size), unit="batch", dynamic_ncols=True):
+        for first in tqdm(range(0, len(source_NxS), size), unit="batch", dynamic_ncols=True):
             # The last batch is filled up, so that the sampler is compiled once.
             place = jnp.arange(first, first + size)
             key_N = jax.vmap(lambda i: jax.random.fold_in(key, i))(place)
-            batch = np.take(rows, place, axis=0, mode="wrap")
-            tokens = np.asarray(self._sample(parameters, batch, key_N))
-            texts += [vocabulary.decode(row) for row in tokens]
-        return texts[: len(rows)]
+            batch = np.take(source_NxS, place, axis=0, mode="wrap")
+            tokens = np.asarray(self._sample(self.run.parameters, batch, key_N))
+            texts += [self.run.vocabulary.decode(row) for row in tokens]
+        return texts[: len(source_NxS)]
 
 
 def _never(text: str, other: str) -> float:

@@ -93,7 +93,7 @@ def train(
             _record(session, number, last=last)
             if last:
                 break
-        _check_saved(session)
+        session.checkpoints.check_newest(int(session.state.step))
         hosts.on_lead(lambda: put_back_run(config, session.sources, folder))
     return stopped_by or None
 
@@ -122,7 +122,7 @@ def _record(session: Session, number: int, *, last: bool) -> None:
     settings = session.config.train
     judge = session.judging is not None and session.judging.due(number)
     save = number % settings.checkpoint_every == 0 or last or judge
-    validate = session.validation is not None and session.validation.due(number)
+    validate = session.validation is not None and settings.validates_after(number)
     # A row before every save too, which shows whether updates are being skipped.
     if number % settings.log_every == 0 or save or validate:
         _log(session, number)
@@ -185,17 +185,7 @@ def _validate(session: Session, number: int) -> dict[str, float]:
     """The columns of the held-out data, empty where none is due; no columns without such data."""
     if session.validation is None:
         return {}
-    if not session.validation.due(number):
+    if not session.config.train.validates_after(number):
         return NOT_MEASURED
     with session.window.paused():
         return session.validation.measure(session.state.parameters)
-
-
-def _check_saved(session: Session) -> None:
-    """Raises a `TrainingError` unless the last state is on disk."""
-    newest, step = session.checkpoints.newest_on_disk(), int(session.state.step)
-    if newest != step:
-        raise TrainingError(
-            f"the last state, of step {step:,}, could not be saved; the newest "
-            f"checkpoint is {'none' if newest is None else f'step {newest:,}'}"
-        )

@@ -80,9 +80,6 @@ class Validation:
 
     def __init__(self, config: Config, heldout: Sequence[Source], mesh: Mesh):
         settings = config.train
-        every = settings.validate_every
-        self._every = settings.checkpoint_every if every is None else every
-        self._steps = settings.steps
         self._sharding = batch_sharding(mesh)
         plain = dataclasses.replace(config.data, flip=False, mix_weights=())
         share = {"host": jax.process_index(), "num_hosts": jax.process_count()}
@@ -96,10 +93,6 @@ class Validation:
             config.model, config.objective, settings.accumulation, settings.lora
         )
         self._loss = jax.jit(loss, out_shardings=replicated(mesh))
-
-    def due(self, number: int) -> bool:
-        """Whether to measure after step `number`."""
-        return number % self._every == 0 or number == self._steps
 
     def measure(self, parameters: Parameters) -> dict[str, float]:
         """The losses by `NAMES`."""

@@ -204,11 +204,10 @@ def _packed(
     h_DxD = None if seen is None else seen.blended()
     if np.ptp(bits) == 0:
         number = int(bits.max())
-        planes = (
-            0 if settings.nested != "planes" or is_modulation(name) else number - settings.least
-        )
-        base = _alike(w_DxG, h_DxD, number - max(planes, 0), settings)
-        return base if planes <= 0 else PackedPlanes.of(w_DxG, base, planes)
+        nested = settings.nested == "planes" and not is_modulation(name)
+        planes = max(number - settings.least, 0) if nested else 0
+        base = _alike(w_DxG, h_DxD, number - planes, settings)
+        return PackedPlanes.of(w_DxG, base, planes) if planes else base
     numbers = sorted(set(bits.tolist()), reverse=True)
     members = [np.flatnonzero(bits == number) for number in numbers]
     parts = [

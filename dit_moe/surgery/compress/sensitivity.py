@@ -1,6 +1,6 @@
 """What matrices lose by few bits, measured or guessed, by which a budget is shared out."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import jax
@@ -163,15 +163,11 @@ def turns(model: Model, calibration: Calibration) -> list[float]:
     under the gate."""
     walk = Walk(model.config.model, model.parameters, calibration.batches())
     found = []
-    for place, own in _blocks(model):
+    for place in places(model.config.model):
+        own = own_parameters(model.parameters, place)
         found.append(1 - walk.cosine(place, own))
         walk.advance(place, own)
     return found
-
-
-def _blocks(model: Model) -> Iterator[tuple[Place, dict[str, jax.Array]]]:
-    for place in places(model.config.model):
-        yield place, own_parameters(model.parameters, place)
 
 
 def own_parameters(parameters: Mapping[str, np.ndarray], place: Place) -> dict[str, jax.Array]:
