@@ -26,6 +26,17 @@ def test_the_formulas_by_hand():
     assert both[1].disks == 2 * both[0].disks
 
 
+def test_experts_of_all_kinds_count():
+    """Five experts of 4, two of 2 and one of 8 times the width, with biases, in each layer."""
+    model = preset("Unlike-DiT-L/2-E8").model
+    width, hidden = (
+        model.width,
+        (4 * model.width,) * 5 + (2 * model.width,) * 2 + (8 * model.width,),
+    )
+    sparse = sum(2 * width * units + units + width for units in hidden)
+    assert tiers(model, 1.0).disks == 12 * len(model.mixtures) * sparse
+
+
 def test_what_it_cannot_tell():
     with pytest.raises(ConfigError, match="without experts"):
         tiers(preset("DiT-S/2").model, 1.0)

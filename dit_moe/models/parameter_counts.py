@@ -8,6 +8,8 @@ from dit_moe.models.parameters import abstract_parameters, places
 from dit_moe.models.unpacking import whole_model
 
 _ROUTED = "feed_forward.experts."
+_GROUPS = "feed_forward.unlike."
+"""Of experts of other kinds, among which the router chooses too."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +29,12 @@ class ParameterCounts:
 def parameter_counts(model: ModelConfig) -> ParameterCounts:
     """Counts them, without memory for them."""
     routed = {f"{p.prefix}{_ROUTED}": p.moe for p in places(model) if p.moe is not None}
+    groups = tuple(f"{p.prefix}{_GROUPS}" for p in places(model) if p.moe is not None)
     total, chosen, active = 0, 0, 0.0
     for path, parameter in abstract_parameters(whole_model(model)).items():
         moe = next((moe for prefix, moe in routed.items() if path.startswith(prefix)), None)
         total += parameter.size
-        chosen += parameter.size * (moe is not None)
+        chosen += parameter.size * (moe is not None or path.startswith(groups))
         active += parameter.size * (
             1.0 if moe is None else moe.computed_experts / moe.total_experts
         )
