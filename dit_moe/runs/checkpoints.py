@@ -156,22 +156,6 @@ class Checkpoints:
         self._manager.reload()
         return self.latest_step()
 
-    def check_newest(self, step: int) -> None:
-        """Checks that the last state of a run is on disk.
-
-        Args:
-          step: of that state.
-
-        Raises:
-          TrainingError: it is not, or as `wait`.
-        """
-        newest = self.newest_on_disk()
-        if newest != step:
-            raise TrainingError(
-                f"the last state, of step {step:,}, could not be saved; the newest "
-                f"checkpoint is {'none' if newest is None else f'step {newest:,}'}"
-            )
-
     def save(self, state: TrainState) -> None:
         """Starts saving the state under its step; a step that exists is left alone.
 

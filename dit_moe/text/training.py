@@ -6,6 +6,7 @@ from dit_moe.runs.history import check_override
 from dit_moe.runs.optimizer import updates_done
 from dit_moe.text.config import TextConfig
 from dit_moe.text.session import TextSession, build_parts, open_session
+from dit_moe.training.health import check_saved
 from dit_moe.training.interrupt import Interrupt
 
 
@@ -38,7 +39,7 @@ def train_on_texts(
             _record(session, number, last=last)
             if last:
                 break
-        session.checkpoints.check_newest(int(session.state.step))
+        check_saved(session.checkpoints, session.state)
     return stopped_by or None
 
 

@@ -7,7 +7,8 @@ import re
 import statistics
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from dit_moe.runs.checkpoints import TrainingError
+from dit_moe.runs.checkpoints import Checkpoints, TrainingError
+from dit_moe.runs.state import TrainState
 
 BAD_DATA = "the data are not finite"
 """The reason of a skipped update that no setting of the optimiser mends."""
@@ -169,3 +170,17 @@ class Overfitting:
                 f"falls: it is {heldout:.4g} now. The model learns the training data by heart: "
                 "stop earlier, use more data or data.flip, or a smaller model"
             )
+
+
+def check_saved(checkpoints: Checkpoints, state: TrainState) -> None:
+    """Checks that the last state of a run is on disk.
+
+    Raises:
+      TrainingError: it is not.
+    """
+    newest, step = checkpoints.newest_on_disk(), int(state.step)
+    if newest != step:
+        raise TrainingError(
+            f"the last state, of step {step:,}, could not be saved; the newest "
+            f"checkpoint is {'none' if newest is None else f'step {newest:,}'}"
+        )

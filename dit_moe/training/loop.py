@@ -14,6 +14,7 @@ from dit_moe.runs.checkpoints import TrainingError
 from dit_moe.runs.folder import put_back_run
 from dit_moe.runs.optimizer import updates_done
 from dit_moe.storage.files import check_reachable
+from dit_moe.training.health import check_saved
 from dit_moe.training.judging import BuildJudge
 from dit_moe.training.origin import InitFrom
 from dit_moe.training.progress import postfix
@@ -93,7 +94,7 @@ def train(
             _record(session, number, last=last)
             if last:
                 break
-        session.checkpoints.check_newest(int(session.state.step))
+        check_saved(session.checkpoints, session.state)
         hosts.on_lead(lambda: put_back_run(config, session.sources, folder))
     return stopped_by or None
 
